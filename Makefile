@@ -1,0 +1,60 @@
+# The template's own verbs; a generated project has setup, demo, test and lint too. `make` alone says what there is.
+.DEFAULT_GOAL := help
+.PHONY: help demo new bake test lint format clean
+
+# uv runs everything; where it is not installed, a copy is put into .uv/. The bake, two folders down, uses the same one.
+UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+# Another project's environment is not ours.
+unexport VIRTUAL_ENV
+
+NAME := lightning-shards-demo
+BAKE := build/$(NAME)
+IN_BAKE = $(MAKE) --no-print-directory -C $(BAKE) UV=$(patsubst .uv/%,../../.uv/%,$(UV))
+PACKAGE := '{{cookiecutter.project_slug}}/src'
+OUT := ..
+CODE := hooks tests $(wildcard benchmarks)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: bake  ## bake a project with the default answers, train it on its sample images, report
+	@$(IN_BAKE) demo
+	@echo "The project is in $(BAKE)/: cd there, or answer the questions for one of your own (README.md)."
+
+new: | $(UV)  ## answer the questions and get a project of your own beside this folder (or in OUT=folder)
+	@$(UV) run --quiet cookiecutter . --output-dir "$(OUT)" $(ANSWERS)
+
+bake: | $(UV)  ## bake a project with the default answers into build/
+	@rm -rf build/new
+	@$(UV) run --quiet cookiecutter . --no-input --default-config --output-dir build/new >/dev/null
+	@for kept in .venv uv.lock data runs; do \
+	  if [ -e $(BAKE)/$$kept ]; then mv $(BAKE)/$$kept build/new/$(NAME)/; fi; done
+	@rm -rf $(BAKE) && mv build/new/$(NAME) $(BAKE) && rmdir build/new
+
+test: | $(UV)  ## every test: of the template, and of the projects it makes
+	@$(UV) run --quiet pytest
+
+lint: bake  ## format, lint and types, of the template's own code and of a bake
+	@$(UV) run --quiet ruff format --check $(CODE)
+	@$(UV) run --quiet ruff check $(CODE)
+	@$(UV) run --quiet mypy $(CODE)
+	@$(IN_BAKE) lint
+
+format: | $(UV)  ## put the code in order: the template's own, and the package, which has no template syntax
+	@$(UV) run --quiet ruff check --fix-only --quiet $(CODE)
+	@$(UV) run --quiet ruff format $(CODE)
+	@$(UV) run --quiet ruff format --isolated --no-cache --line-length 120 --target-version py311 $(PACKAGE)
+
+clean:  ## remove bakes, environments and caches
+	@rm -rf build .venv .uv uv.lock .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.uv/bin/uv:
+	@command -v python3 >/dev/null || { echo "python3 is missing: install Python 3.11 or newer." >&2; exit 2; }
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' \
+	  || { echo "python3 is too old: install Python 3.11 or newer." >&2; exit 2; }
+	@python3 -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "python3 has no venv: install it (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 2; }
+	@echo "uv is not installed: putting a copy into .uv/"
+	@python3 -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv \
+	  || { echo "uv could not be fetched: see above, or install it by hand and run make again." >&2; exit 1; }

@@ -1,0 +1,58 @@
+"""Take away what the answers did not ask for, and say what to do next.
+
+Cookiecutter runs this in the finished project. It asks nothing, needs no network and leaves git alone; an
+option is a file or folder that is there or is not: no code has holes cut into it. The steps printed are CI's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def unwanted(answers: dict[str, Any]) -> list[str]:
+    """Files and folders of options that were not chosen, relative to the project."""
+    paths = []
+    if not answers["container_file"]:
+        paths += ["Dockerfile", ".dockerignore"]
+    if not answers["github_actions"]:
+        paths += [".github"]
+    if answers["task"] == "single_label":  # its sample is a folder for each class: no table needed
+        paths += ["sample/targets.csv"]
+    if answers["scaling"] == "one_gpu":
+        paths += ["configs/many_gpus.yaml"]
+    if answers["scaling"] != "slurm":
+        paths += ["configs/slurm.yaml", "slurm"]
+    return paths
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def next_steps(answers: dict[str, Any]) -> str:
+    """What to type now."""
+    return f"""
+{answers["project_name"]} is ready in {answers["project_slug"]}/. Next:
+
+    cd {answers["project_slug"]}
+    make setup    # Python environment, pinned in uv.lock
+    make lint     # format, lint, types
+    make test     # the project's own tests
+    make demo     # pack the sample images, train, test, report
+"""
+
+
+if __name__ == "__main__":
+    given = json.loads(r"""{{ cookiecutter | tojson }}""")
+    # A template in a working folder may hold what Python and its tools left there.
+    caches = [path for pattern in ("__pycache__", ".*_cache") for path in Path().rglob(pattern)]
+    for unwanted_path in [*(Path(name) for name in unwanted(given)), *caches]:
+        remove(unwanted_path)
+    print(next_steps(given))

@@ -1,0 +1,80 @@
+"""What the tests share: where the template is, how a project is baked from it, how a command is run.
+
+Everything goes through the commands a person would type (cookiecutter, make, uv), in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = ROOT / "{{cookiecutter.project_slug}}"
+DEFAULT = "lightning-shards-demo"
+PACKAGE = "lightning_shards_demo"
+# What is made in a working folder and belongs to no commit.
+LITTER = shutil.ignore_patterns(
+    ".git", "build", ".venv", ".uv", "uv.lock", "__pycache__", ".*_cache", ".hypothesis", "runs", "data"
+)
+NOTHING: Mapping[str, str] = {}
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a person's shell: no virtual environment of ours, no colours, no W&B key."""
+    kept = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "WANDB_API_KEY"}}
+    return kept | {"NO_COLOR": "1", "COLUMNS": "200", "WANDB_MODE": "offline", "PYTHONUNBUFFERED": "1"} | dict(more)
+
+
+def run(
+    command: list[str] | str, where: Path, *, timeout: float = 600, env: Mapping[str, str] = NOTHING
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, with nothing to read; a string is a line of shell."""
+    return subprocess.run(
+        command if isinstance(command, list) else ["bash", "-euo", "pipefail", "-c", command],
+        cwd=where,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def succeed(command: list[str] | str, where: Path, *, timeout: float = 600, env: Mapping[str, str] = NOTHING) -> str:
+    """Run a command that must end with status 0; return what it printed."""
+    done = run(command, where, timeout=timeout, env=env)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{said[-6000:]}"
+    return said
+
+
+def cookiecutter(answers: dict[str, str], template: Path = ROOT) -> list[str]:
+    """The command that bakes with these answers and asks nothing."""
+    given = [f"{name}={value}" for name, value in answers.items()]
+    return [sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", str(template), *given]
+
+
+def bake(where: Path, **answers: str) -> Path:
+    """Bake a project into the folder `where` (made if needed); return the project's folder."""
+    where.mkdir(parents=True, exist_ok=True)
+    succeed(cookiecutter(answers), where, env={"HOME": str(where.parent)})
+    (project,) = where.iterdir()
+    return project
+
+
+def python_of(project: Path) -> str:
+    """The interpreter of a project that was set up."""
+    return str(project / ".venv" / "bin" / "python")
+
+
+def text_files(project: Path) -> dict[str, str]:
+    """Every file of a fresh bake that is text, by its path in the project."""
+    found = {}
+    for path in sorted(project.rglob("*")):
+        if path.is_file() and path.suffix not in {".zip", ".png", ".jpg"}:
+            found[str(path.relative_to(project))] = path.read_text(encoding="utf-8")
+    return found

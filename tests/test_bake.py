@@ -1,0 +1,186 @@
+"""Bakes with every pair of answers: what comes out is whole, valid, clean and what was asked for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from template import PROJECT, bake, cookiecutter, run, succeed, text_files
+
+OPTIONS: dict[str, list[str]] = {
+    "license": ["MIT", "BSD-3-Clause", "Apache-2.0", "Proprietary"],
+    "python_version": ["3.11", "3.12", "3.13", "3.14"],
+    "task": ["single_label", "multi_label", "regression"],
+    "scaling": ["one_gpu", "many_gpus", "slurm"],
+    "torch_build": ["default", "cpu", "cu126", "cu128", "cu130"],
+    "container_file": ["false", "true"],
+    "github_actions": ["true", "false"],
+    "wandb_entity": ["", "a-team"],
+    "image_size": ["224", "64"],
+    "package_name": ["plain", "our_own_image_experiments"],
+}
+LICENSE_WORDS = {
+    "MIT": "MIT License",
+    "BSD-3-Clause": "BSD 3-Clause License",
+    "Apache-2.0": "Version 2.0, January 2004",
+    "Proprietary": "All rights reserved",
+}
+
+
+def pairs_of(answers: dict[str, str]) -> set[tuple[tuple[str, str], ...]]:
+    return set(itertools.combinations(answers.items(), 2))
+
+
+def pairwise(options: dict[str, list[str]]) -> list[dict[str, str]]:
+    """A small set of answers in which every two options meet in each combination of their values (greedy)."""
+    draw = random.Random(0)
+    pairs = {
+        ((first, one), (second, other))
+        for first, second in itertools.combinations(options, 2)
+        for one, other in itertools.product(options[first], options[second])
+    }
+    chosen = []
+    while pairs:
+        must = min(pairs)
+        candidates = [{name: draw.choice(values) for name, values in options.items()} | dict(must) for _ in range(40)]
+        best = max(candidates, key=lambda answers: len(pairs & pairs_of(answers)))
+        pairs -= pairs_of(best)
+        chosen.append(best)
+    return chosen
+
+
+BAKES = pairwise(OPTIONS)
+
+
+@pytest.fixture(scope="module", params=range(len(BAKES)))
+def baked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
+    answers = BAKES[request.param]
+    return answers, bake(tmp_path_factory.mktemp("pair") / "bakes", **answers)
+
+
+def test_questions_and_options_are_the_same() -> None:
+    """Every choice of cookiecutter.json is baked here, and the file is flat, so that cruft can update."""
+    questions = json.loads((PROJECT.parent / "cookiecutter.json").read_text())
+    for name, default in questions.items():
+        assert name.startswith("__") or not isinstance(default, dict)
+        assert not (isinstance(default, list) and any(isinstance(value, bool) for value in default))
+        if isinstance(default, list) and not name.startswith("_"):
+            assert OPTIONS[name] == default
+        if not name.startswith("_"):
+            assert name in questions["__prompts__"]
+
+
+def test_nothing_of_the_template_is_left(baked: tuple[dict[str, str], Path]) -> None:
+    for name, text in text_files(baked[1]).items():
+        left = re.findall(r"(?<!\$)\{\{.*|\{%.*|\{#.*|cookiecutter\..*", text)
+        assert not left, f"{name}: {left[:3]}"
+        assert not re.search(r"\n{4}", text), f"{name}: blank lines where an option was"
+        assert text == "" or text.endswith("\n"), f"{name}: no end of line"
+
+
+def test_files_are_valid(baked: tuple[dict[str, str], Path]) -> None:
+    for name, text in text_files(baked[1]).items():
+        if name.endswith(".toml"):
+            tomllib.loads(text)
+        elif name.endswith((".yaml", ".yml")):
+            assert isinstance(yaml.safe_load(text), dict), name
+        elif name.endswith(".json"):
+            json.loads(text)
+        elif name.endswith(".py"):
+            compile(text, name, "exec")
+
+
+def test_code_is_clean(baked: tuple[dict[str, str], Path]) -> None:
+    """Sorted imports too: they depend on the name of the package."""
+    ruff = [sys.executable, "-m", "ruff"]
+    succeed([*ruff, "check", "--no-cache", "."], baked[1])
+    succeed([*ruff, "format", "--no-cache", "--check", "."], baked[1])
+
+
+def test_package_is_copied_as_it_stands(baked: tuple[dict[str, str], Path]) -> None:
+    """No answer cuts into the package: its files are the template's, byte for byte."""
+    answers, project = baked
+    source = PROJECT / "src" / "{{cookiecutter.package_name}}"
+    files = [path for path in source.rglob("*") if path.is_file() and "cache" not in str(path.relative_to(source))]
+    assert files
+    made = project / "src" / answers["package_name"]
+    for path in files:
+        assert (made / path.relative_to(source)).read_bytes() == path.read_bytes()
+    assert sum(path.is_file() for path in made.rglob("*")) == len(files)
+
+
+def test_answers_are_used(baked: tuple[dict[str, str], Path]) -> None:
+    answers, project = baked
+    files = text_files(project)
+    settings = tomllib.loads(files["pyproject.toml"])
+    assert settings["project"]["requires-python"] == f">={answers['python_version']}"
+    assert settings["tool"]["mypy"]["python_version"] == answers["python_version"]
+    assert LICENSE_WORDS[answers["license"]] in files["LICENSE"]
+    assert "Lightning Shards Demo contributors" in files["LICENSE"]
+    assert settings["project"]["license"].endswith(answers["license"])
+    assert settings["project"]["authors"] == [{"name": "Lightning Shards Demo contributors"}]
+
+    desktop = files["configs/desktop.yaml"]
+    assert answers["image_size"] in desktop and answers["task"] in desktop and "lightning-shards-demo" in desktop
+    entity = answers["wandb_entity"]
+    assert not entity or any(entity in text for name, text in files.items() if name.startswith("configs/"))
+
+    indexes = settings["tool"].get("uv", {}).get("index", [])
+    build = answers["torch_build"]
+    assert [index["url"].rsplit("/", 1)[1] for index in indexes] == ([] if build == "default" else [build])
+    if indexes:
+        assert indexes[0]["explicit"] is True
+        assert set(settings["tool"]["uv"]["sources"]) == {"torch", "torchvision"}
+
+
+def test_options_not_asked_for_leave_nothing(baked: tuple[dict[str, str], Path]) -> None:
+    answers, project = baked
+    files = text_files(project)
+    container, actions = answers["container_file"] == "true", answers["github_actions"] == "true"
+    assert ("Dockerfile" in files, ".dockerignore" in files) == (container, container)
+    assert (project / ".github").exists() == actions
+    assert ("sample/targets.csv" in files) == (answers["task"] != "single_label")
+    assert (project / "slurm").exists() == (answers["scaling"] == "slurm")
+    if answers["scaling"] == "one_gpu":
+        assert not (project / "configs" / "many_gpus.yaml").exists()
+    readme = files["README.md"]
+    assert ("Dockerfile" in readme, "sbatch" in readme, "torchrun" in readme) == (
+        container,
+        answers["scaling"] == "slurm",
+        answers["scaling"] == "many_gpus",
+    )
+
+
+def test_workflow_runs_the_steps_that_are_printed(default_bake: Path, tmp_path: Path) -> None:
+    workflow = yaml.safe_load((default_bake / ".github/workflows/ci.yml").read_text())
+    steps = [step["run"] for step in workflow["jobs"]["ci"]["steps"] if "run" in step]
+    said = succeed(cookiecutter({}), tmp_path, env={"HOME": str(tmp_path)})
+    assert re.findall(r"^    (make \w+)", said, flags=re.MULTILINE) == steps
+    assert "${{ github.ref }}" in (default_bake / ".github/workflows/ci.yml").read_text()
+
+
+def test_make_alone_lists_the_verbs(default_bake: Path) -> None:
+    said = succeed("make", default_bake)
+    assert re.findall(r"make (\w+)", said)[:5] == ["help", "setup", "demo", "test", "lint"]
+
+
+def test_makefile_without_python_is_one_sentence(default_bake: Path, tmp_path: Path) -> None:
+    """Where neither uv nor Python is, make says what to install and leaves nothing."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "bash", "make", "awk", "rm"):
+        found = succeed(f"command -v {name}", tmp_path).strip()
+        (tools / name).symlink_to(found)
+    for folder in (default_bake, PROJECT.parent):
+        done = run(["make", "UV=.uv/none", ".uv/bin/uv"], folder, env={"PATH": str(tools)})
+        if (folder / ".uv" / "bin" / "uv").exists():
+            continue
+        assert done.returncode != 0
+        assert "python3 is missing: install Python 3.11 or newer." in done.stderr

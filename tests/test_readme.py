@@ -1,0 +1,67 @@
+"""What the READMEs tell people to type works. A fenced block after `<!-- run -->` is run as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from template import DEFAULT, LITTER, ROOT, bake, succeed
+
+BLOCK = re.compile(r"^<!-- run -->\n+```bash\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(readme: Path) -> list[str]:
+    return BLOCK.findall(readme.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as a person has it after `git clone`, in a folder with a space in its name."""
+    copy = tmp_path_factory.mktemp("clone") / "lightning shards"
+    shutil.copytree(ROOT, copy, ignore=LITTER)
+    return copy
+
+
+@pytest.mark.project
+def test_demo_of_the_template(clone: Path) -> None:
+    """The one command of the README's first screen, and what it leaves."""
+    commands = blocks(clone / "README.md")
+    assert commands and commands[0].startswith("make demo")
+    print(succeed(commands[0], clone, timeout=900)[-3000:])
+    (summary,) = (clone / "build" / DEFAULT / "runs").glob("*/summary.json")
+    figures = json.loads(summary.read_text())
+    assert figures["status"] == "done"
+    assert figures["skipped"] == 0 and figures["images_seen"] > 8000
+
+
+def test_other_commands_of_the_template(clone: Path) -> None:
+    """The rest: a project of one's own, by answers on the command line."""
+    others = blocks(clone / "README.md")[1:]
+    assert others
+    for command in others:
+        succeed(command, clone)
+    assert 'license = "Apache-2.0"' in (clone.parent / "cat-pictures" / "pyproject.toml").read_text()
+
+
+def test_links_of_the_template() -> None:
+    """Every file that README names by a link is there."""
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_map_of_a_project(task: str, tmp_path: Path) -> None:
+    """Every file and folder in the map of a project's README is there."""
+    project = bake(tmp_path / "bakes", task=task, scaling="slurm")
+    (tree,) = re.findall(r"## Map\n\n```\n(.*?)```", (project / "README.md").read_text(), flags=re.DOTALL)
+    folder = project
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = project
+        assert (folder / name).exists(), name
+        if line.startswith("src/"):
+            folder = project / name

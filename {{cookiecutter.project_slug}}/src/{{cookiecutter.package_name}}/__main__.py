@@ -1,0 +1,165 @@
+"""The commands beside training: `python -m PACKAGE COMMAND`, or `python -m PACKAGE COMMAND --help`.
+
+What a command needs is imported when it runs, so that help is there at once. Exit status: 0 done, 1 failed, 2
+bad input (one sentence on stderr, nothing written), 75 stopped by a signal with finished work kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .shards.errors import InputError, RunError
+
+STOPPED = 75
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _size(text: str) -> int:
+    """Bytes, with K, M or G for thousands, millions and billions."""
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper())
+    return round(float(text[:-1]) * factor) if factor else int(text)
+
+
+_size.__name__ = "size"  # argparse names it in its message
+
+
+def _add_pack(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pack",
+        help="make a dataset of tar shards from your images",
+        description="Make a dataset of tar shards. SOURCE is a folder of class folders (with or without "
+        "train/, val/ and test/ above them), a zip of one, or a CSV or Parquet table of paths and targets.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("dest", type=Path, metavar="DEST", help="folder of the new dataset")
+    add = parser.add_argument_group("images").add_argument
+    add(
+        "--short-side",
+        type=int,
+        default=256,
+        help="make larger images so small, as JPEG; smaller ones keep their bytes (%(default)s)",
+    )
+    add("--copy", action="store_true", help="keep every file's bytes as they are")
+    add("--quality", type=int, default=95, help="JPEG quality of images that are encoded anew (%(default)s)")
+    add(
+        "--max-damaged-fraction",
+        type=float,
+        default=0.01,
+        help="stop above this share of damaged files (%(default)s)",
+    )
+    add = parser.add_argument_group("splits").add_argument
+    add(
+        "--val",
+        type=float,
+        default=0.1,
+        help="share to validate on, if SOURCE has no val split (%(default)s)",
+    )
+    add("--test", type=float, default=0.1, help="share to test on, if SOURCE has no test split (%(default)s)")
+    add("--limit", type=int, help="at most so many images a split, for a trial")
+    add("--seed", type=int, default=0, help="of splits and order (%(default)s)")
+    add = parser.add_argument_group("tables").add_argument
+    tasks = ("single_label", "multi_label", "regression")
+    add("--task", choices=tasks, default=tasks[0], help="what the targets are (%(default)s)")
+    add("--path-column", default="path", help="column of the images' paths (%(default)s)")
+    add("--target-columns", default="", help="the class; or labels joined by |; or numbers: COLUMN,COLUMN")
+    add("--split-column", help="column that says train, val or test")
+    add("--images", type=Path, metavar="ROOT", help="folder or zip of the paths (default: the table's folder)")
+    add = parser.add_argument_group("writing").add_argument
+    add(
+        "--shard-bytes",
+        type=_size,
+        default=256_000_000,
+        help="size of a shard, about, such as 100M or 1G (256M)",
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add("--workers", type=int, default=cores, help="processes (%(default)s)")
+    add("--force", action="store_true", help="replace the dataset DEST once the new one is complete")
+    add("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=_pack)
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from .packing.pack import Recipe, pack
+    from .packing.report import progress_bar, render
+    from .packing.sources import Columns
+
+    targets = tuple(name.strip() for name in arguments.target_columns.split(",") if name.strip())
+    recipe = Recipe(
+        task=arguments.task,
+        columns=Columns(arguments.path_column, targets, arguments.split_column, arguments.images),
+        short_side=None if arguments.copy else arguments.short_side,
+        quality=arguments.quality,
+        val=arguments.val,
+        test=arguments.test,
+        shard_bytes=arguments.shard_bytes,
+        limit=arguments.limit,
+        seed=arguments.seed,
+    )
+    with progress_bar("packing") as progress:
+        report = pack(
+            arguments.source,
+            arguments.dest,
+            recipe,
+            arguments.workers,
+            force=arguments.force,
+            max_damaged_fraction=arguments.max_damaged_fraction,
+            progress=progress,
+        )
+    print(json.dumps(report) if arguments.json else render(report))
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a run's best weights on a packed dataset",
+        description="Measure the best weights of RUN (`last`: the newest) on the dataset it trained on, or on another.",
+    )
+    parser.add_argument("name", metavar="RUN")
+    parser.add_argument("--data", metavar="DATASET", help="a packed dataset with the same targets (default: the run's)")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="(%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .training.evaluate import evaluate
+    from .training.run import find
+
+    metrics = evaluate(find(arguments.name), arguments.data, arguments.split)
+    print(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
+
+
+def main() -> int:
+    """Run the command that the arguments name; returns the exit status."""
+    parser = _Parser(prog=f"python -m {__package__}", description="Commands beside training.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_pack(commands)
+    _add_evaluate(commands)
+    arguments = parser.parse_args()
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STOPPED if type(error).__name__ == "Stopped" else 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

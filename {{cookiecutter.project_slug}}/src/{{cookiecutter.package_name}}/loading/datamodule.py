@@ -1,0 +1,248 @@
+"""The LightningDataModule: turns settings into loaders, and owns the place in the training.
+
+The place is (epoch, position in the epoch's order). It moves at optimizer steps, goes into checkpoints without anything
+of ranks, workers or micro-batches, and on a resume the loaders start there: a jump, not a replay.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from ..shards.dataset import Dataset
+from ..shards.errors import InputError
+from ..shards.store import Store
+from .decode import IMAGE_FIELDS, Crop, target_decoder
+from .loader import ShardLoader, SkipLog
+from .order import Order
+from .sampler import EvalSampler, TrainSampler
+
+WINDOW_BYTES = 4 << 30
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Images and targets of a packed dataset.
+
+    Args:
+        path: folder that `pack` wrote.
+        global_batch_size: images in one optimizer step, over all devices.
+        micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
+            Where it is smaller, gradients are accumulated.
+        image_size: side of the squares that the model sees, in pixels.
+        workers: decoding threads a device; null: the CPU cores that this process may use, shared by the devices.
+        seed: of the order and of all random crops.
+        fraction: share of the training samples to use; the same samples in every epoch.
+        window_samples: samples that are mixed with each other at a time.
+        window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory.
+        crop_scale: share of the image that a training crop covers, from and to.
+        flip: probability of a mirrored image in training.
+        eval_crop: share of the shorter side that validation and test look at, from the centre.
+        max_skipped_fraction: end the run when more samples than this share of a split cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/sample",
+        global_batch_size: int = 256,
+        micro_batch_size: int | None = None,
+        image_size: int = 224,
+        workers: int | None = None,
+        seed: int = 0,
+        fraction: float = 1.0,
+        window_samples: int = 1 << 20,
+        window_bytes: int | None = None,
+        crop_scale: tuple[float, float] = (0.25, 1.0),
+        flip: float = 0.5,
+        eval_crop: float = 0.875,
+        max_skipped_fraction: float = 0.01,
+    ) -> None:
+        super().__init__()
+        _check_settings(locals())
+        self.dataset = Dataset.open(path)
+        if not self.dataset.splits.get("train"):
+            raise InputError(f"{path} has no split named train: pack it again")
+        self.global_batch_size, self.micro_batch_size, self.workers, self.seed = (
+            global_batch_size,
+            micro_batch_size,
+            workers,
+            seed,
+        )
+        self.max_skipped_fraction = max_skipped_fraction
+        self.crop = Crop(image_size, scale=crop_scale, flip=flip, center=eval_crop)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        shards = self.dataset.splits["train"]
+        self.order = Order(
+            [shard.samples for shard in shards],
+            [shard.bytes for shard in shards],
+            seed,
+            fraction,
+            window_samples,
+            window_bytes or min(WINDOW_BYTES, memory // 4),
+        )
+        if global_batch_size > len(self.order):
+            raise InputError(
+                f"data.global_batch_size {global_batch_size} is larger than the training set"
+                f" ({len(self.order)} samples): lower it"
+            )
+        self.epoch = self.position = self.images_seen = 0
+        self._start = (0, 0)
+        self._loaders: dict[str, ShardLoader] = {}
+
+    @property
+    def task(self) -> str:
+        return self.dataset.task
+
+    @property
+    def targets(self) -> list[str]:
+        """Class names, or the names of the numbers."""
+        return list(self.dataset.targets)
+
+    def split_batch(self, world: int) -> tuple[int, int]:
+        """(micro-batch, accumulation steps) for `world` devices. Raises InputError, with the sizes that would do."""
+        total, micro = self.global_batch_size, self.micro_batch_size
+        unit = world * (micro or 1)
+        if total % unit:
+            sizes = " or ".join(str(size) for size in (total // unit * unit, (total // unit + 1) * unit) if size)
+            of = f"{world} devices" + (f" x data.micro_batch_size {micro}" if micro else "")
+            raise InputError(f"data.global_batch_size {total} is no multiple of {of}: {sizes} would do")
+        micro = micro or total // world
+        return micro, total // (micro * world)
+
+    def threads(self, devices: int) -> int:
+        """Decoding threads of each of `devices` processes on this host."""
+        return self.workers or max(1, len(os.sched_getaffinity(0)) // devices)
+
+    def progress(self, epochs: int) -> float:
+        """Share of a training of `epochs` epochs that is done, 0..1: what schedules follow."""
+        return (self.epoch + self.position / len(self.order)) / max(1, epochs)
+
+    def advance(self) -> None:
+        """An optimizer step was taken: its global batch is done."""
+        self.position += self.global_batch_size
+        self.images_seen += self.global_batch_size
+
+    def finish_epoch(self) -> None:
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def train_dataloader(self) -> ShardLoader:
+        assert self.trainer is not None
+        micro, accumulation = self.split_batch(self.trainer.world_size)
+        sampler = TrainSampler(
+            self.order, self.trainer.global_rank, self.trainer.world_size, micro, accumulation, self._start
+        )
+        sampler.set_epoch(self.epoch)  # Lightning announces the first epoch after a resume too late
+        self._fit_counters(sampler)
+        return self._loader("train", sampler, self.seed)
+
+    def val_dataloader(self) -> ShardLoader | list[ShardLoader]:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> ShardLoader | list[ShardLoader]:
+        return self._eval_loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the training and what the order was made from; nothing about ranks, workers or micro-batches."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "images_seen": self.images_seen,
+            "order": self._order_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at a saved place. Raises InputError where the dataset or the order is another."""
+        saved, now = state_dict["order"], self._order_state()
+        if saved["fingerprint"] != now["fingerprint"]:
+            raise InputError(
+                f"the dataset at {self.dataset.root} is not the one that this run began with: restore it,"
+                " or start a new run from its weights with --model.weights CHECKPOINT"
+            )
+        changed = [f"{name} (was {saved[name]}, is {now[name]})" for name in now if saved.get(name) != now[name]]
+        if changed:
+            raise InputError(
+                f"a run goes on with the order it began with, but these changed: {', '.join(changed)};"
+                " set them back or start a new run"
+            )
+        self.epoch, self.position, self.images_seen = (
+            state_dict["epoch"],
+            state_dict["position"],
+            state_dict["images_seen"],
+        )
+        self._start = (self.epoch, self.position)
+
+    @property
+    def skipped(self) -> int:
+        """Samples that this process skipped, over all splits."""
+        return sum(loader.skipped.total for loader in self._loaders.values())
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that this process has waited for training batches."""
+        return self._loaders["train"].wait_seconds if "train" in self._loaders else 0.0
+
+    def _order_state(self) -> dict[str, Any]:
+        return {"fingerprint": self.dataset.fingerprint, **self.order.settings}
+
+    def _eval_loader(self, split: str) -> ShardLoader | list[ShardLoader]:
+        assert self.trainer is not None
+        if not self.dataset.splits.get(split):
+            return []
+        micro = min(self.split_batch(self.trainer.world_size)[0], self.dataset.samples(split))
+        sampler = EvalSampler(self.dataset.samples(split), self.trainer.global_rank, self.trainer.world_size, micro)
+        return self._loader(split, sampler, None)
+
+    def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
+        assert self.trainer is not None
+        targets = len(self.dataset.targets)
+        store = Store(self.dataset, split, (IMAGE_FIELDS, target_decoder(self.task, targets)[0]))
+        log = Path(self.trainer.default_root_dir) / "skipped" / f"rank-{self.trainer.global_rank}.jsonl"
+        self._loaders[split] = ShardLoader(
+            store,
+            sampler,
+            self.crop,
+            self.task,
+            targets,
+            seed,
+            self.threads(self.trainer.num_devices),
+            SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / self.trainer.world_size),
+            pin_memory=isinstance(self.trainer.strategy.root_device, torch.device)
+            and self.trainer.strategy.root_device.type == "cuda",
+        )
+        return self._loaders[split]
+
+    def _fit_counters(self, sampler: TrainSampler) -> None:
+        """Make Lightning's batch counters agree with the position after a resume in mid-epoch.
+
+        It counts micro-batches; another global batch or accumulation changes how many of them the epoch has and had.
+        """
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        if not (loop.restarting and self.position):
+            return
+        progress, remaining = loop.epoch_loop.batch_progress, sampler.remaining(self.position)
+        shift = len(sampler) - remaining - progress.current.processed  # type: ignore[attr-defined]
+        for counter in ("ready", "started", "processed", "completed"):
+            setattr(progress.current, counter, getattr(progress.current, counter) + shift)
+        progress.is_last_batch = remaining == 0
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """One sentence for a value outside its range."""
+    low, high = settings["crop_scale"]
+    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "global_batch_size micro_batch_size workers window_samples window_bytes": ("at least 1", lambda x: x >= 1),
+        "image_size": ("at least 8", lambda x: x >= 8),
+        "seed": ("at least 0", lambda x: x >= 0),
+        "fraction eval_crop": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+        "flip max_skipped_fraction": ("between 0 and 1", lambda x: 0 <= x <= 1),
+        "crop_scale": ("two numbers above 0 and at most 1, the smaller first", lambda _: 0 < low <= high <= 1),
+    }
+    for names, (rule, holds) in rules.items():
+        for name in names.split():
+            if settings[name] is not None and not holds(settings[name]):
+                raise InputError(f"data.{name} is {settings[name]}, it must be {rule}")

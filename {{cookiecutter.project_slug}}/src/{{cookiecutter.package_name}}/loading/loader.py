@@ -1,0 +1,189 @@
+"""Batches of decoded samples, made ahead of the trainer by a pool of threads.
+
+    sampler (ids of each batch) -> rows decoded in parallel -> Batch, in the sampler's order
+
+A sample that cannot be read or decoded becomes a row with `valid` false, filled with the pixels of a valid neighbour
+(so that no zeros enter batch statistics), and a line in the skip log; the number of batches never changes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..shards.errors import RunError
+from ..shards.store import Store
+from .decode import Crop, DecodeError, decode_image, target_decoder
+from .order import sample_keys, uniform
+from .sampler import PADDING, Sampler
+
+CHUNK = 16  # rows that one thread decodes in one go: long enough to hide the hand-over, short enough to share a batch
+
+
+class Batch(NamedTuple):
+    """B rows. Shape suffixes: B batch, S image side, T targets."""
+
+    images: Tensor  # uint8 (B, 3, S, S), channels_last in memory
+    targets: Tensor  # int64 (B,) class numbers, or float32 (B, T)
+    ids: Tensor  # int64 (B,) sample ids; -1 is padding
+    keys: Tensor  # int64 (B,) where all random choices for the sample are hashed from
+    valid: Tensor  # bool (B,) false for padding and for samples that could not be decoded
+
+
+class SkipLog:
+    """One line of JSON in `path` for each sample that was skipped; ends the run when they become too many.
+
+    Args:
+        path: the file, appended to; None keeps no file.
+        limit: skipped rows in one pass above which RunError is raised.
+    """
+
+    def __init__(self, path: Path | None, limit: float) -> None:
+        self.path, self.limit = path, limit
+        self.in_pass = self.total = 0
+
+    def add(self, entries: Sequence[dict[str, object]]) -> None:
+        self.total += len(entries)
+        self.in_pass += len(entries)
+        if self.path and entries:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        if self.in_pass > self.limit:
+            raise RunError(
+                f"{self.in_pass} samples of this pass could not be decoded, more than data.max_skipped_fraction allows"
+                f" ({self.limit:.0f}); the last: {entries[-1]['shard']} {entries[-1]['key']}: {entries[-1]['error']}"
+            )
+
+
+class ShardLoader:
+    """Iterate over one epoch's batches of one rank.
+
+    Args:
+        store: reads the split, with the fields IMAGE_FIELDS and the target's.
+        sampler: which ids make each batch.
+        crop: how a square is cut from each image.
+        task, targets: the kind and number of targets.
+        seed: of the random crops; None takes the centred crop (validation, test).
+        workers: decoding threads.
+        skipped: where skipped samples are noted.
+        prefetch: batches made ahead.
+        pin_memory: put batches into page-locked memory, for asynchronous copies to a CUDA device.
+    """
+
+    batch_sampler = None  # Lightning looks for it beside `sampler`
+
+    def __init__(
+        self,
+        store: Store,
+        sampler: Sampler,
+        crop: Crop,
+        task: str,
+        targets: int,
+        seed: int | None,
+        workers: int,
+        skipped: SkipLog,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+    ) -> None:
+        self.store, self.sampler, self.crop, self.seed, self.skipped = store, sampler, crop, seed, skipped
+        self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
+        self._decode_target = target_decoder(task, targets)[1]
+        self._target_shape: tuple[int, ...] = () if task == "single_label" else (targets,)
+        self._target_type = torch.int64 if task == "single_label" else torch.float32
+        self.wait_seconds = 0.0  # time that the trainer has waited for batches, in total
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches. Breaking off ends the threads; an error in one of them is raised here."""
+        epoch = self.sampler.epoch
+        self.skipped.in_pass = 0
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        pending: deque[tuple[Batch, list[Future[list[dict[str, object]]]]]] = deque()
+        try:
+            for ids in self.sampler:
+                pending.append(self._submit(pool, ids, epoch))
+                if len(pending) > self.prefetch:
+                    yield self._finish(*pending.popleft())
+            while pending:
+                yield self._finish(*pending.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, ids: NDArray[np.int64], epoch: int
+    ) -> tuple[Batch, list[Future[list[dict[str, object]]]]]:
+        size, rows = self.crop.size, len(ids)
+        images = torch.empty((rows, size, size, 3), dtype=torch.uint8, pin_memory=self.pin_memory)
+        targets = torch.zeros((rows, *self._target_shape), dtype=self._target_type)
+        valid = torch.zeros(rows, dtype=torch.bool)
+        keys = torch.from_numpy(sample_keys(self.seed or 0, epoch, ids))
+        draws = None if self.seed is None else uniform(self.seed, epoch, ids, self.crop.draws)
+        batch = Batch(images.permute(0, 3, 1, 2), targets, torch.from_numpy(ids), keys, valid)
+        arrays = images.numpy(), targets.numpy(), valid.numpy()
+        step = max(1, min(CHUNK, -(-rows // self.workers)))
+        chunks = [
+            pool.submit(self._decode_rows, range(first, min(first + step, rows)), ids, draws, epoch, *arrays)
+            for first in range(0, rows, step)
+        ]
+        return batch, chunks
+
+    def _decode_rows(
+        self,
+        rows: range,
+        ids: NDArray[np.int64],
+        draws: NDArray[np.float64] | None,
+        epoch: int,
+        images: NDArray[np.uint8],
+        targets: NDArray[np.generic],
+        valid: NDArray[np.bool_],
+    ) -> list[dict[str, object]]:
+        """Fill the rows of a batch; what could not be decoded is returned as lines for the skip log."""
+        skipped: list[dict[str, object]] = []
+        for row in rows:
+            if ids[row] == PADDING:
+                continue
+            shard, place = self.store.locate(int(ids[row]))
+            try:
+                image, target = shard.read(place)
+                targets[row] = self._decode_target(target)
+                self.crop(decode_image(image), None if draws is None else draws[row], images[row])
+                valid[row] = True
+            except (DecodeError, KeyError) as error:
+                skipped.append(
+                    {
+                        "id": int(ids[row]),
+                        "epoch": epoch,
+                        "shard": shard.name,
+                        "key": shard.keys[place],
+                        "offset": shard.offset(place),
+                        "error": str(error.args[0]),
+                    }
+                )
+        return skipped
+
+    def _finish(self, batch: Batch, chunks: list[Future[list[dict[str, object]]]]) -> Batch:
+        began = time.perf_counter()
+        skipped = [entry for chunk in chunks for entry in chunk.result()]
+        if not batch.valid.all():
+            good = batch.valid.nonzero().flatten()
+            bad = (~batch.valid).nonzero().flatten()
+            if len(good):
+                batch.images[bad] = batch.images[good[bad % len(good)]]
+            else:
+                batch.images.zero_()
+        self.wait_seconds += time.perf_counter() - began
+        self.skipped.add(skipped)
+        return batch

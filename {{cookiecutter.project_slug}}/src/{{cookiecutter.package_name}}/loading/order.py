@@ -1,0 +1,130 @@
+"""Which sample stands at which position: pure functions of (shard sizes, fraction, seed, epoch, window).
+
+An epoch's order is made in two steps. The shards are permuted; consecutive shards of that permutation form *windows* of
+bounded samples and bytes; the samples inside a window are permuted. So any slice of the order costs memory and time of
+the windows it touches, whatever the size of the dataset, and reading touches only one window's shards at a time.
+World size, workers and micro-batches do not enter: they only say who takes which slice.
+
+All randomness comes from raw Philox outputs or from the SplitMix64 finaliser, which are fixed for good; NumPy's own
+`permutation` may change between versions and is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SUBSET, _SHARDS, _WINDOW = range(3)  # what a permutation is for: each has a stream of its own
+
+
+def permutation(count: int, *key: int) -> NDArray[np.int64]:
+    """A permutation of range(count) that `key` alone decides, the same with every NumPy version."""
+    draws = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    return np.argsort(draws, kind="stable")
+
+
+def uniform(seed: int, epoch: int, ids: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Random numbers in [0, 1) that belong to the samples: (len(ids), count), whoever decodes them.
+
+    Counter-based: SplitMix64 (Steele, Lea and Flood, 2014) over `sample_keys` and the column.
+    """
+    columns = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    draws = _mix(sample_keys(seed, epoch, ids).view(np.uint64)[:, None] + columns) >> np.uint64(11)
+    return draws.astype(np.float64) * 2.0**-53
+
+
+def sample_keys(seed: int, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One 64-bit key for each sample in this epoch, shape of `ids`; all its random choices are hashed from it."""
+    start = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    return _mix(_mix(ids.astype(np.uint64) + start) + start).view(np.int64)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, on arrays (which wrap around without a warning)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class Order:
+    """The shuffled order of one split's samples, for every epoch.
+
+    Args:
+        samples: samples in each shard.
+        shard_bytes: bytes of each shard.
+        seed: decides everything random here.
+        fraction: share of the samples to use, in (0, 1]: the first shards of a permutation that does not change from
+            epoch to epoch, as many as are needed to reach it.
+        window_samples, window_bytes: a window is closed before either would be exceeded; it has at least one shard.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[int],
+        shard_bytes: Sequence[int],
+        seed: int = 0,
+        fraction: float = 1.0,
+        window_samples: int = 1 << 62,
+        window_bytes: int = 1 << 62,
+    ) -> None:
+        self.seed = seed
+        self.settings = {
+            "seed": seed,
+            "fraction": fraction,
+            "window_samples": window_samples,
+            "window_bytes": window_bytes,
+        }
+        self._samples = np.asarray(samples, np.int64)
+        self._bytes = np.asarray(shard_bytes, np.int64)
+        self._first_id = np.cumsum(self._samples) - self._samples
+        self._limits = window_samples, window_bytes
+        subset = permutation(len(self._samples), seed, _SUBSET)
+        reached = np.cumsum(self._samples[subset])
+        enough = int(np.searchsorted(reached, fraction * reached[-1] - 1e-9)) + 1 if len(reached) else 0
+        self._subset = np.sort(subset[:enough])
+        self._length = int(self._samples[self._subset].sum())
+        self._window_ids = lru_cache(maxsize=2)(self._make_window)
+        self._plan = lru_cache(maxsize=2)(self._make_plan)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def ids(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Sample ids at the positions start..stop-1 of `epoch`, int64 (stop - start,)."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"positions {start}..{stop} of an order of {len(self)}")
+        positions = self._plan(epoch)[2]
+        pieces = []
+        window = int(np.searchsorted(positions, start, side="right")) - 1
+        while start < stop:
+            first, last = int(positions[window]), int(positions[window + 1])
+            pieces.append(self._window_ids(epoch, window)[start - first : min(stop, last) - first])
+            start, window = min(stop, last), window + 1
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def windows(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The shard numbers of each window, in the order in which they are read."""
+        shards, edges, _ = self._plan(epoch)
+        return np.split(shards, edges[1:-1])
+
+    def _make_plan(self, epoch: int) -> tuple[NDArray[np.int64], list[int], NDArray[np.int64]]:
+        """The epoch's shards, where each window begins among them, and at which position of the order."""
+        shards = self._subset[permutation(len(self._subset), self.seed, _SHARDS, epoch)]
+        edges, samples, size = [0], 0, 0
+        for place, (n, b) in enumerate(zip(self._samples[shards].tolist(), self._bytes[shards].tolist(), strict=True)):
+            if place > edges[-1] and (samples + n > self._limits[0] or size + b > self._limits[1]):
+                edges.append(place)
+                samples, size = 0, 0
+            samples, size = samples + n, size + b
+        edges.append(len(shards))
+        ends = np.concatenate([[0], np.cumsum(self._samples[shards])])
+        return shards, edges, ends[edges]
+
+    def _make_window(self, epoch: int, window: int) -> NDArray[np.int64]:
+        shards, edges, _ = self._plan(epoch)
+        members = shards[edges[window] : edges[window + 1]]
+        ids = np.concatenate([self._first_id[s] + np.arange(self._samples[s]) for s in members])
+        return ids[permutation(len(ids), self.seed, _WINDOW, epoch, window)]

@@ -1,0 +1,83 @@
+"""What a person sees of `pack`: a progress bar and a report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .pool import Progress as Told
+
+_QUIET_SECONDS = 30.0  # between lines where stderr is no terminal
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Told]:
+    """A bar with rate and time left on stderr; a line now and then where that is no terminal."""
+    started, last = time.monotonic(), [time.monotonic()]
+
+    def rate(done: int) -> str:
+        return f"{done / max(time.monotonic() - started, 1e-6):,.0f} images/s"
+
+    def line(done: int, total: int) -> None:
+        if time.monotonic() - last[0] > _QUIET_SECONDS:
+            last[0] = time.monotonic()
+            print(f"{what}: {done:,} of {total:,} images, {rate(done)}", file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        yield line
+        return
+    rates = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rates, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, rate="")
+        yield lambda done, total: bar.update(task, completed=done, total=total, rate=rate(done))
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report of `pack` as text."""
+    lines = [f"{report['dataset']}: {report['task']}, {len(next(iter(report['targets'].values())))} targets"]
+    for split, facts in report["splits"].items():
+        taken = report["taken_from_train"].get(split)
+        size = f"{facts['images']:>11,} images {facts['shards']:>6,} shards {facts['bytes'] / 1e6:>10,.1f} MB"
+        origin = f"  ({taken:.0%} of the images: {report['source']} has no {split} split)" if taken else ""
+        lines.append(f"  {split:<6}{size}{origin}")
+    lines += _targets(report)
+    twins = report["duplicates"]
+    if twins["across_splits"]:
+        first = "; ".join(f"{a} = {b}" for a, b in twins["examples"][:2])
+        lines.append(f"  duplicates: {twins['across_splits']:,} images lie in more than one split, such as {first}")
+    if twins["within_a_split"]:
+        lines.append(f"  duplicates: {twins['within_a_split']:,} images are copies of another one of their split")
+    if report["damaged"]:
+        lines.append(f"  damaged: {report['damaged']:,} files were left out, see {report['dataset']}/damaged.jsonl")
+    if report["ignored"]:
+        lines.append(f"  ignored: {report['ignored']:,} files outside the class folders")
+    lines.append(f"  {report['seconds']:,.1f} s, {report['images_per_second']:,} images/s")
+    return "\n".join(lines)
+
+
+def _targets(report: Mapping[str, Any]) -> list[str]:
+    """Images of each class, or their spread if there are many; for regression the range of each number."""
+    splits = report["targets"]
+    if report["task"] == "regression":
+        return [
+            f"  {split:<6}{name}: {facts['min']:g} to {facts['max']:g}, mean {facts['mean']:g}"
+            for split, part in splits.items()
+            for name, facts in part.items()
+        ]
+    names = list(splits["train"])
+    if len(names) > 20:
+        counts = {split: sorted(part.values()) for split, part in splits.items()}
+        return [
+            f"  {split:<6}images a class: {c[0]:,} to {c[-1]:,}, median {c[len(c) // 2]:,}"
+            for split, c in counts.items()
+        ]
+    width = max(map(len, names))
+    head = f"  {'':<{width}}" + "".join(f"{split:>9}" for split in splits)
+    return [head, *(f"  {n:<{width}}" + "".join(f"{part[n]:>9,}" for part in splits.values()) for n in names)]

@@ -1,0 +1,178 @@
+"""One of `pack`'s processes: reads and encodes images, writes whole shards and a record of each.
+
+A shard is finished when its record is there: the tar is fsynced and renamed, indexed, and then recorded. The
+tars are byte for byte what `webdataset.TarWriter(mtime=0)` writes; webdataset itself would load torch in each
+process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import tarfile
+import threading
+from dataclasses import asdict, dataclass
+from multiprocessing import connection
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..shards.dataset import Shard, fsync_folder, write_durably
+from ..shards.index import ShardIndex
+from .encode import encode
+from .listing import Listing
+
+
+class Task(NamedTuple):
+    """One shard: images `first` to `last` of a split's order."""
+
+    split: str
+    number: int
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}/{self.number:06d}.tar"
+
+    def record(self, work: Path) -> Path:
+        return work / "done" / f"{self.split}-{self.number:06d}.npz"
+
+    def finished(self, work: Path) -> bool:
+        return self.record(work).exists() and (work / "dataset" / self.name).exists()
+
+
+class Record(NamedTuple):
+    """What a worker tells about a finished shard: the items (N,) in it, 64-bit hashes (N,) of their files."""
+
+    shard: Shard
+    damaged: list[dict[str, str]]  # path, split, error
+    items: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+
+
+def read_record(work: Path, task: Task) -> Record:
+    with np.load(task.record(work), allow_pickle=False) as arrays:
+        about = json.loads(str(arrays["about"]))
+        return Record(Shard(**about["shard"]), about["damaged"], arrays["items"], arrays["hashes"])
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What each process holds. `work` has `listing/`, `<split>.npy` (its order), `done/` and `dataset/`."""
+
+    work: Path
+    short_side: int | None
+    quality: int
+    stop: Event
+    done: Synchronized[int]  # images, for the progress bar
+
+    def start(self) -> None:
+        """Initializer of the process."""
+        global _worker, _source
+        _worker, _source = self, Listing(self.work / "listing")
+        cv2.setNumThreads(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the decoders' own complaints; ours go back as exceptions
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+_worker: Worker
+_source: Listing
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers: they must see it themselves."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _sample(item: int, place: int) -> tuple[dict[str, bytes], int]:
+    """Members of one sample, and a 64-bit hash of its file. Raises OSError or ValueError for damage."""
+    data = _source.read(item)
+    suffix, stored = encode(data, _worker.short_side, _worker.quality)
+    slug = re.sub(r"[^A-Za-z0-9_-]", "_", _source.path(item).rpartition(".")[0] or _source.path(item))[-60:]
+    target = _source.target(item)
+    fields = {suffix: stored}
+    if _source.task == "single_label":
+        fields["cls"] = str(target[0]).encode()
+    else:
+        fields["json"] = json.dumps({"labels" if _source.task == "multi_label" else "targets": target}).encode()
+    members = {f"{place:08d}_{slug}.{field}": fields[field] for field in sorted(fields)}
+    return members, int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def estimate(items: list[int]) -> tuple[float, str]:
+    """Mean bytes of a sample in a tar; 0 and what is wrong with the first if none of `items` is an image."""
+    sizes, errors = [], []
+    for item in items:
+        try:
+            members, _ = _sample(item, 0)
+            sizes.append(sum(len(_member(name, data)) for name, data in members.items()))
+        except (OSError, ValueError) as error:
+            errors.append(f"{_source.path(item)} {describe(error)}")
+    return (sum(sizes) / len(sizes), "") if sizes else (0.0, errors[0])
+
+
+def describe(error: OSError | ValueError) -> str:
+    """What a person reads about a damaged image."""
+    return f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+
+
+def _member(name: str, data: bytes) -> bytes:
+    """One file of a tar: header, content, padding."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"  # as TarWriter does
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def write_shard(task: Task) -> None:
+    """Write the shard, its index and its record; nothing if told to stop. Raises OSError for a full disk."""
+    path = _worker.work / "dataset" / task.name
+    temporary = path.with_suffix(".tmp")
+    order = np.load(_worker.work / f"{task.split}.npy", mmap_mode="r")
+    kept, hashes, damaged, digest = list[int](), list[int](), list[dict[str, str]](), hashlib.sha256()
+    try:
+        with temporary.open("wb") as file:
+            for place in range(task.first, task.last):
+                if _worker.stop.is_set():
+                    return
+                item = int(order[place])
+                with _worker.done.get_lock():
+                    _worker.done.value += 1
+                try:
+                    members, fingerprint = _sample(item, place)
+                except (OSError, ValueError) as error:
+                    damaged.append({"path": _source.path(item), "split": task.split, "error": describe(error)})
+                    continue
+                content = b"".join(_member(name, data) for name, data in members.items())
+                digest.update(content)
+                file.write(content)
+                kept.append(item)
+                hashes.append(fingerprint)
+            size = file.tell() + 2 * tarfile.BLOCKSIZE
+            end = bytes(2 * tarfile.BLOCKSIZE + -size % tarfile.RECORDSIZE)
+            digest.update(end)
+            file.write(end)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+    ShardIndex.build(path).save(path.with_name(path.name + ".index"))
+    shard = Shard(task.name, len(kept), path.stat().st_size, digest.hexdigest())
+    about = json.dumps({"shard": asdict(shard), "damaged": damaged})
+    record = io.BytesIO()
+    np.savez(record, items=np.array(kept, np.int64), hashes=np.array(hashes, np.uint64), about=about)
+    write_durably(task.record(_worker.work), record.getvalue())

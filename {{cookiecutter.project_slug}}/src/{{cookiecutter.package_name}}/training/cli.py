@@ -1,0 +1,352 @@
+"""The command line of `train.py`: typed settings from files and flags become data, a model, a trainer and a run.
+
+Settings come from, each over the one before: the defaults in the code, the `--config` files in their order (without
+any: `configs/sample.yaml`; with `--resume`: the run's own), flags. Nothing is written before all are checked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from ..loading.datamodule import ShardDataModule
+from ..shards.errors import InputError, RunError
+from . import hardware, logs
+from .checkpoints import Checkpoints, DurableCheckpointIO
+from .meter import Meter, ProgressBar
+from .model import ImageModel
+from .pictures import Pictures
+from .run import Run, choose, find
+from .witnesses import FiniteLoss, Ledger
+
+DEFAULT_CONFIG = Path("configs/sample.yaml")
+SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
+    "config",
+    "run",
+    "resume",
+    "ledger",
+    "seed_everything",
+    "log.wandb",
+    "log.tensorboard",
+    "data.path",
+    "data.global_batch_size",
+    "data.micro_batch_size",
+    "data.image_size",
+    "data.workers",
+    "data.fraction",
+    "data.crop_scale",
+    "model.backbone",
+    "model.weights",
+    "model.optimizer",
+    "model.learning_rate",
+    "model.weight_decay",
+    "model.warmup",
+    "model.label_smoothing",
+    "model.compile",
+    "trainer.max_epochs",
+    "trainer.devices",
+    "trainer.precision",
+    "trainer.gradient_clip_val",
+    "trainer.val_check_interval",
+]
+TRAINER_DEFAULTS = {
+    "max_epochs": 10,
+    "max_steps": -1,
+    "devices": 1,
+    "benchmark": True,
+    "log_every_n_steps": 50,
+    "num_sanity_val_steps": 0,  # its metrics could become the best ones
+    "use_distributed_sampler": False,  # the datamodule gives each rank its share
+}
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """Run a command as a person expects: one sentence on stderr and status 2 for bad input, 1 for a run that failed."""
+    try:
+        yield
+    except InputError as error:
+        sys.exit(_say(error, 2))
+    except RunError as error:
+        sys.exit(_say(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_say("interrupted before the training began; nothing was trained", 130))
+
+
+def _say(sentence: object, status: int) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return status
+
+
+class Parser(LightningArgumentParser):
+    """Short help, and errors of one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise InputError(shorten(message)) from None
+
+    def format_help(self, formatter: Any = None) -> str:
+        if "--help-all" in sys.argv:
+            return super().format_help(formatter)
+        lines = ["usage: uv run train.py [--config FILE]... [--run NAME] [--resume RUN] [any setting]", ""]
+        known = {action.dest: action for action in self._actions}
+        for name in SHOWN_IN_HELP:
+            action = known[name]
+            default = "" if action.default is None or name == "config" else f" [{action.default}]"
+            text = " ".join(str(action.help or "").split())
+            text = re.sub(r"\s*\((required, )?type:.*\)$", "", text) + default
+            lines.append(f"  --{name:<26} {textwrap.shorten(text, 88, placeholder=' ...')}")
+        lines += [
+            "",
+            "--help-all shows every setting; docs and the shipped files in configs/ say what they are for.",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def shorten(message: str) -> str:
+    """The parser's message as one sentence: the setting and what is wrong with it, without lists of types."""
+    text = " ".join(message.split())
+    text = re.sub(r"^Parser key \"?([\w.]+)\"?: ?", r"\1: ", text)
+    text = re.sub(
+        r"(Does not validate against any of the Union subtypes) Subtypes: .*? Errors: - (.*?) - .*",
+        r"\2",
+        text,
+    )
+    text = text.removeprefix("Validation failed: ").split(" Given value type:")[0].split(" Did you mean")[0]
+    unknown = re.match(r"[Uu]nrecognized arguments: (\S+)", text)
+    if unknown:
+        return f"{unknown[1]} is no setting; --help-all lists them"
+    key = re.search(r"(?:Key|key) '?\"?([\w.]+)'?\"? is not expected|No action for key \"?'?([\w.]+)", text)
+    if key:
+        return f"{key[1] or key[2]} is no setting; --help-all lists them"
+    return textwrap.shorten(text, 240, placeholder=" ...")
+
+
+class TrainingCLI(LightningCLI):
+    """Parses, checks and builds; `run` is the context in which to train.
+
+    Attributes: `trainer`, `model`, `data`, `run`, `meter`.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        arguments = list(sys.argv[1:] if args is None else args)
+        resume = _value(arguments, "--resume")
+        self.resumed = find(resume) if resume else None
+        if self.resumed:
+            arguments = ["--config", str(self.resumed / "config.yaml"), *arguments]
+        elif not any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
+            arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
+        if "--help-all" in arguments:
+            arguments = ["--help"]
+        _check_files(arguments)
+        self.meter = Meter()
+        self._metrics: dict[str, float] = {}
+        super().__init__(
+            ImageModel,
+            ShardDataModule,
+            args=arguments,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={"description": None},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+        self.data: ShardDataModule = self.datamodule
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        self.parser_class = Parser
+        return super().init_parser(**kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run", type=str | None, default=None, help="Name of the run's folder; null: the date and time."
+        )
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="Go on with this run; `last` is the newest."
+        )
+        parser.add_argument(
+            "--ledger", type=bool, default=False, help="Write down which samples each step was made of."
+        )
+        parser.add_argument(
+            "--save_every_minutes", type=float, default=10.0, help="Time between checkpoints within an epoch."
+        )
+        parser.add_class_arguments(logs.LogSettings, "log")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("data.image_size", "model.image_size")
+        parser.link_arguments("data.targets", "model.targets", apply_on="instantiate")
+        parser.link_arguments("data.task", "model.task", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Keep what was asked for, then decide what was left to the hardware."""
+        for name, value, instead in (
+            ("max_steps", -1, "trainer.max_epochs; a resume could not tell where it is in steps"),
+            (
+                "accumulate_grad_batches",
+                1,
+                "data.micro_batch_size; gradients are accumulated up to data.global_batch_size",
+            ),
+        ):
+            if self.config.trainer[name] != value:
+                raise InputError(f"trainer.{name} cannot be set here: use {instead}")
+        if not self.config.trainer.max_epochs or self.config.trainer.max_epochs < 1:
+            raise InputError("trainer.max_epochs must be at least 1: the learning rate is computed from it")
+        asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
+        self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and what our own first line says
+        device = hardware.accelerator(self.config.trainer.accelerator)
+        hardware.prepare(device)
+        self.device = device
+        self.config.trainer.precision = self.config.trainer.precision or hardware.precision(device)
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        world = self.trainer.world_size
+        micro, accumulation = self.datamodule.split_batch(world)
+        self.trainer.accumulate_grad_batches = accumulation
+        hparams = self.model.hparams
+        if hparams["compile"] is None:
+            hparams["compile"] = hardware.compiles(
+                self.device, (self.trainer.max_epochs or 1) * len(self.datamodule.order)
+            )
+        self.resolved = {
+            "accelerator": self.device,
+            "precision": str(self.trainer.precision),
+            "micro_batch_size": micro,
+            "accumulation": accumulation,
+            "workers": self.datamodule.threads(self.trainer.num_devices),
+            "compile": hparams["compile"],
+            "channels_last": hparams["channels_last"],
+            "fused": hparams["fused"],
+            "window_bytes": self.datamodule.order.settings["window_bytes"],
+        }
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
+        objective = self.model.objective
+        own = self._get(self.config_init, "trainer")
+        callbacks = [
+            self.meter,
+            *([ProgressBar(self.meter)] if own["enable_progress_bar"] is not False else []),
+            FiniteLoss(),
+            Pictures(),
+            *([Ledger()] if self.config.ledger else []),
+            Checkpoints(objective.monitor, objective.mode, self.config.save_every_minutes),
+        ]
+        trainer = super().instantiate_trainer(
+            default_root_dir=str(folder),
+            logger=logs.build(self.config_init["log"], folder),
+            callbacks=[*(own["callbacks"] or []), *callbacks],
+            plugins=[*(own["plugins"] or []), DurableCheckpointIO()],
+        )
+        text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
+        self.run = Run(folder, text, goes_on, self.facts)
+        return trainer
+
+    def start(self) -> None:
+        """Train, from the begin or from where the run was left. Out of memory becomes a sentence with what to try."""
+        self._announce()
+        logs.keep_identity(self.trainer.loggers, self.run.folder, {**self.asked, "resolved": self.resolved})
+        try:
+            self.trainer.fit(self.model, datamodule=self.data, ckpt_path=self.run.last_checkpoint, weights_only=True)
+        except torch.OutOfMemoryError:
+            raise RunError(self._smaller_batch()) from None
+        self._note_metrics()
+
+    @rank_zero_only
+    def _announce(self) -> None:
+        """What will happen, in two lines."""
+        r, data = self.resolved, self.data
+        print(
+            f"{self.run.folder}: {self.model.hparams['backbone']}, {len(data.order):,} images of {data.crop.size} px,"
+            f" {self.trainer.max_epochs} epochs, global batch {data.global_batch_size}"
+            f"\n{self.trainer.world_size} x {hardware.device_name(self.device)}: {r['precision']},"
+            f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
+            f" compile {'on' if r['compile'] else 'off'}",
+            flush=True,
+        )
+
+    def test(self) -> None:
+        """Measure the best weights on the test split, if there is one."""
+        if not self.data.dataset.splits.get("test"):
+            return
+        weights = torch.load(self.run.best_checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        self.model.load_state_dict(weights)
+        self.trainer.test(self.model, datamodule=self.data, verbose=False)
+
+    def facts(self) -> dict[str, Any]:
+        """What `summary.json` says of the run so far."""
+        self._note_metrics()
+        return {
+            "images_seen": self.data.images_seen,
+            "epochs": self.data.epoch,
+            "metrics": self._metrics,
+            "images_per_second": self.meter.images_per_second,
+            "data_wait_fraction": self.meter.data_wait_fraction,
+            "seconds": round(self.meter.seconds, 3),
+            "kwh": None,
+            "cost": None,
+            "skipped": self.data.skipped,
+            "devices": self.trainer.world_size,
+            "precision": str(self.trainer.precision),
+            "hardware": hardware.device_name(self.device),
+            "resolved": self.resolved,
+            "versions": hardware.versions(),
+            "git": hardware.git_state(Path.cwd()),
+        }
+
+    def _note_metrics(self) -> None:
+        self._metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    def _smaller_batch(self) -> str:
+        micro, world = self.resolved["micro_batch_size"], self.trainer.world_size
+        share = self.data.global_batch_size // world
+        smaller = next((m for m in range(micro // 2, 0, -1) if share % m == 0), None)
+        if smaller is None:
+            return "the device has no memory left even for one image; take a smaller model.backbone or data.image_size"
+        return (
+            f"the device has no memory left with a micro-batch of {micro}: try --data.micro_batch_size {smaller}"
+            f" (the global batch stays {self.data.global_batch_size}, gradients are accumulated)"
+        )
+
+
+def _check_files(arguments: list[str]) -> None:
+    """Raise InputError, with the name, for a config file that is missing or no YAML."""
+    names = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    names += [b for a, b in itertools.pairwise(arguments) if a in ("-c", "--config")]
+    for name in names:
+        try:
+            yaml.safe_load(Path(name).read_text())
+        except OSError as error:
+            hint = "; run train.py from the project's folder" if Path(name) == DEFAULT_CONFIG else ""
+            raise InputError(f"--config {name} cannot be read ({error.strerror}){hint}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"--config {name} is no YAML ({' '.join(str(error).split())})") from None
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    """What follows `flag` in the arguments."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith(flag + "="):
+            return argument.partition("=")[2]
+        if argument == flag:
+            if place + 1 == len(arguments):
+                raise InputError(f"{flag} needs a name behind it")
+            return arguments[place + 1]
+    return None

@@ -1,0 +1,66 @@
+"""Measure a run's best weights on any packed dataset with the same targets."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+
+from ..loading.datamodule import ShardDataModule
+from ..shards.errors import InputError
+from . import hardware
+from .model import ImageModel
+from .run import Run
+
+
+def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict[str, float]:
+    """Metrics of the best checkpoint of the run in `folder`.
+
+    Args:
+        folder: `runs/<run>`.
+        path: a packed dataset; None: the one that the run trained on.
+        split: `val` or `test` of it.
+
+    Raises InputError where there is no checkpoint or split, or where the dataset has other targets than the model.
+    """
+    checkpoint = Run(folder, "", True, dict).best_checkpoint
+    if not checkpoint.exists():
+        raise InputError(f"{folder} has no checkpoint yet")
+    model = ImageModel.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    settings: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    data = ShardDataModule(**settings | {"path": path or settings["path"], "fraction": 1.0, "global_batch_size": 1})
+    check_targets(model, data)
+    if not data.dataset.splits.get(split):
+        raise InputError(f"{data.dataset.root} has no split {split!r}; it has {', '.join(data.dataset.splits)}")
+    data.global_batch_size = settings["micro_batch_size"] or min(256, settings["global_batch_size"])
+    data.micro_batch_size = None
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    device = hardware.accelerator("auto")
+    hardware.prepare(device)
+    trainer = Trainer(
+        devices=1,
+        precision=hardware.precision(device),  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+    )
+    run = trainer.validate if split == "val" else trainer.test
+    return dict(run(model, datamodule=data, verbose=False)[0])
+
+
+def check_targets(model: ImageModel, data: ShardDataModule) -> None:
+    """Raise InputError where `data` has other classes than the model was trained for."""
+    own = list(model.hparams["targets"])
+    if model.hparams["task"] != data.task:
+        raise InputError(f"the model was trained for {model.hparams['task']}, {data.dataset.root} is for {data.task}")
+    if len(own) != len(data.targets):
+        raise InputError(f"the model knows {len(own)} targets, {data.dataset.root} has {len(data.targets)}")
+    if own != data.targets:
+        other = next(b for a, b in zip(own, data.targets, strict=True) if a != b)
+        raise InputError(
+            f"the model's targets have other names or another order than those of {data.dataset.root} ({other!r})"
+        )

@@ -1,0 +1,73 @@
+"""What "auto" means on this machine: precision, compilation, thread counts, and what is written down about both."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COMPILE_FROM_IMAGES = 2_000_000  # compiling costs about a minute; a run of this length earns it on any GPU
+
+
+def accelerator(asked: str) -> str:
+    """The accelerator that Lightning's `auto` will choose: cuda, mps or cpu."""
+    if asked in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    if asked in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def precision(device: str) -> str:
+    """bf16 where the GPU computes in it, float16 with loss scaling on older ones, float32 elsewhere."""
+    if device != "cuda":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def compiles(device: str, images: int) -> bool:
+    """Whether torch.compile pays: on a GPU that Triton supports, with a C compiler, for a run of so many images."""
+    if device != "cuda" or images < COMPILE_FROM_IMAGES or torch.cuda.get_device_capability()[0] < 7:
+        return False
+    return bool(shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc"))
+
+
+def prepare(device: str) -> None:
+    """Settings of the process that make it fast: TF32 for what is left in float32."""
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides speed and results."""
+    packages = ("lightning", "torchvision", "webdataset", "numpy", "opencv-python-headless")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "torch": torch.__version__, **found}
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the project and whether files differ from it; None outside a repository or without git."""
+    try:
+        commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+        commit, changes = (
+            subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changes)}

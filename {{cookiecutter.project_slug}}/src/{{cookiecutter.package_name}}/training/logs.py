@@ -1,0 +1,144 @@
+"""Where metrics go: `metrics.csv` always, Weights & Biases offline or online, TensorBoard when asked for."""
+
+from __future__ import annotations
+
+import csv
+import os
+import secrets
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from ..shards.dataset import write_durably
+from ..shards.errors import InputError
+
+
+@dataclass
+class LogSettings:
+    """Which loggers a run has.
+
+    Args:
+        wandb: log to Weights & Biases: online where a key is found (`wandb login`, WANDB_API_KEY), else into the run's
+            folder, from where `wandb sync` sends it later.
+        tensorboard: write TensorBoard files into the run's folder too.
+        project: W&B project; null: the name of the current folder.
+        entity: W&B team or user; null: the account's default.
+    """
+
+    wandb: bool = True
+    tensorboard: bool = False
+    project: str | None = None
+    entity: str | None = None
+
+
+class MetricsFile(Logger):
+    """`metrics.csv`: one row a step, one column a metric. A resumed run appends to it; a new metric adds a column."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._columns: list[str] = []
+        self._rows: list[dict[str, Any]] = []  # not yet written
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings are in `config.yaml`."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step if step is not None else 0, **metrics}
+        if self._rows and self._rows[-1]["step"] == row["step"]:
+            self._rows[-1] |= row
+        else:
+            self._rows.append(row)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Append what is new; rewrite the file where there are new columns."""
+        if not self._rows:
+            return
+        if not self._columns and self.path.exists():
+            with self.path.open(newline="") as file:
+                self._columns = next(csv.reader(file), [])
+        new = [name for row in self._rows for name in row if name not in self._columns]
+        if new:
+            before = []
+            if self._columns:
+                with self.path.open(newline="") as file:
+                    before = list(csv.DictReader(file))
+            self._columns += list(dict.fromkeys(new))
+            lines = [",".join(self._columns), *(_line(row, self._columns) for row in before)]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(self.path, ("\n".join(lines) + "\n").encode())
+        with self.path.open("a") as file:
+            file.write("".join(_line(row, self._columns) + "\n" for row in self._rows))
+        self._rows = []
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def _line(row: dict[str, Any], columns: list[str]) -> str:
+    return ",".join(str(row.get(name, "")) for name in columns)
+
+
+def build(settings: LogSettings, folder: Path) -> list[Logger]:
+    """The loggers of the run in `folder`. Nothing is written before the first metric."""
+    loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
+    if settings.wandb and os.environ.get("WANDB_MODE") != "disabled":
+        loggers.append(_wandb(settings, folder))
+    if settings.tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    return loggers
+
+
+def _wandb(settings: LogSettings, folder: Path) -> WandbLogger:
+    """One W&B run a run folder, however often it is resumed: its id is kept in `wandb-id.txt`."""
+    identity = folder / "wandb-id.txt"
+    known = identity.read_text().strip() if identity.exists() else None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_CONSOLE", "off")  # the terminal's output stays in the terminal
+    offline = os.environ.get("WANDB_MODE") == "offline" or not _has_key()
+    return WandbLogger(
+        name=folder.name,
+        id=known or secrets.token_hex(4),
+        save_dir=folder,
+        project=settings.project or Path.cwd().name,
+        entity=settings.entity,
+        mode="offline" if offline else "online",
+        resume=None if offline else "allow",
+        log_model=False,
+    )
+
+
+def _has_key() -> bool:
+    """Whether W&B credentials are configured; asks nobody and contacts no server."""
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except wandb.errors.Error as error:
+        raise InputError(
+            f"the W&B key cannot be used ({error}); mend it with `wandb login`, or give --log.wandb false"
+        ) from None
+
+
+@rank_zero_only
+def keep_identity(loggers: list[Logger], folder: Path, config: dict[str, Any]) -> None:
+    """Write down the W&B run's id, and send the whole configuration there."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            if not (folder / "wandb-id.txt").exists():
+                write_durably(folder / "wandb-id.txt", f"{logger.version}\n".encode())
+            logger.experiment.config.update(config, allow_val_change=True)

@@ -1,0 +1,120 @@
+"""What is asked of the model, one class a task: loss of each row, metrics, and the metric that picks the best weights.
+
+Shapes: B rows, T targets (classes or numbers); logits are the network's float outputs (B, T).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
+)
+
+
+class Objective(ABC):
+    """One task."""
+
+    monitor: ClassVar[str]  # the validation metric that decides which weights are the best
+    mode: ClassVar[str]  # "max" or "min"
+
+    @abstractmethod
+    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """Loss of each row, float (B,)."""
+
+    @abstractmethod
+    def metrics(self, targets: int) -> MetricCollection:
+        """Metrics over logits (B, T) and targets."""
+
+    @abstractmethod
+    def scores(self, logits: Tensor) -> Tensor:
+        """What is shown to people and written by predictions: probabilities or numbers, (B, T)."""
+
+
+class SingleLabel(Objective):
+    """One class an image. Targets: int64 (B,)."""
+
+    monitor, mode = "accuracy", "max"
+
+    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+
+    def metrics(self, targets: int) -> MetricCollection:
+        chosen: dict[str, Metric] = {"accuracy": MulticlassAccuracy(targets, average="micro")}
+        if targets > 10:
+            chosen["accuracy_top5"] = MulticlassAccuracy(targets, average="micro", top_k=5)
+        return MetricCollection(chosen)  # type: ignore[arg-type]
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1)
+
+
+class MultiLabel(Objective):
+    """Any number of classes an image. Targets: float (B, T) of 0 and 1."""
+
+    monitor, mode = "average_precision", "max"
+
+    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        smooth = targets * (1 - label_smoothing) + label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
+
+    def metrics(self, targets: int) -> MetricCollection:
+        # 200 thresholds keep the state at a fixed size, whatever the number of images
+        precision, f1 = MultilabelAveragePrecision(targets, thresholds=200), MultilabelF1Score(targets)
+        return MetricCollection({"average_precision": _IntTargets(precision), "f1": _IntTargets(f1)})
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+
+class Regression(Objective):
+    """Numbers. Targets: float (B, T); the loss is the squared error, so bring targets to a scale near 1."""
+
+    monitor, mode = "mean_absolute_error", "min"
+
+    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        return (logits - targets).square().mean(dim=1)
+
+    def metrics(self, targets: int) -> MetricCollection:
+        return MetricCollection(
+            {
+                "mean_absolute_error": MeanAbsoluteError(),
+                "root_mean_squared_error": MeanSquaredError(squared=False),
+                "r2": R2Score(),
+            }
+        )
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits
+
+
+class _IntTargets(Metric):
+    """Hand a multi-label metric the integer targets that it asks for."""
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def update(self, scores: Tensor, targets: Tensor) -> None:
+        self.metric.update(scores, targets.to(torch.int64))
+
+    def compute(self) -> Tensor:
+        return self.metric.compute()
+
+    def reset(self) -> None:
+        super().reset()
+        self.metric.reset()
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "single_label": SingleLabel,
+    "multi_label": MultiLabel,
+    "regression": Regression,
+}

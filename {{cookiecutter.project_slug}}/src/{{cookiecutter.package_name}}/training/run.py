@@ -1,0 +1,162 @@
+"""The folder that one training leaves behind: `runs/<run>/`, its name, and `summary.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import wandb
+from lightning.pytorch.utilities import rank_zero_only
+
+from ..shards.dataset import write_durably
+from ..shards.errors import InputError
+from .checkpoints import STOPPED
+
+RUNS = Path("runs")
+_NAME_VARIABLE = "LIGHTNING_SHARDS_RUN"  # one host's ranks learn the run's name by it
+_LAUNCHED = "LOCAL_RANK" in os.environ  # torchrun or Lightning's launcher started this process
+
+
+def find(name: str) -> Path:
+    """The folder of run `name`; `last` is the one that began last. Raises InputError where there is none."""
+    if name == "last":
+        folders = sorted(
+            (f for f in RUNS.glob("*") if (f / "config.yaml").is_file()),
+            key=lambda f: (f / "config.yaml").stat().st_mtime_ns,
+        )
+        if not folders:
+            raise InputError(f"there is no run in {RUNS}/ yet: start one without --resume")
+        return folders[-1]
+    folder = RUNS / _checked(name)
+    if not (folder / "config.yaml").is_file():
+        raise InputError(
+            f"there is no run {name!r} in {RUNS}/; `ls {RUNS}` lists them, `--resume last` takes the newest"
+        )
+    return folder
+
+
+def choose(name: str | None) -> tuple[Path, bool]:
+    """(folder, whether it goes on): from `--run`, else the Slurm job's or torchrun's id, else the date and time.
+
+    A job that its scheduler starts again goes on with its run; a name that a person gives twice is refused.
+    """
+    inherited = os.environ.get(_NAME_VARIABLE)
+    if inherited:
+        return RUNS / inherited, False
+    restarted = int(os.environ.get("SLURM_RESTART_COUNT", 0)) + int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+    if not name and job in (None, "none") and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+        raise InputError(
+            "torchrun on several hosts needs one name for the run: give --rdzv-id to torchrun, or --run to train.py"
+        )
+    if not name and job in (None, "none") and "TORCHELASTIC_RUN_ID" in os.environ:
+        job = f"torchrun-{os.environ.get('MASTER_PORT', '')}-{os.getppid()}"
+    folder = RUNS / _checked(name or (job if job != "none" else None) or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if (folder / "config.yaml").exists():
+        if name and not restarted and int(os.environ.get("RANK", 0)) == 0 and not _LAUNCHED:
+            raise InputError(f"the run {folder} exists: go on with it by `--resume {name}`, or choose another --run")
+        return folder, restarted
+    return folder, False
+
+
+def _checked(name: str) -> str:
+    if Path(name).name != name or name in (".", "..") or not name.isprintable():
+        raise InputError(f"--run {name!r} cannot be a folder's name: use letters, digits, '-', '_' and '.'")
+    return name
+
+
+@dataclass
+class Run:
+    """The run's folder while it is in use; as a context it ends with `summary.json`, whatever happens.
+
+    Args:
+        folder: `runs/<run>`.
+        config: what was asked for, as YAML that repeats the run.
+        resumed: an earlier attempt's folder is there already.
+        facts: what the summary says.
+    """
+
+    folder: Path
+    config: str
+    resumed: bool
+    facts: Callable[[], dict[str, Any]]
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where a resumed run goes on; None: from the begin."""
+        path = self.folder / "checkpoints" / "last.ckpt"
+        return path if self.resumed and path.exists() else None
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The best weights, or the last ones where there is no validation."""
+        best = self.folder / "checkpoints" / "best.ckpt"
+        return best if best.exists() else best.with_name("last.ckpt")
+
+    def __enter__(self) -> Run:
+        os.environ[_NAME_VARIABLE] = self.folder.name
+        self._create()
+        return self
+
+    @rank_zero_only
+    def _create(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "config.yaml").exists():
+            write_durably(self.folder / "config.yaml", self.config.encode())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.environ.pop(_NAME_VARIABLE, None)
+        stopped = isinstance(error, SystemExit) and error.code == STOPPED
+        if wandb.run is not None:
+            wandb.finish(exit_code=0 if error is None or stopped else 1)
+        if isinstance(error, InputError):
+            self._remove_if_empty()
+            return
+        status = "done" if error is None else "stopped" if stopped else "failed"
+        self._write(status, None if error is None or stopped else f"{type(error).__name__}: {error}")
+        if stopped and _LAUNCHED:
+            raise SystemExit(0)  # so that no launcher restarts or kills the others; summary.json tells
+
+    @rank_zero_only
+    def _write(self, status: str, error: str | None) -> None:
+        content = {"status": status, **self.facts(), **({"error": error} if error else {})}
+        write_durably(self.folder / "summary.json", (json.dumps(content, indent=1) + "\n").encode())
+        if status == "stopped":
+            print(f"\nStopped; everything is saved. Go on with: uv run train.py --resume {self.folder.name}")
+
+    def report(self) -> str:
+        """What a person wants to know at the end, from `summary.json`; empty on ranks other than zero."""
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return ""
+        summary = json.loads((self.folder / "summary.json").read_bytes())
+        metrics = {name: value for name, value in summary["metrics"].items() if name.startswith(("test/", "val/"))}
+        chosen = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
+        rows = [(name, f"{value:.4g}") for name, value in chosen.items() if not name.endswith("/skipped")]
+        rate, wait = summary["images_per_second"], summary["data_wait_fraction"]
+        rows += [
+            ("images trained on", f"{summary['images_seen']:,}"),
+            ("seconds", f"{summary['seconds']:.1f}"),
+        ]
+        if rate:
+            rows.append(("images per second", f"{rate:,.0f} (waiting for data {wait or 0:.0%})"))
+        rows += [
+            ("skipped samples", str(summary["skipped"])),
+            ("hardware", summary["hardware"]),
+            ("files", f"{self.folder}/"),
+        ]
+        return "\n" + "\n".join(f"  {name:<20} {value}" for name, value in rows)
+
+    @rank_zero_only
+    def _remove_if_empty(self) -> None:
+        """Bad input that shows only now leaves nothing behind."""
+        if not self.resumed and not (self.folder / "checkpoints").exists():
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,255 @@
+"""From shards to batches: right pixels, right targets, each sample once, and nothing dies silently."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from {{cookiecutter.package_name}}.loading.datamodule import ShardDataModule
+from {{cookiecutter.package_name}}.loading.decode import IMAGE_FIELDS, Crop, DecodeError, decode_image, target_decoder
+from {{cookiecutter.package_name}}.loading.loader import Batch, ShardLoader, SkipLog
+from {{cookiecutter.package_name}}.loading.order import Order
+from {{cookiecutter.package_name}}.loading.sampler import EvalSampler, TrainSampler
+from {{cookiecutter.package_name}}.shards.dataset import Dataset
+from {{cookiecutter.package_name}}.shards.errors import InputError, RunError
+from {{cookiecutter.package_name}}.shards.store import Store
+
+from .conftest import encoded, picture, write_dataset
+
+
+def make_loader(
+    root: Path,
+    micro: int = 8,
+    workers: int = 2,
+    train: bool = True,
+    epoch: int = 0,
+    log: Path | None = None,
+    limit: float = 1e9,
+) -> ShardLoader:
+    data = Dataset.open(root)
+    shards, count = data.splits["train"], data.samples("train")
+    order = Order([s.samples for s in shards], [s.bytes for s in shards])
+    sampler = TrainSampler(order, 0, 1, micro, 1, (0, 0), epoch) if train else EvalSampler(count, 0, 1, micro)
+    store = Store(data, "train", (IMAGE_FIELDS, target_decoder(data.task, len(data.targets))[0]))
+    crop = Crop(16, scale=(0.5, 1.0))
+    skipped = SkipLog(log, limit)
+    return ShardLoader(store, sampler, crop, data.task, len(data.targets), 0 if train else None, workers, skipped)
+
+
+def by_id(batches: list[Batch]) -> dict[int, tuple[torch.Tensor, Any, int]]:
+    """Pixels, target and key of each sample, however it was batched."""
+    return {
+        int(i): (b.images[row], b.targets[row].tolist(), int(b.keys[row]))
+        for b in batches
+        for row, i in enumerate(b.ids)
+        if i >= 0
+    }
+
+
+def test_every_sample_is_handed_out_once_as_webdataset_reads_it(dataset: Path) -> None:
+    batches = list(make_loader(dataset, micro=7, train=False))
+    assert all(b.images.shape == (7, 3, 16, 16) and b.images.dtype == torch.uint8 for b in batches)
+    assert all(b.images.is_contiguous(memory_format=torch.channels_last) for b in batches)
+    rows = by_id(batches)
+    tars = [str(dataset / shard.name) for shard in Dataset.open(dataset).splits["train"]]
+    reference = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
+    assert sorted(rows) == list(range(len(reference))) == list(range(96))
+    side = round(0.875 * 24)
+    for number, sample in enumerate(reference):
+        edge = (24 - side) // 2
+        expected = cv2.resize(
+            sample["png"][edge : edge + side, edge : edge + side], (16, 16), interpolation=cv2.INTER_AREA
+        )
+        assert np.array_equal(rows[number][0].permute(1, 2, 0).numpy(), expected)
+        assert rows[number][1] == int(sample["cls"])
+    padded = batches[-1]
+    assert padded.ids.tolist().count(-1) == 7 * len(batches) - 96 == int((~padded.valid).sum())
+
+
+@settings(max_examples=12, deadline=None)
+@given(micro=st.integers(1, 40), workers=st.integers(1, 5), epoch=st.integers(0, 2))
+def test_pixels_do_not_depend_on_batches_or_threads(dataset: Path, micro: int, workers: int, epoch: int) -> None:
+    reference = by_id(list(make_loader(dataset, 96, 1, epoch=epoch)))
+    rows = by_id(list(make_loader(dataset, micro, workers, epoch=epoch)))
+    assert len(rows) == 96 // micro * micro
+    for number, (image, target, key) in rows.items():
+        assert torch.equal(image, reference[number][0]) and (target, key) == reference[number][1:]
+
+
+def test_epochs_show_other_crops_and_another_order(dataset: Path) -> None:
+    first, second = (list(make_loader(dataset, epoch=epoch)) for epoch in (0, 1))
+    assert [b.ids.tolist() for b in first] != [b.ids.tolist() for b in second]
+    left, right = by_id(first), by_id(second)
+    assert sum(torch.equal(left[i][0], right[i][0]) for i in range(96)) < 5
+
+
+JPEG = encoded(3, "jpg", 64)
+DAMAGED = {
+    4: b"",
+    20: b"no image",
+    21: JPEG[: len(JPEG) // 2],
+    40: encoded(1)[:60],
+    41: b"GIF89a" + bytes(100),
+    95: encoded(2)[:33] + bytes(200),
+}
+
+
+def test_damaged_samples_are_masked_and_written_down(tmp_path: Path) -> None:
+    root, log = write_dataset(tmp_path / "d", damaged=DAMAGED), tmp_path / "skipped" / "rank-0.jsonl"
+    loader = make_loader(root, log=log)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 12
+    masked = {int(i) for b in batches for i in b.ids[~b.valid]}
+    assert masked == set(DAMAGED)
+    for batch in batches:
+        good = batch.images[batch.valid]
+        for row in (~batch.valid).nonzero().flatten():
+            assert any(torch.equal(batch.images[row], other) for other in good), "filled with a neighbour"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["id"] for line in lines} == set(DAMAGED)
+    for line in lines:
+        assert set(line) == {"id", "epoch", "shard", "key", "offset", "error"}
+        assert line["key"] == f"{line['id']:08d}" and line["error"]
+        data = (root / line["shard"]).read_bytes()
+        assert data[line["offset"] :].startswith(DAMAGED[line["id"]])
+    with pytest.raises(RunError, match="max_skipped_fraction"):
+        list(make_loader(root, limit=4))
+
+
+def test_a_sample_without_target_or_image_is_masked(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "d", sizes=(6,))
+    data = Dataset.open(root)
+    store = Store(data, "train", (("jpg",), ("cls",)))
+    loader = make_loader(root)
+    loader.store = store
+    assert not any(b.valid.any() for b in loader)
+    for label in (b"7", b"-1", b"cat", b""):
+        with pytest.raises(DecodeError):
+            target_decoder("single_label", 3)[1](label)
+    for content in (b'{"labels": [5]}', b'{"labels": [-1]}', b"[]", b"{", b'{"targets": [1]}'):
+        with pytest.raises(DecodeError):
+            target_decoder("multi_label", 3)[1](content)
+    for content in (b'{"targets": [1, 2]}', b'{"targets": ["a"]}', b'{"targets": [NaN]}', b"{}"):
+        with pytest.raises(DecodeError):
+            target_decoder("regression", 1)[1](content)
+    assert np.asarray(target_decoder("multi_label", 3)[1](b'{"labels": [0, 2]}')).tolist() == [1, 0, 1]
+
+
+def test_an_error_in_a_thread_reaches_the_trainer_and_threads_end(dataset: Path) -> None:
+    loader = make_loader(dataset)
+
+    def fails(data: bytes) -> int:
+        raise ZeroDivisionError("a defect, not a damaged sample")
+
+    loader._decode_target = fails
+    with pytest.raises(ZeroDivisionError):
+        list(loader)
+    iterator = iter(make_loader(dataset))
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def rotated_jpeg() -> bytes:
+    """A JPEG whose EXIF tag says: turn by 90 degrees."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    data = cv2.imencode(".jpg", np.zeros((20, 40, 3), np.uint8))[1].tobytes()
+    return data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
+
+
+def variant(mode: Callable[[np.ndarray], np.ndarray], extension: str = ".png") -> bytes:
+    return cv2.imencode(extension, mode(picture(0)[:, :, ::-1]))[1].tobytes()
+
+
+def test_all_kinds_of_images_come_out_upright_and_in_rgb() -> None:
+    assert decode_image(rotated_jpeg()).shape == (40, 20, 3)
+    gray = decode_image(variant(lambda x: x[:, :, 0]))
+    assert gray.shape == (24, 24, 3) and (gray[:, :, 0] == gray[:, :, 2]).all()
+    alpha = decode_image(variant(lambda x: np.dstack([x, np.full((24, 24), 9, np.uint8)])))
+    assert np.array_equal(alpha, picture(0))
+    assert (
+        np.abs(decode_image(variant(lambda x: x, ".webp")).astype(int).mean((0, 1)) - picture(0).mean((0, 1))).max()
+        < 12
+    )
+    deep = decode_image(variant(lambda x: x.astype(np.uint16) * 257))
+    assert deep.dtype == np.uint8 and np.array_equal(deep, picture(0))
+
+
+def test_a_bomb_is_refused_without_being_unpacked() -> None:
+    header = (
+        b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + b"IHDR" + (80_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    )
+    with pytest.raises(DecodeError):
+        decode_image(header + bytes(200))
+
+
+@settings(max_examples=200, deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 1000))
+def test_crops_lie_inside_and_cover_what_was_asked(height: int, width: int, seed: int) -> None:
+    crop = Crop(32, scale=(0.3, 0.9))
+    draws = np.random.default_rng(seed).random(crop.draws)
+    top, left, h, w = crop.box(height, width, draws)
+    assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h >= 1 and w >= 1
+    if min(height, width) > 30 and 0.8 < height / width < 1.25:
+        assert 0.27 < h * w / (height * width) < 0.93 and 0.7 < w / h < 1.4
+    out = np.zeros((32, 32, 3), np.uint8)
+    crop(np.full((height, width, 3), 7, np.uint8), draws, out)
+    assert (out == 7).all()
+
+
+def test_a_flip_mirrors_the_same_crop() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    draws = np.random.default_rng(1).random(Crop(16).draws)
+    outs = [np.zeros((16, 16, 3), np.uint8) for _ in range(2)]
+    for out, flip in zip(outs, (0.0, 1.0), strict=True):
+        Crop(16, flip=flip)(image, draws, out)
+    assert np.array_equal(outs[0], outs[1][:, ::-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"global_batch_size": 97}, {"global_batch_size": 0}, {"fraction": 0.0}, {"crop_scale": (0.9, 0.1)}, {"workers": 0},
+     {"eval_crop": 0.0}, {"path": "nowhere"}, {"fraction": 0.1, "global_batch_size": 90}],
+)  # fmt: skip
+def test_bad_settings_are_one_sentence(dataset: Path, change: dict) -> None:
+    with pytest.raises(InputError) as error:
+        ShardDataModule(**{"path": str(dataset), "global_batch_size": 8, **change})
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+def test_batches_that_do_not_divide_name_sizes_that_do(dataset: Path) -> None:
+    data = ShardDataModule(path=str(dataset), global_batch_size=10)
+    assert data.split_batch(2) == (5, 1)
+    with pytest.raises(InputError, match="9 or 12 would do"):
+        data.split_batch(3)
+    data.micro_batch_size = 4
+    with pytest.raises(InputError, match="8 or 16 would do"):
+        data.split_batch(2)
+    data.micro_batch_size = 1
+    assert data.split_batch(2) == (1, 5)
+
+
+def test_the_place_holds_nothing_of_this_hardware(dataset: Path) -> None:
+    data = ShardDataModule(path=str(dataset), global_batch_size=8)
+    data.advance()
+    state = data.state_dict()
+    assert set(state) == {"epoch", "position", "images_seen", "order"}
+    assert set(state["order"]) == {"fingerprint", "seed", "fraction", "window_samples", "window_bytes"}
+    other = ShardDataModule(path=str(dataset), global_batch_size=6, micro_batch_size=3)
+    other.load_state_dict(json.loads(json.dumps(state)))
+    assert (other.epoch, other.position) == (0, 8)
+    with pytest.raises(InputError, match="seed"):
+        ShardDataModule(path=str(dataset), global_batch_size=8, seed=1).load_state_dict(state)
+    with pytest.raises(InputError, match="not the one"):
+        data.load_state_dict({**state, "order": {**state["order"], "fingerprint": "other"}})

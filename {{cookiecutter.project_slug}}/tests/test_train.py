@@ -1,0 +1,380 @@
+"""train.py as a user runs it: settings, the run's folder, W&B, bad input, trouble, stopping and going on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+import yaml
+from wandb.proto import wandb_internal_pb2
+
+import train
+from {{cookiecutter.package_name}}.training import logs
+from {{cookiecutter.package_name}}.training.cli import SHOWN_IN_HELP, TrainingCLI
+from {{cookiecutter.package_name}}.training.evaluate import evaluate
+from {{cookiecutter.package_name}}.training.model import ImageModel
+from {{cookiecutter.package_name}}.training.witnesses import read
+
+from .conftest import PROJECT, write_dataset
+
+SMALL: dict[str, dict[str, Any]] = {
+    "data": {"global_batch_size": 8, "image_size": 16, "workers": 2, "crop_scale": [0.6, 1.0]},
+    "model": {"backbone": "small_cnn", "learning_rate": 0.01},
+    "trainer": {"max_epochs": 3, "log_every_n_steps": 4, "accelerator": "cpu", "enable_progress_bar": False},
+    "log": {"wandb": False},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the project's configs and a small one, in which train.py is run."""
+    (tmp_path / "configs").symlink_to(PROJECT / "configs")
+    settings = {**SMALL, "data": {**SMALL["data"], "path": str(dataset)}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *arguments: str, config: str | None = "small.yaml") -> int:
+    """Run train.py in this process; its exit status."""
+    given = [*(["--config", config] if config else []), *arguments]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    try:
+        train.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def spawn(folder: Path, *arguments: str, config: str | None = "small.yaml") -> subprocess.Popen[str]:
+    """Start train.py as a process of its own."""
+    given = [*(["--config", config] if config else []), *arguments]
+    source = str(Path((ImageModel.__module__ and sys.modules[ImageModel.__module__].__file__) or "").parents[2])
+    environment = {**os.environ, "PYTHONPATH": source, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(PROJECT / "train.py"), *given]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def summary(run: str) -> dict[str, Any]:
+    return json.loads(Path("runs", run, "summary.json").read_text())
+
+
+def weights(run: str, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(Path("runs", run, "checkpoints", f"{name}.ckpt"), weights_only=True)["state_dict"]
+
+
+def ledger(run: str) -> dict[tuple[int, int], list[int]]:
+    """(epoch, position) -> ids of the global batch there, as the highest attempt has it."""
+    rows = [row for path in sorted(Path("runs", run, "ledger").glob("rank-*.jsonl")) for row in read(path)]
+    latest: dict[tuple[int, int], int] = {}
+    for row in rows:
+        place = (row["epoch"], row["position"])
+        latest[place] = max(latest.get(place, 0), row["attempt"])
+    steps: dict[tuple[int, int], list[int]] = {}
+    for row in rows:
+        place = (row["epoch"], row["position"])
+        if row["attempt"] == latest[place]:
+            steps.setdefault(place, []).extend(row["ids"])
+    return steps
+
+
+def test_a_run_learns_and_leaves_everything_behind(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert start(monkeypatch, "--run", "first", "--log.tensorboard", "true") == 0
+    printed = capsys.readouterr().out
+    assert "test/accuracy" in printed and "runs/first/" in printed
+    folder = Path("runs/first")
+    assert {"config.yaml", "checkpoints", "metrics.csv", "summary.json", "tensorboard"} <= {
+        f.name for f in folder.iterdir()
+    }
+    assert {f.name for f in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list((folder / "tensorboard").glob("events*"))
+    told = summary("first")
+    assert (told["status"], told["images_seen"], told["epochs"], told["skipped"]) == ("done", 3 * 96, 3, 0)
+    assert told["metrics"]["test/accuracy"] > 0.9 and told["metrics"]["val/accuracy"] > 0.9
+    assert told["images_per_second"] > 0 and 0 <= told["data_wait_fraction"] <= 1 and told["seconds"] > 0
+    assert told["kwh"] is None and told["cost"] is None and told["devices"] == 1
+    assert told["resolved"]["precision"] == told["precision"] == "32-true" and told["resolved"]["compile"] is False
+    assert told["versions"]["torch"] == torch.__version__
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {"train/loss", "val/accuracy", "test/accuracy", "train/learning_rate", "speed/images_per_second"} <= set(
+        rows[0]
+    )
+    rates = [float(row["train/learning_rate"]) for row in rows if row["train/learning_rate"]]
+    assert max(rates) <= 0.01 and rates[-1] < 0.001
+    checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert checkpoint["targets"] == ["red", "green", "blue"]
+
+    assert start(monkeypatch, "--run", "again", config="runs/first/config.yaml") == 0
+    assert summary("again")["metrics"] == told["metrics"], "config.yaml repeats the run"
+    assert all(torch.equal(a, b) for a, b in zip(weights("first").values(), weights("again").values(), strict=True))
+
+    measured = evaluate(folder)
+    assert measured["test/accuracy"] == told["metrics"]["test/accuracy"]
+    assert start(monkeypatch, "--run", "first") == 2, "a run is not written over"
+    assert summary("first") == told
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_the_other_tasks_learn(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    root = write_dataset(tmp_path / task, task=task)
+    changes = ["--data.path", str(root), "--trainer.max_epochs", "6", "--trainer.gradient_clip_val", "1.0"]
+    assert start(monkeypatch, "--run", task, *changes) == 0
+    metrics = summary(task)["metrics"]
+    assert metrics["test/f1"] > 0.9 if task == "multi_label" else metrics["test/mean_absolute_error"] < 0.2
+
+
+def settings_only(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let train.py end after its settings were parsed; they are appended to the list."""
+    seen: list[Any] = []
+
+    def stop(cli: TrainingCLI) -> None:
+        seen.append(cli.asked)
+        sys.exit(0)
+
+    monkeypatch.setattr(TrainingCLI, "instantiate_classes", stop)
+    return seen
+
+
+def test_the_default_config_does_not_leak_under_another(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = settings_only(monkeypatch)
+    start(monkeypatch)
+    start(monkeypatch, config=None)
+    start(monkeypatch, "--model.warmup", "0.3", config=None)
+    sample = yaml.safe_load((PROJECT / "configs/sample.yaml").read_text())
+    assert seen[0]["model"]["warmup"] != sample["model"]["warmup"] == seen[1]["model"]["warmup"]
+    assert seen[2]["model"]["warmup"] == 0.3 and seen[0]["log"]["project"] is None
+
+
+def test_every_shipped_config_is_valid(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = settings_only(monkeypatch)
+    shipped = sorted((PROJECT / "configs").glob("*.yaml"))
+    for path in shipped:
+        assert start(monkeypatch, config=str(path)) == 0, path
+        for line in path.read_text().splitlines():
+            assert line.startswith("#") or ":" in line
+    assert len(seen) == len(shipped) >= 3
+
+
+def test_help_is_short_and_help_all_has_everything(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert start(monkeypatch, "--help", config=None) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 60 and max(map(len, short.splitlines())) <= 120
+    assert all(f"--{name}" in short for name in SHOWN_IN_HELP)
+    assert start(monkeypatch, "--help-all", config=None) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 150
+
+
+BAD = [
+    (["--data.batchsize", "3"], "data.batchsize is no setting"),
+    (["--nonsense", "3"], "--nonsense is no setting"),
+    (["--data.global_batch_size", "many"], "global_batch_size"),
+    (["--model.backbone", "resnet19"], "resnet18"),
+    (["--data.path", "nowhere"], "no packed dataset"),
+    (["--data.global_batch_size", "97"], "larger than the training set"),
+    (["--data.micro_batch_size", "3"], "6 or 9 would do"),
+    (["--trainer.max_steps", "5"], "max_epochs"),
+    (["--trainer.accumulate_grad_batches", "2"], "micro_batch_size"),
+    (["--trainer.max_epochs", "0"], "max_epochs"),
+    (["--trainer.precision", "17"], "precision"),
+    (["--model.optimizer", "lion"], "optimizer"),
+    (["--resume", "nowhere"], "there is no run"),
+    (["--resume", "last"], "there is no run"),
+    (["--run", "../x"], "folder's name"),
+    (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    (["--config", "broken.yaml"], "broken.yaml"),
+    (["--model.weights", "small.yaml"], "no checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_sentence_and_nothing_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, arguments: list[str], sentence: str
+) -> None:
+    (project / "broken.yaml").write_text("model: [backbone: 3\n")
+    before = sorted(p.name for p in project.iterdir())
+    assert start(monkeypatch, *arguments) == 2
+    printed = [line for line in capfd.readouterr().err.splitlines() if line and not line.startswith("Seed set")]
+    assert len(printed) == 1 and printed[0].startswith("error: ") and sentence in printed[0], printed
+    assert len(printed[0]) < 300
+    assert sorted(p.name for p in project.iterdir()) == before
+
+
+def test_a_dataset_with_other_classes_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert start(monkeypatch, "--run", "one", "--trainer.max_epochs", "1") == 0
+    other = write_dataset(tmp_path / "other", task="regression")
+    with pytest.raises(Exception, match="trained for single_label"):
+        evaluate(Path("runs/one"), str(other))
+    text = (tmp_path / "other/dataset.json").read_text()
+    assert text
+    more = write_dataset(tmp_path / "more", sizes=(40, 41))
+    before = summary("one")
+    assert (
+        start(monkeypatch, "--resume", "one", "--data.path", str(more), "--trainer.max_epochs", "2", config=None) == 2
+    )
+    assert summary("one") == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    original, calls = ImageModel.training_step, []
+
+    def breaks(self: ImageModel, batch: Any, batch_idx: int) -> torch.Tensor:
+        calls.append(batch.ids.tolist())
+        loss = original(self, batch, batch_idx)
+        return loss * float("nan") if len(calls) >= 15 else loss  # in the second epoch of 12 steps
+
+    monkeypatch.setattr(ImageModel, "training_step", breaks)
+    assert start(monkeypatch, "--run", "bad") == 1
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and "no longer finite" in error[0]
+    assert ", ".join(map(str, calls[14])) in error[0], "the samples are named"
+    assert len(calls) < 15 + 11
+    told = summary("bad")
+    assert told["status"] == "failed" and "finite" in told["error"]
+    assert all(value.isfinite().all() for value in weights("bad").values())
+    assert torch.load("runs/bad/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_out_of_memory_names_the_micro_batch_to_try(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    def full(self: ImageModel, batch: Any, batch_idx: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ImageModel, "training_step", full)
+    assert start(monkeypatch, "--run", "full", "--data.global_batch_size", "12") == 1
+    assert "--data.micro_batch_size 6" in capfd.readouterr().err
+    assert summary("full")["status"] == "failed"
+
+
+def test_too_many_damaged_samples_end_the_run(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    root = write_dataset(tmp_path / "damaged", damaged={3: b"x", 50: b""})
+    arguments = ["--data.path", str(root), "--trainer.max_epochs", "2"]
+    assert start(monkeypatch, "--run", "few", *arguments, "--data.max_skipped_fraction", "0.05") == 0
+    told = summary("few")
+    assert told["skipped"] == 4 and told["status"] == "done"
+    assert len(Path("runs/few/skipped/rank-0.jsonl").read_text().splitlines()) == 4
+    assert start(monkeypatch, "--run", "many", *arguments, "--data.max_skipped_fraction", "0.01") == 1
+    assert "could not be decoded" in capfd.readouterr().err
+
+
+def wandb_records(run: str) -> list[Any]:
+    """The records of the newest offline W&B run."""
+    data = max(Path("runs", run, "wandb").glob("offline-run-*/run-*.wandb")).read_bytes()
+    assert data[:4] == b":W&B"
+    records, parts, offset = [], b"", 7
+    while offset + 7 <= len(data):
+        if 32_768 - offset % 32_768 < 7:  # LevelDB's log format: blocks of 32 KiB, chunks of checksum, length, type
+            offset += 32_768 - offset % 32_768
+            continue
+        length, kind = struct.unpack_from("<HB", data, offset + 4)
+        parts += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            record.ParseFromString(parts)
+            records.append(record)
+            parts = b""
+    return records
+
+
+def test_wandb_offline_has_config_metrics_and_pictures(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(project / "no-netrc"))
+    arguments = ["--run", "w", "--trainer.max_epochs", "1", "--log.wandb", "true", "--log.project", "demo"]
+    assert start(monkeypatch, *arguments) == 0
+    records = wandb_records("w")
+    run = next(r.run for r in records if r.HasField("run"))
+    assert (run.project, run.display_name, run.run_id) == ("demo", "w", Path("runs/w/wandb-id.txt").read_text().strip())
+    config = {i.key: json.loads(i.value_json) for r in records if r.HasField("config") for i in r.config.update}
+    config |= {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["data"]["global_batch_size"] == 8 and config["resolved"]["precision"] == "32-true"
+    logged: dict[str, Any] = {}
+    for record in records:
+        if record.HasField("history"):
+            logged |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+    assert {"train/loss", "train/learning_rate", "val/accuracy", "test/accuracy", "speed/images_per_second"} <= set(
+        logged
+    )
+    assert logged["test/accuracy"] == pytest.approx(summary("w")["metrics"]["test/accuracy"])
+    assert any(key.startswith("val/confusion_matrix") for key in logged)
+    pictures = list(Path("runs/w/wandb").glob("offline-run-*/files/media/images/val/predictions*.png"))
+    assert len(pictures) == 21
+
+
+def test_wandb_is_online_with_a_key_and_off_when_asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(project / "no-netrc"))
+    modes: list[str] = []
+    wandb.teardown()
+    for key in ("", "0123456789" * 4):
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setattr(logs, "WandbLogger", lambda **given: modes.append(given["mode"]))
+        logs.build(logs.LogSettings(), project / "run")
+        wandb.teardown()
+    assert modes == ["offline", "online"]
+    assert len(logs.build(logs.LogSettings(wandb=False), project / "run")) == 1
+
+
+def test_sigterm_saves_and_the_resume_ends_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--ledger", "true", "--trainer.max_epochs", "40", "--data.micro_batch_size", "4"]
+    assert start(monkeypatch, "--run", "whole", *arguments) == 0
+    process = spawn(project, "--run", "cut", *arguments)
+    lines = Path("runs/cut/ledger/rank-0.jsonl")
+    while not (lines.exists() and len(lines.read_text().splitlines()) > 30) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "--resume cut" in out and summary("cut")["status"] == "stopped"
+    stopped = summary("cut")["images_seen"]
+    assert 30 * 8 < stopped < 40 * 96
+    assert start(monkeypatch, "--resume", "last", "--data.micro_batch_size", "2", config=None) == 0
+    steps, whole = ledger("cut"), ledger("whole")
+    assert {place: sorted(ids) for place, ids in steps.items()} == {place: sorted(ids) for place, ids in whole.items()}
+    for epoch in range(40):
+        ids = Counter(i for (e, _), step in steps.items() if e == epoch for i in step)
+        assert ids == Counter(range(96)), "each sample exactly once"
+    rows = read(lines)
+    assert len(rows) == len({(row["epoch"], row["position"]) for row in rows}), "nothing was done twice"
+    told = summary("cut")
+    assert (told["status"], told["images_seen"]) == ("done", 40 * 96)
+    assert start(monkeypatch, "--resume", "cut", config=None) == 0, "a finished run only measures again"
+    assert summary("cut")["metrics"]["test/loss"] == pytest.approx(told["metrics"]["test/loss"])
+
+
+def test_two_ranks_killed_and_one_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices give the global batches of one, and after SIGKILL nothing behind the last checkpoint is lost."""
+    arguments = ["--ledger", "true", "--trainer.max_epochs", "6"]
+    assert start(monkeypatch, "--run", "one", *arguments) == 0
+    process = spawn(project, "--run", "two", *arguments, "--trainer.devices", "2", "--save_every_minutes", "0.0001")
+    paths = [Path(f"runs/two/ledger/rank-{rank}.jsonl") for rank in range(2)]
+    while not all(p.exists() and len(p.read_text().splitlines()) > 20 for p in paths) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, err
+    assert start(monkeypatch, "--resume", "two", "--trainer.devices", "1", config=None) == 0
+    two, one = ledger("two"), ledger("one")
+    assert {place: sorted(ids) for place, ids in two.items()} == {place: sorted(ids) for place, ids in one.items()}
+    assert summary("two")["images_seen"] == 6 * 96
+    assert summary("two")["metrics"]["test/accuracy"] > 0.9

@@ -1,0 +1,25 @@
+"""Train on packed images, then measure the best weights on the test split.
+
+    uv run train.py                                              # the sample images, about a minute on any CPU
+    uv run train.py --config configs/desktop.yaml --data.path D  # your images on one GPU
+    uv run train.py --resume last                                # go on where the newest run stopped
+    uv run train.py --help                                       # the settings; --help-all: every one
+
+Everything that a run leaves behind is in runs/<run>/. Exit status: 0 done, 1 failed, 2 bad input, 75 stopped by a
+signal with everything saved.
+"""
+
+from {{cookiecutter.package_name}}.training.cli import TrainingCLI, command
+
+
+def main() -> None:
+    with command():
+        cli = TrainingCLI()  # settings -> data, model, trainer; nothing is written yet
+        with cli.run as run:
+            cli.start()
+            cli.test()
+        print(run.report())
+
+
+if __name__ == "__main__":
+    main()
