@@ -22,9 +22,10 @@ from wandb.proto import wandb_internal_pb2
 
 import train
 from {{cookiecutter.package_name}}.training import logs
-from {{cookiecutter.package_name}}.training.cli import SHOWN_IN_HELP, TrainingCLI
+from {{cookiecutter.package_name}}.training.cli import TrainingCLI
 from {{cookiecutter.package_name}}.training.evaluate import evaluate
 from {{cookiecutter.package_name}}.training.model import ImageModel
+from {{cookiecutter.package_name}}.training.settings import SHOWN_IN_HELP
 from {{cookiecutter.package_name}}.training.witnesses import read
 
 from .conftest import PROJECT, write_dataset

@@ -158,10 +158,6 @@ def _conv_block(before: int, after: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
 
 
-def parameters_in_millions(model: nn.Module) -> float:
-    return sum(p.numel() for p in model.parameters()) / 1e6
-
-
 @torch.no_grad()
 def check_input(model: nn.Module, image_size: int) -> None:
     """Raise InputError where the network cannot take images of this size; costs one image."""

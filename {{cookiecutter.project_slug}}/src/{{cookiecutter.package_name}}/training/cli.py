@@ -1,16 +1,13 @@
-"""The command line of `train.py`: typed settings from files and flags become data, a model, a trainer and a run.
+"""What `train.py` does, step by step: settings become data, a model, a trainer and a run; train; test; sum up.
 
-Settings come from, each over the one before: the defaults in the code, the `--config` files in their order (without
-any: `configs/sample.yaml`; with `--resume`: the run's own), flags. Nothing is written before all are checked.
+Nothing is written before all settings are checked. Where they come from is in `settings`.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import re
 import sys
-import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,45 +26,17 @@ from .checkpoints import Checkpoints, DurableCheckpointIO
 from .meter import Meter, ProgressBar
 from .model import ImageModel
 from .pictures import Pictures
-from .run import Run, choose, find
+from .run import Run, choose
+from .settings import Parser, with_files
 from .witnesses import FiniteLoss, Ledger
 
-DEFAULT_CONFIG = Path("configs/sample.yaml")
-SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
-    "config",
-    "run",
-    "resume",
-    "ledger",
-    "seed_everything",
-    "log.wandb",
-    "log.tensorboard",
-    "data.path",
-    "data.global_batch_size",
-    "data.micro_batch_size",
-    "data.image_size",
-    "data.workers",
-    "data.fraction",
-    "data.crop_scale",
-    "model.backbone",
-    "model.weights",
-    "model.optimizer",
-    "model.learning_rate",
-    "model.weight_decay",
-    "model.warmup",
-    "model.label_smoothing",
-    "model.compile",
-    "trainer.max_epochs",
-    "trainer.devices",
-    "trainer.precision",
-    "trainer.gradient_clip_val",
-    "trainer.val_check_interval",
-]
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "max_steps": -1,
     "devices": 1,
     "benchmark": True,
     "log_every_n_steps": 50,
+    "enable_model_summary": False,
     "num_sanity_val_steps": 0,  # its metrics could become the best ones
     "use_distributed_sampler": False,  # the datamodule gives each rank its share
 }
@@ -91,49 +60,6 @@ def _say(sentence: object, status: int) -> int:
     return status
 
 
-class Parser(LightningArgumentParser):
-    """Short help, and errors of one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise InputError(shorten(message)) from None
-
-    def format_help(self, formatter: Any = None) -> str:
-        if "--help-all" in sys.argv:
-            return super().format_help(formatter)
-        lines = ["usage: uv run train.py [--config FILE]... [--run NAME] [--resume RUN] [any setting]", ""]
-        known = {action.dest: action for action in self._actions}
-        for name in SHOWN_IN_HELP:
-            action = known[name]
-            default = "" if action.default is None or name == "config" else f" [{action.default}]"
-            text = " ".join(str(action.help or "").split())
-            text = re.sub(r"\s*\((required, )?type:.*\)$", "", text) + default
-            lines.append(f"  --{name:<26} {textwrap.shorten(text, 88, placeholder=' ...')}")
-        lines += [
-            "",
-            "--help-all shows every setting; docs and the shipped files in configs/ say what they are for.",
-        ]
-        return "\n".join(lines) + "\n"
-
-
-def shorten(message: str) -> str:
-    """The parser's message as one sentence: the setting and what is wrong with it, without lists of types."""
-    text = " ".join(message.split())
-    text = re.sub(r"^Parser key \"?([\w.]+)\"?: ?", r"\1: ", text)
-    text = re.sub(
-        r"(Does not validate against any of the Union subtypes) Subtypes: .*? Errors: - (.*?) - .*",
-        r"\2",
-        text,
-    )
-    text = text.removeprefix("Validation failed: ").split(" Given value type:")[0].split(" Did you mean")[0]
-    unknown = re.match(r"[Uu]nrecognized arguments: (\S+)", text)
-    if unknown:
-        return f"{unknown[1]} is no setting; --help-all lists them"
-    key = re.search(r"(?:Key|key) '?\"?([\w.]+)'?\"? is not expected|No action for key \"?'?([\w.]+)", text)
-    if key:
-        return f"{key[1] or key[2]} is no setting; --help-all lists them"
-    return textwrap.shorten(text, 240, placeholder=" ...")
-
-
 class TrainingCLI(LightningCLI):
     """Parses, checks and builds; `run` is the context in which to train.
 
@@ -141,16 +67,7 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        arguments = list(sys.argv[1:] if args is None else args)
-        resume = _value(arguments, "--resume")
-        self.resumed = find(resume) if resume else None
-        if self.resumed:
-            arguments = ["--config", str(self.resumed / "config.yaml"), *arguments]
-        elif not any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
-            arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
-        if "--help-all" in arguments:
-            arguments = ["--help"]
-        _check_files(arguments)
+        arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
         self.meter = Meter()
         self._metrics: dict[str, float] = {}
         super().__init__(
@@ -175,18 +92,13 @@ class TrainingCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run", type=str | None, default=None, help="Name of the run's folder; null: the date and time."
-        )
-        parser.add_argument(
-            "--resume", type=str | None, default=None, help="Go on with this run; `last` is the newest."
-        )
-        parser.add_argument(
-            "--ledger", type=bool, default=False, help="Write down which samples each step was made of."
-        )
-        parser.add_argument(
-            "--save_every_minutes", type=float, default=10.0, help="Time between checkpoints within an epoch."
-        )
+        for name, kind, default, text in (
+            ("run", str | None, None, "Name of the run's folder; null: the date and time."),
+            ("resume", str | None, None, "Go on with this run; `last` is the newest."),
+            ("ledger", bool, False, "Write down which samples each step was made of."),
+            ("save_every_minutes", float, 10.0, "Time between checkpoints within an epoch."),
+        ):
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         parser.add_class_arguments(logs.LogSettings, "log")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.image_size", "model.image_size")
@@ -195,21 +107,18 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Keep what was asked for, then decide what was left to the hardware."""
-        for name, value, instead in (
-            ("max_steps", -1, "trainer.max_epochs; a resume could not tell where it is in steps"),
-            (
-                "accumulate_grad_batches",
-                1,
-                "data.micro_batch_size; gradients are accumulated up to data.global_batch_size",
-            ),
-        ):
-            if self.config.trainer[name] != value:
-                raise InputError(f"trainer.{name} cannot be set here: use {instead}")
+        if self.config.trainer.max_steps != -1:
+            raise InputError("trainer.max_steps cannot be set: use trainer.max_epochs, a resume counts in epochs")
+        if self.config.trainer.accumulate_grad_batches != 1:
+            raise InputError("trainer.accumulate_grad_batches cannot be set: use data.micro_batch_size")
         if not self.config.trainer.max_epochs or self.config.trainer.max_epochs < 1:
             raise InputError("trainer.max_epochs must be at least 1: the learning rate is computed from it")
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and what our own first line says
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips, and what our own first lines say
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch to Lightning
+        if self.resumed and (self.resumed / "checkpoints" / "last.ckpt").exists():
+            self.config.model.weights = None  # the checkpoint has newer ones
         device = hardware.accelerator(self.config.trainer.accelerator)
         hardware.prepare(device)
         self.device = device
@@ -273,9 +182,11 @@ class TrainingCLI(LightningCLI):
     def _announce(self) -> None:
         """What will happen, in two lines."""
         r, data = self.resolved, self.data
+        parameters = sum(p.numel() for p in self.model.parameters())
         print(
-            f"{self.run.folder}: {self.model.hparams['backbone']}, {len(data.order):,} images of {data.crop.size} px,"
-            f" {self.trainer.max_epochs} epochs, global batch {data.global_batch_size}"
+            f"{self.run.folder}: {self.model.hparams['backbone']} ({parameters / 1e6:.2g} million parameters),"
+            f" {len(data.order):,} images of {data.crop.size} pixels, {self.trainer.max_epochs} epochs,"
+            f" global batch {data.global_batch_size}"
             f"\n{self.trainer.world_size} x {hardware.device_name(self.device)}: {r['precision']},"
             f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
             f" compile {'on' if r['compile'] else 'off'}",
@@ -324,29 +235,3 @@ class TrainingCLI(LightningCLI):
             f"the device has no memory left with a micro-batch of {micro}: try --data.micro_batch_size {smaller}"
             f" (the global batch stays {self.data.global_batch_size}, gradients are accumulated)"
         )
-
-
-def _check_files(arguments: list[str]) -> None:
-    """Raise InputError, with the name, for a config file that is missing or no YAML."""
-    names = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
-    names += [b for a, b in itertools.pairwise(arguments) if a in ("-c", "--config")]
-    for name in names:
-        try:
-            yaml.safe_load(Path(name).read_text())
-        except OSError as error:
-            hint = "; run train.py from the project's folder" if Path(name) == DEFAULT_CONFIG else ""
-            raise InputError(f"--config {name} cannot be read ({error.strerror}){hint}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"--config {name} is no YAML ({' '.join(str(error).split())})") from None
-
-
-def _value(arguments: list[str], flag: str) -> str | None:
-    """What follows `flag` in the arguments."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith(flag + "="):
-            return argument.partition("=")[2]
-        if argument == flag:
-            if place + 1 == len(arguments):
-                raise InputError(f"{flag} needs a name behind it")
-            return arguments[place + 1]
-    return None

@@ -1,0 +1,135 @@
+"""Where the settings of a training come from, and how the command line speaks: short help, one-sentence errors.
+
+Each over the one before: the defaults in the code, the `--config` files in their order (without any:
+`configs/sample.yaml`; with `--resume`: the run's own), flags.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ..shards.errors import InputError
+from .run import find
+
+DEFAULT_CONFIG = Path("configs/sample.yaml")
+SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
+    "config",
+    "run",
+    "resume",
+    "ledger",
+    "seed_everything",
+    "log.wandb",
+    "log.tensorboard",
+    "data.path",
+    "data.global_batch_size",
+    "data.micro_batch_size",
+    "data.image_size",
+    "data.workers",
+    "data.fraction",
+    "data.crop_scale",
+    "model.backbone",
+    "model.weights",
+    "model.optimizer",
+    "model.learning_rate",
+    "model.weight_decay",
+    "model.warmup",
+    "model.label_smoothing",
+    "model.compile",
+    "trainer.max_epochs",
+    "trainer.devices",
+    "trainer.precision",
+    "trainer.gradient_clip_val",
+    "trainer.val_check_interval",
+]
+
+
+def with_files(given: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The arguments with the config files that go before them, and the folder of the run that `--resume` names."""
+    arguments, resume = list(given), _value(given, "--resume")
+    folder = find(resume) if resume else None
+    if folder:
+        arguments = ["--config", str(folder / "config.yaml"), *arguments]
+    elif not any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
+        arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
+    if "--help-all" in arguments:
+        arguments = ["--help"]
+    _check_files(arguments)
+    return arguments, folder
+
+
+def _check_files(arguments: list[str]) -> None:
+    """Raise InputError, with the name, for a config file that is missing or no YAML."""
+    names = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    names += [b for a, b in itertools.pairwise(arguments) if a in ("-c", "--config")]
+    for name in names:
+        try:
+            yaml.safe_load(Path(name).read_text())
+        except OSError as error:
+            hint = "; run train.py from the project's folder" if Path(name) == DEFAULT_CONFIG else ""
+            raise InputError(f"--config {name} cannot be read ({error.strerror}){hint}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"--config {name} is no YAML ({' '.join(str(error).split())})") from None
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    """What follows `flag` in the arguments."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith(flag + "="):
+            return argument.partition("=")[2]
+        if argument == flag:
+            if place + 1 == len(arguments):
+                raise InputError(f"{flag} needs a name behind it")
+            return arguments[place + 1]
+    return None
+
+
+class Parser(LightningArgumentParser):
+    """Short help, and errors of one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise InputError(shorten(message)) from None
+
+    def format_help(self, formatter: Any = None) -> str:
+        if "--help-all" in sys.argv:
+            return super().format_help(formatter)
+        lines = ["usage: uv run train.py [--config FILE]... [--run NAME] [--resume RUN] [any setting]", ""]
+        known = {action.dest: action for action in self._actions}
+        for name in SHOWN_IN_HELP:
+            action = known[name]
+            default = "" if action.default is None or name == "config" else f" [{action.default}]"
+            text = " ".join(str(action.help or "").split())
+            text = re.sub(r"\s*\((required, )?type:.*\)$", "", text) + default
+            lines.append(f"  --{name:<26} {textwrap.shorten(text, 88, placeholder=' ...')}")
+        lines += [
+            "",
+            "--help-all shows every setting; docs and the shipped files in configs/ say what they are for.",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def shorten(message: str) -> str:
+    """The parser's message as one sentence: the setting and what is wrong with it, without lists of types."""
+    text = " ".join(message.split())
+    text = re.sub(r"^Parser key \"?([\w.]+)\"?: ?", r"\1: ", text)
+    text = re.sub(
+        r"(Does not validate against any of the Union subtypes) Subtypes: .*? Errors: - (.*?) - .*",
+        r"\2",
+        text,
+    )
+    text = text.removeprefix("Validation failed: ").split(" Given value type:")[0].split(" Did you mean")[0]
+    unknown = re.match(r"[Uu]nrecognized arguments: (\S+)", text)
+    if unknown:
+        return f"{unknown[1]} is no setting; --help-all lists them"
+    key = re.search(r"(?:Key|key) '?\"?([\w.]+)'?\"? is not expected|No action for key \"?'?([\w.]+)", text)
+    if key:
+        return f"{key[1] or key[2]} is no setting; --help-all lists them"
+    return textwrap.shorten(text, 240, placeholder=" ...")
