@@ -140,12 +140,44 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
 
 
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="re-read a packed dataset and report every damage",
+        description="Compare checksums, walk headers and decode every image and target of DATASET. Status 1: damage.",
+    )
+    parser.add_argument("dataset", type=Path, metavar="DATASET")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="shards at a time (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from .packing.report import progress_bar
+    from .verify import verify
+
+    if arguments.workers < 1:
+        raise InputError(f"--workers is {arguments.workers}, it must be at least 1")
+    with progress_bar("verifying") as progress:
+        report = verify(arguments.dataset, arguments.workers, progress)
+    size = f"{report['samples']:,} samples in {report['shards']:,} shards, {report['bytes'] / 1e6:,.1f} MB"
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        for damage in report["damages"]:
+            print(f"{damage['shard']} {damage['key'] or ''} {damage['offset'] or ''}: {damage['error']}")
+        print(size)
+    if report["damages"]:
+        raise RunError(f"{len(report['damages'])} damages in {arguments.dataset}; restore the shards or pack it again")
+
+
 def main() -> int:
     """Run the command that the arguments name; returns the exit status."""
     parser = _Parser(prog=f"python -m {__package__}", description="Commands beside training.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_pack(commands)
     _add_evaluate(commands)
+    _add_verify(commands)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

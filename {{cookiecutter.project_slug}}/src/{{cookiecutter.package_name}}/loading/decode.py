@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))  # 134 megapixels: a bomb fails instead of filling RAM
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # what is damaged is told in our own words
 import cv2
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
