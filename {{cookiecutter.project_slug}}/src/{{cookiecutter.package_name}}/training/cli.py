@@ -213,7 +213,7 @@ class TrainingCLI(LightningCLI):
             "seconds": round(self.meter.seconds, 3),
             "kwh": None,
             "cost": None,
-            "skipped": self.data.skipped,
+            "skipped": self.run.skipped,
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
             "hardware": hardware.device_name(self.device),

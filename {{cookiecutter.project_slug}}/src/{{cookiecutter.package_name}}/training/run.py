@@ -100,6 +100,12 @@ class Run:
         best = self.folder / "checkpoints" / "best.ckpt"
         return best if best.exists() else best.with_name("last.ckpt")
 
+    @property
+    def skipped(self) -> int:
+        """Times that a sample was skipped, on all ranks and in all attempts."""
+        lines = [line for path in self.folder.glob("skipped/rank-*.jsonl") for line in path.read_text().splitlines()]
+        return len({(row["epoch"], row["shard"], row["key"]) for row in map(json.loads, lines)})
+
     def __enter__(self) -> Run:
         os.environ[_NAME_VARIABLE] = self.folder.name
         self._create()
