@@ -19,6 +19,7 @@ help:  ## this list
 
 demo: bake  ## bake a project with the default answers, train it on its sample images, report
 	@$(IN_BAKE) demo
+	@command -v uv >/dev/null || echo 'To call uv yourself: export PATH="$(abspath $(dir $(UV))):$$PATH"'
 	@echo "The project is in $(BAKE)/: cd there, or answer the questions for one of your own (README.md)."
 
 new: | $(UV)  ## answer the questions and get a project of your own beside this folder (or in OUT=folder)

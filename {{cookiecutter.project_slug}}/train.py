@@ -9,11 +9,13 @@ Everything that a run leaves behind is in runs/<run>/. Exit status: 0 done, 1 fa
 signal with everything saved.
 """
 
-from {{cookiecutter.package_name}}.training.cli import TrainingCLI, command
+from {{cookiecutter.package_name}}.command import command
 
 
 def main() -> None:
     with command():
+        from {{cookiecutter.package_name}}.training.cli import TrainingCLI  # seconds of imports, in which Ctrl-C may come
+
         cli = TrainingCLI()  # settings -> data, model, trainer; nothing is written yet
         with cli.run as run:
             cli.start()

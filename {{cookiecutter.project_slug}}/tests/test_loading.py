@@ -16,6 +16,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from {{cookiecutter.package_name}}.fetching.store import Store
 from {{cookiecutter.package_name}}.loading.datamodule import ShardDataModule
 from {{cookiecutter.package_name}}.loading.decode import IMAGE_FIELDS, Crop, DecodeError, decode_image, target_decoder
 from {{cookiecutter.package_name}}.loading.loader import Batch, ShardLoader, SkipLog
@@ -23,7 +24,6 @@ from {{cookiecutter.package_name}}.loading.order import Order
 from {{cookiecutter.package_name}}.loading.sampler import EvalSampler, TrainSampler
 from {{cookiecutter.package_name}}.shards.dataset import Dataset
 from {{cookiecutter.package_name}}.shards.errors import InputError, RunError
-from {{cookiecutter.package_name}}.shards.store import Store
 
 from .conftest import encoded, picture, write_dataset
 

@@ -90,7 +90,7 @@ def test_each_shard_has_an_index_and_the_right_checksum(tmp_path: Path) -> None:
         index = ShardIndex.load(path.with_name(path.name + ".index"))
         assert index is not None
         assert (len(index), index.fields) == (shard.samples, ["cls", "jpg"])
-        assert index.shard_mtime_ns == path.stat().st_mtime_ns
+        assert index.stamp[1] == path.stat().st_mtime_ns
         assert (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()) == (
             shard.bytes,
             shard.sha256,

@@ -185,11 +185,11 @@ def test_metrics_file_takes_new_columns_and_goes_on(tmp_path: Path) -> None:
     ]
 
 
-ROOMS = ["shards", "packing", "loading", "training"]
 MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside the standard library
-    "shards": ({"shards"}, {"numpy", "fsspec", "filelock"}),
-    "packing": ({"shards", "packing"}, {"numpy", "cv2", "filelock", "pyarrow", "rich", "webdataset"}),
-    "loading": ({"shards", "loading"}, {"numpy", "cv2", "torch", "lightning"}),
+    "shards": ({"shards"}, {"numpy"}),
+    "packing": ({"shards", "packing"}, {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "webdataset"}),
+    "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),
+    "loading": ({"shards", "fetching", "loading"}, {"numpy", "cv2", "torch", "lightning"}),
 }
 
 

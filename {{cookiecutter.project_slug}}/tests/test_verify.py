@@ -18,7 +18,10 @@ from .conftest import encoded, write_dataset
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["x", "verify", *arguments])
-    return commands.main()
+    try:
+        return commands.main()
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 def test_a_whole_dataset_is_whole(

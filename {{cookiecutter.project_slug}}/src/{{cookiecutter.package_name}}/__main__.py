@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .command import command
 from .shards.errors import InputError, RunError
 
 STOPPED = 75
@@ -89,8 +90,9 @@ def _add_pack(commands: Any) -> None:
     parser.set_defaults(run=_pack)
 
 
-def _pack(arguments: argparse.Namespace) -> None:
+def _pack(arguments: argparse.Namespace) -> int:
     from .packing.pack import Recipe, pack
+    from .packing.pool import Stopped
     from .packing.report import progress_bar, render
     from .packing.sources import Columns
 
@@ -106,17 +108,68 @@ def _pack(arguments: argparse.Namespace) -> None:
         limit=arguments.limit,
         seed=arguments.seed,
     )
-    with progress_bar("packing") as progress:
-        report = pack(
-            arguments.source,
-            arguments.dest,
-            recipe,
-            arguments.workers,
-            force=arguments.force,
-            max_damaged_fraction=arguments.max_damaged_fraction,
-            progress=progress,
-        )
+    try:
+        with progress_bar("packing") as progress:
+            report = pack(
+                arguments.source,
+                arguments.dest,
+                recipe,
+                arguments.workers,
+                force=arguments.force,
+                max_damaged_fraction=arguments.max_damaged_fraction,
+                progress=progress,
+            )
+    except (Stopped, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped; run the same command again", file=sys.stderr)
+        return STOPPED
     print(json.dumps(report) if arguments.json else render(report))
+    return 0
+
+
+def _add_index(commands: Any) -> None:
+    parser = commands.add_parser(
+        "index",
+        help="make a dataset of tar shards that others packed, without copying them",
+        description="Read the tars of SOURCE once, from begin to end, and write dataset.json and an index beside them. "
+        "Interrupted, the same command goes on.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a folder of tars, or a pattern like x-{000..099}.tar")
+    parser.add_argument(
+        "--val", metavar="PATTERN", help="shards to validate on, such as '*-val-*' (default: by folder)"
+    )
+    parser.add_argument("--test", metavar="PATTERN", help="shards to test on")
+    parser.add_argument("--names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="shards at a time (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=_index)
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from .packing.adopt import adopt
+    from .packing.report import progress_bar
+
+    _at_least_one("--workers", arguments.workers)
+    try:
+        names = arguments.names.read_text().splitlines() if arguments.names else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--names {arguments.names} cannot be read ({error})") from None
+    patterns = {split: getattr(arguments, split) for split in ("val", "test") if getattr(arguments, split)}
+    with progress_bar("indexing", "MB", 1e-6) as progress:
+        report = adopt(arguments.source, patterns, names, arguments.workers, progress)
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    print(f"{report['dataset']}: {report['task']}, {report['targets']} targets, fields {', '.join(report['fields'])}")
+    for split, facts in report["splits"].items():
+        print(f"  {split:<6}{facts['samples']:>11,} samples {facts['shards']:>6,} shards")
+    if report["lacking"]:
+        examples = "; ".join(report["lacking_examples"])
+        print(f"  {report['lacking']:,} samples lack an image or a target and will be skipped, such as {examples}")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{name} is {value}, it must be at least 1")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -156,8 +209,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     from .packing.report import progress_bar
     from .verify import verify
 
-    if arguments.workers < 1:
-        raise InputError(f"--workers is {arguments.workers}, it must be at least 1")
+    _at_least_one("--workers", arguments.workers)
     with progress_bar("verifying") as progress:
         report = verify(arguments.dataset, arguments.workers, progress)
     size = f"{report['samples']:,} samples in {report['shards']:,} shards, {report['bytes'] / 1e6:,.1f} MB"
@@ -173,24 +225,13 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run the command that the arguments name; returns the exit status."""
-    parser = _Parser(prog=f"python -m {__package__}", description="Commands beside training.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    _add_pack(commands)
-    _add_evaluate(commands)
-    _add_verify(commands)
-    arguments = parser.parse_args()
-    try:
-        arguments.run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return STOPPED if type(error).__name__ == "Stopped" else 1
-    except KeyboardInterrupt:
-        print("stopped; run the same command again", file=sys.stderr)
-        return STOPPED
-    return 0
+    with command():
+        parser = _Parser(prog=f"python -m {__package__}", description="Commands beside training.")
+        commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+        for add in (_add_pack, _add_index, _add_verify, _add_evaluate):
+            add(commands)
+        arguments = parser.parse_args()
+        return int(arguments.run(arguments) or 0)
 
 
 if __name__ == "__main__":

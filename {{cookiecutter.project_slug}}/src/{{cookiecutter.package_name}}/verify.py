@@ -1,4 +1,4 @@
-"""Re-read a whole dataset: checksums, headers, every image and every target; name each damage by shard, key and offset."""
+"""Re-read a whole dataset, every image and target, and name each damage by shard, key and offset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def verify(root: Path, workers: int, progress: Callable[[int, int], None]) -> di
         progress: is called with (samples done, samples in all).
 
     Returns {"samples", "shards", "bytes", "damages": [{"shard", "key", "offset", "error"}]}; key and offset are None
-    where the whole shard is meant, and offset where the sample lacks the field. Raises InputError where there is no dataset.
+    where the whole shard is meant, offset alone where the sample lacks the field.
+
+    Raises InputError where there is no dataset.
     """
     dataset = Dataset.open(root)
     shards = [shard for split in dataset.splits.values() for shard in split]
@@ -45,7 +47,7 @@ def verify(root: Path, workers: int, progress: Callable[[int, int], None]) -> di
 
 
 def _verify_shard(dataset: Dataset, shard: Shard) -> list[dict[str, Any]]:
-    path = dataset.root / shard.name
+    path = Path(dataset.root) / shard.name
     found: list[dict[str, Any]] = []
 
     def report(error: object, key: str | None = None, offset: int | None = None) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from ..shards.dataset import Dataset
+from ..fetching.cache import Cache, default_folder
+from ..fetching.remote import open_dataset
+from ..fetching.store import Store
 from ..shards.errors import InputError
-from ..shards.store import Store
 from .decode import IMAGE_FIELDS, Crop, target_decoder
-from .loader import ShardLoader, SkipLog
+from .loader import PREFETCH, ShardLoader, SkipLog
 from .order import Order
 from .sampler import EvalSampler, TrainSampler
 
@@ -29,7 +30,7 @@ class ShardDataModule(L.LightningDataModule):
     """Images and targets of a packed dataset.
 
     Args:
-        path: folder that `pack` wrote.
+        path: folder that `pack` wrote, or its URL (https, s3, gs, hf or any other that fsspec reads).
         global_batch_size: images in one optimizer step, over all devices.
         micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
             Where it is smaller, gradients are accumulated.
@@ -43,6 +44,9 @@ class ShardDataModule(L.LightningDataModule):
         flip: probability of a mirrored image in training.
         eval_crop: share of the shorter side that validation and test look at, from the centre.
         max_skipped_fraction: end the run when more samples than this share of a split cannot be decoded.
+        cache: folder on this node's own disk for the shards of a URL; null: lightning-shards in ~/.cache, on Slurm
+            in $TMPDIR.
+        cache_bytes: bytes it may hold, at least two windows and some batches; null: half of what is free on its disk.
     """
 
     def __init__(
@@ -60,10 +64,12 @@ class ShardDataModule(L.LightningDataModule):
         flip: float = 0.5,
         eval_crop: float = 0.875,
         max_skipped_fraction: float = 0.01,
+        cache: str | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         super().__init__()
         _check_settings(locals())
-        self.dataset = Dataset.open(path)
+        self.dataset = open_dataset(path)
         if not self.dataset.splits.get("train"):
             raise InputError(f"{path} has no split named train: pack it again")
         self.global_batch_size, self.micro_batch_size, self.workers, self.seed = (
@@ -87,8 +93,12 @@ class ShardDataModule(L.LightningDataModule):
         if global_batch_size > len(self.order):
             raise InputError(
                 f"data.global_batch_size {global_batch_size} is larger than the training set"
-                f" ({len(self.order)} samples): lower it"
+                f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
+        self._cache = (Path(cache) if cache else default_folder(), cache_bytes)
+        if new_cache := self._new_cache():
+            held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
+            new_cache.check_capacity(self.order.reach((PREFETCH + 2) * global_batch_size), shards, held_out)
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
         self._loaders: dict[str, ShardLoader] = {}
@@ -126,6 +136,16 @@ class ShardDataModule(L.LightningDataModule):
         self.position += self.global_batch_size
         self.images_seen += self.global_batch_size
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """(epoch, position in its order)."""
+        return self.epoch, self.position
+
+    def batches(self, accumulation: int) -> tuple[int, int]:
+        """Micro-batches of this epoch before and behind the place, counted from the epoch's end."""
+        whole, left = (n // self.global_batch_size for n in (len(self.order), len(self.order) - self.position))
+        return (whole - left) * accumulation, left * accumulation
+
     def finish_epoch(self) -> None:
         self.epoch, self.position = self.epoch + 1, 0
 
@@ -136,7 +156,6 @@ class ShardDataModule(L.LightningDataModule):
             self.order, self.trainer.global_rank, self.trainer.world_size, micro, accumulation, self._start
         )
         sampler.set_epoch(self.epoch)  # Lightning announces the first epoch after a resume too late
-        self._fit_counters(sampler)
         return self._loader("train", sampler, self.seed)
 
     def val_dataloader(self) -> ShardLoader | list[ShardLoader]:
@@ -173,12 +192,7 @@ class ShardDataModule(L.LightningDataModule):
             state_dict["position"],
             state_dict["images_seen"],
         )
-        self._start = (self.epoch, self.position)
-
-    @property
-    def skipped(self) -> int:
-        """Samples that this process skipped, over all splits."""
-        return sum(loader.skipped.total for loader in self._loaders.values())
+        self._start = self.place
 
     @property
     def wait_seconds(self) -> float:
@@ -196,10 +210,13 @@ class ShardDataModule(L.LightningDataModule):
         sampler = EvalSampler(self.dataset.samples(split), self.trainer.global_rank, self.trainer.world_size, micro)
         return self._loader(split, sampler, None)
 
+    def _new_cache(self) -> Cache | None:
+        return Cache(self.dataset.root, *self._cache) if isinstance(self.dataset.root, str) else None
+
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
         assert self.trainer is not None
         targets = len(self.dataset.targets)
-        store = Store(self.dataset, split, (IMAGE_FIELDS, target_decoder(self.task, targets)[0]))
+        store = Store(self.dataset, split, (IMAGE_FIELDS, target_decoder(self.task, targets)[0]), self._new_cache())
         log = Path(self.trainer.default_root_dir) / "skipped" / f"rank-{self.trainer.global_rank}.jsonl"
         self._loaders[split] = ShardLoader(
             store,
@@ -215,27 +232,13 @@ class ShardDataModule(L.LightningDataModule):
         )
         return self._loaders[split]
 
-    def _fit_counters(self, sampler: TrainSampler) -> None:
-        """Make Lightning's batch counters agree with the position after a resume in mid-epoch.
-
-        It counts micro-batches; another global batch or accumulation changes how many of them the epoch has and had.
-        """
-        assert self.trainer is not None
-        loop = self.trainer.fit_loop
-        if not (loop.restarting and self.position):
-            return
-        progress, remaining = loop.epoch_loop.batch_progress, sampler.remaining(self.position)
-        shift = len(sampler) - remaining - progress.current.processed  # type: ignore[attr-defined]
-        for counter in ("ready", "started", "processed", "completed"):
-            setattr(progress.current, counter, getattr(progress.current, counter) + shift)
-        progress.is_last_batch = remaining == 0
-
 
 def _check_settings(settings: dict[str, Any]) -> None:
     """One sentence for a value outside its range."""
     low, high = settings["crop_scale"]
     rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "global_batch_size micro_batch_size workers window_samples window_bytes": ("at least 1", lambda x: x >= 1),
+        "global_batch_size micro_batch_size workers window_samples": ("at least 1", lambda x: x >= 1),
+        "window_bytes cache_bytes": ("at least 1", lambda x: x >= 1),
         "image_size": ("at least 8", lambda x: x >= 8),
         "seed": ("at least 0", lambda x: x >= 0),
         "fraction eval_crop": ("above 0 and at most 1", lambda x: 0 < x <= 1),

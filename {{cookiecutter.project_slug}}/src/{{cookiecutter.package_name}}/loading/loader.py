@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..fetching.store import Store
 from ..shards.errors import RunError
-from ..shards.store import Store
 from .decode import Crop, DecodeError, decode_image, target_decoder
 from .order import sample_keys, uniform
 from .sampler import PADDING, Sampler
 
 CHUNK = 16  # rows that one thread decodes in one go: long enough to hide the hand-over, short enough to share a batch
+PREFETCH = 4  # batches made ahead
+Chunks = list[Future[list[dict[str, object]]]]  # parts of a batch in the making; each gives its lines for the skip log
 
 
 class Batch(NamedTuple):
@@ -93,7 +95,7 @@ class ShardLoader:
         seed: int | None,
         workers: int,
         skipped: SkipLog,
-        prefetch: int = 4,
+        prefetch: int = PREFETCH,
         pin_memory: bool = False,
     ) -> None:
         self.store, self.sampler, self.crop, self.seed, self.skipped = store, sampler, crop, seed, skipped
@@ -111,70 +113,72 @@ class ShardLoader:
         epoch = self.sampler.epoch
         self.skipped.in_pass = 0
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
-        pending: deque[tuple[Batch, list[Future[list[dict[str, object]]]]]] = deque()
+        pending: deque[tuple[Batch, Chunks]] = deque()
+        expect = self._expecter()
         try:
             for ids in self.sampler:
+                expect(pending[0][0].ids.numpy() if pending else ids, ids)
                 pending.append(self._submit(pool, ids, epoch))
                 if len(pending) > self.prefetch:
                     yield self._finish(*pending.popleft())
             while pending:
                 yield self._finish(*pending.popleft())
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            self.store.close()
+            pool.shutdown(wait=True)
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, ids: NDArray[np.int64], epoch: int
-    ) -> tuple[Batch, list[Future[list[dict[str, object]]]]]:
+    def _expecter(self) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None]:
+        """A function that tells the store, of the oldest and the newest batch in the making, which shards come next:
+        those of their windows, of the windows in between and of the one after."""
+        windows = self.sampler.windows() or [np.array([number]) for number in range(len(self.store.shards))]
+        window_of = np.zeros(len(self.store.shards), np.int64)
+        for number, shards in enumerate(windows):
+            window_of[shards] = number
+        current = (-1, -1)
+
+        def expect(oldest: NDArray[np.int64], newest: NDArray[np.int64]) -> None:
+            nonlocal current
+            first, last = (window_of[self.store.numbers(ids[ids != PADDING])] for ids in (oldest, newest))
+            if len(first) and len(last) and (first.min(), last.max()) != current:
+                current = first.min(), last.max()
+                self.store.expect(np.concatenate(windows[current[0] : current[1] + 2]).tolist())
+
+        return expect
+
+    def _submit(self, pool: ThreadPoolExecutor, ids: NDArray[np.int64], epoch: int) -> tuple[Batch, Chunks]:
         size, rows = self.crop.size, len(ids)
         images = torch.empty((rows, size, size, 3), dtype=torch.uint8, pin_memory=self.pin_memory)
         targets = torch.zeros((rows, *self._target_shape), dtype=self._target_type)
-        valid = torch.zeros(rows, dtype=torch.bool)
         keys = torch.from_numpy(sample_keys(self.seed or 0, epoch, ids))
-        draws = None if self.seed is None else uniform(self.seed, epoch, ids, self.crop.draws)
+        valid = torch.zeros(rows, dtype=torch.bool)
         batch = Batch(images.permute(0, 3, 1, 2), targets, torch.from_numpy(ids), keys, valid)
-        arrays = images.numpy(), targets.numpy(), valid.numpy()
+        draws = None if self.seed is None else uniform(self.seed, epoch, ids, self.crop.draws)
         step = max(1, min(CHUNK, -(-rows // self.workers)))
-        chunks = [
-            pool.submit(self._decode_rows, range(first, min(first + step, rows)), ids, draws, epoch, *arrays)
-            for first in range(0, rows, step)
-        ]
-        return batch, chunks
+        chunks = [range(first, min(first + step, rows)) for first in range(0, rows, step)]
+        return batch, [pool.submit(self._decode_rows, chunk, batch, draws, epoch) for chunk in chunks]
 
     def _decode_rows(
-        self,
-        rows: range,
-        ids: NDArray[np.int64],
-        draws: NDArray[np.float64] | None,
-        epoch: int,
-        images: NDArray[np.uint8],
-        targets: NDArray[np.generic],
-        valid: NDArray[np.bool_],
+        self, rows: range, batch: Batch, draws: NDArray[np.float64] | None, epoch: int
     ) -> list[dict[str, object]]:
         """Fill the rows of a batch; what could not be decoded is returned as lines for the skip log."""
+        images, targets, valid = batch.images.permute(0, 2, 3, 1).numpy(), batch.targets.numpy(), batch.valid.numpy()
         skipped: list[dict[str, object]] = []
-        for row in rows:
-            if ids[row] == PADDING:
+        for row, number in zip(rows, batch.ids[rows.start : rows.stop].tolist(), strict=True):
+            if number == PADDING:
                 continue
-            shard, place = self.store.locate(int(ids[row]))
+            shard, place = self.store.locate(number)
             try:
                 image, target = shard.read(place)
                 targets[row] = self._decode_target(target)
                 self.crop(decode_image(image), None if draws is None else draws[row], images[row])
                 valid[row] = True
             except (DecodeError, KeyError) as error:
-                skipped.append(
-                    {
-                        "id": int(ids[row]),
-                        "epoch": epoch,
-                        "shard": shard.name,
-                        "key": shard.keys[place],
-                        "offset": shard.offset(place),
-                        "error": str(error.args[0]),
-                    }
-                )
+                where = {"shard": shard.name, "key": shard.keys[place], "offset": shard.offset(place)}
+                skipped.append({"id": number, "epoch": epoch, **where, "error": str(error.args[0])})
         return skipped
 
-    def _finish(self, batch: Batch, chunks: list[Future[list[dict[str, object]]]]) -> Batch:
+    def _finish(self, batch: Batch, chunks: Chunks) -> Batch:
         began = time.perf_counter()
         skipped = [entry for chunk in chunks for entry in chunk.result()]
         if not batch.valid.all():

@@ -110,6 +110,13 @@ class Order:
         shards, edges, _ = self._plan(epoch)
         return np.split(shards, edges[1:-1])
 
+    def reach(self, samples: int) -> int:
+        """Bytes at most of the windows that `samples` in a row touch, in any epoch: two windows and what is between."""
+        count, size = self._samples[self._subset], self._bytes[self._subset]
+        densest = float((size / np.maximum(count, 1)).max())
+        window = max(int(size.max()), min(self._limits[1], int(self._limits[0] * densest)))
+        return min(int(size.sum()), 2 * window + int(samples * densest) + 1)
+
     def _make_plan(self, epoch: int) -> tuple[NDArray[np.int64], list[int], NDArray[np.int64]]:
         """The epoch's shards, where each window begins among them, and at which position of the order."""
         shards = self._subset[permutation(len(self._subset), self.seed, _SHARDS, epoch)]

@@ -19,11 +19,15 @@ PADDING = -1  # the id of a row that stands for no sample
 
 
 class Sampler(Protocol):
-    """The ids of each batch of this rank, int64 (B,). Lightning calls `set_epoch` before each epoch."""
+    """The ids of each batch of this rank, int64 (B,). Lightning calls `set_epoch` before each epoch.
+
+    `windows` are the shards of each window, in the order of reading; none where the shards are read as they are stored.
+    """
 
     epoch: int
 
     def set_epoch(self, epoch: int) -> None: ...
+    def windows(self) -> list[NDArray[np.int64]]: ...
     def __iter__(self) -> Iterator[NDArray[np.int64]]: ...
     def __len__(self) -> int: ...
 
@@ -50,6 +54,9 @@ class TrainSampler:
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def windows(self) -> list[NDArray[np.int64]]:
+        return self.order.windows(self.epoch)
 
     def remaining(self, position: int) -> int:
         """Micro-batches from `position` to the epoch's end."""
@@ -78,6 +85,9 @@ class EvalSampler:
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def windows(self) -> list[NDArray[np.int64]]:
+        return []
 
     def __len__(self) -> int:
         return -(-self.count // (self.micro * self.world))

@@ -66,7 +66,7 @@ class Recipe:
             ),
             ("--short-side", self.short_side is None or self.short_side > 0, "1 or more"),
             ("--quality", 1 <= self.quality <= 100, "1 to 100"),
-            ("--shard-bytes", self.shard_bytes > 0, "1 or more"),
+            ("--shard-bytes", self.shard_bytes >= 10_000, "10K or more"),
             ("--limit", self.limit is None or self.limit > 0, "1 or more"),
             ("--seed", self.seed >= 0, "0 or more"),
             ("--workers", workers > 0, "1 or more"),
@@ -111,6 +111,8 @@ def pack(
     these the same command goes on where it was.
     """
     recipe.check(workers)
+    if not 0 <= max_damaged_fraction <= 1:
+        raise InputError(f"--max-damaged-fraction is {max_damaged_fraction}, it must be between 0 and 1")
     source, dest = source.resolve(), dest.resolve()
     images = recipe.columns.images.resolve() if recipe.columns.images else None
     recipe = replace(recipe, columns=replace(recipe.columns, images=images))
@@ -119,7 +121,10 @@ def pack(
         (work / "old").rename(dest)  # killed between the two renames of `_publish`
     _check_places(source, dest, images, force)
     made = [folder for folder in (work, *work.parents) if not folder.exists()]
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{dest} cannot be made ({error.strerror}): choose another place") from None
     try:
         with filelock.FileLock(work / "lock", timeout=0):
             started = time.monotonic()

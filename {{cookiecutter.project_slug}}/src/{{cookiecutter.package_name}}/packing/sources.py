@@ -111,12 +111,15 @@ def _batches(table: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
 def _table_rows(table: Path, task: str, columns: Columns) -> Iterator[Row]:
     """A table with a path and one or more targets a row."""
     wanted = [columns.path, *([columns.split] if columns.split else []), *columns.targets]
-    row = 0
+    row, root = 0, str(columns.images or table.parent).rstrip("/") + "/"
     for batch in _batches(table, wanted):
         for path, *cells in zip(*(column.fill_null("").to_pylist() for column in batch.columns), strict=True):
             row += 1
+            path = path.removeprefix(root)  # absolute paths are common, and fine where they lie below the root
             if not path or path.startswith("/") or ".." in path.split("/"):
-                raise InputError(f"{table}: row {row} has the path {path!r}; paths must lie below the images' folder")
+                raise InputError(
+                    f"{table}: row {row} has the path {path!r}; paths must lie below {root} (or below --images)"
+                )
             split = _SPLIT_NAMES.get(cells.pop(0).lower()) if columns.split else -1
             if split is None:
                 raise InputError(f"{table}: row {row} names an unknown split; there are {', '.join(_SPLIT_NAMES)}")

@@ -38,7 +38,7 @@ class Dataset:
     """A dataset as `dataset.json` describes it.
 
     Attributes:
-        root: the folder that holds `dataset.json`.
+        root: the folder or URL that holds `dataset.json`.
         task: what the targets are: `single_label` (field `cls`, a class number), `multi_label` (field `json`,
             `{"labels": [class numbers]}`) or `regression` (field `json`, `{"targets": [numbers]}`).
         targets: class names, or the names of the numbers.
@@ -46,7 +46,7 @@ class Dataset:
         packed: how it was made, for people.
     """
 
-    root: Path
+    root: Path | str
     task: str
     targets: Sequence[str]
     splits: Mapping[str, Sequence[Shard]]
@@ -75,30 +75,32 @@ class Dataset:
             "packed": dict(self.packed),
             "fingerprint": self.fingerprint,
         }
-        write_durably(self.root / "dataset.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+        write_durably(Path(self.root) / "dataset.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
 
     @classmethod
     def open(cls, root: Path | str) -> Dataset:
-        """Read `root/dataset.json`. Raises InputError where it is missing, damaged or of another version."""
-        root = Path(root)
-        path = root / "dataset.json"
+        """Read `dataset.json` in a folder. Raises InputError where it is missing, damaged or of another version."""
         try:
-            content = json.loads(path.read_bytes())
+            return cls.parse((Path(root) / "dataset.json").read_bytes(), Path(root))
+        except (FileNotFoundError, NotADirectoryError):
+            why = f"{root} is no packed dataset (no dataset.json): make it with `pack SOURCE {root}`"
+            raise InputError(why) from None
+
+    @classmethod
+    def parse(cls, text: bytes, root: Path | str) -> Dataset:
+        """The dataset at `root` (a folder or a URL) with this `dataset.json`. Raises InputError for another text."""
+        path = f"{root}/dataset.json"
+        try:
+            content = json.loads(text)
             if content["format"] != FORMAT:
-                raise InputError(
-                    f"{path} has format {content['format']!r}, this version reads {FORMAT!r}: pack it again"
-                )
+                wrong = f"{path} has format {content['format']!r}, this version reads {FORMAT!r}: pack it again"
+                raise InputError(wrong)
             splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
             dataset = cls(root, content["task"], content["targets"], splits, content["packed"])
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(
-                f"{root} is no packed dataset (no dataset.json): make it with `pack SOURCE {root}`"
-            ) from None
+            names = [Path(shard.name) for shards in splits.values() for shard in shards]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}): pack the dataset again") from None
-        if dataset.task not in TASKS or any(
-            Path(s.name).is_absolute() or ".." in Path(s.name).parts for x in splits.values() for s in x
-        ):
+        if dataset.task not in TASKS or any(name.is_absolute() or ".." in name.parts for name in names):
             raise InputError(f"{path} is damaged: unknown task, or a shard outside the dataset's folder")
         if dataset.fingerprint != content.get("fingerprint"):
             raise InputError(f"{path} was changed after packing: its fingerprint does not fit; pack the dataset again")

@@ -27,14 +27,7 @@ BLOCK = 512
 SIDECAR_VERSION = 1
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset.tariterators.base_plus_ext
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_REFUSED = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device",
-    b"4": "a device",
-    b"6": "a pipe",
-    b"S": "a sparse file",
-}
+_REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
 
 
 class Member(NamedTuple):
@@ -114,7 +107,7 @@ def walk(file: BinaryIO) -> Iterator[Member]:
             size = int(extended["size"])
             offset = data + -(-size // BLOCK) * BLOCK
         name = extended.get("path") or _header_name(block)
-        if kind_flag in _REFUSED or any(key.startswith("GNU.sparse") for key in extended):
+        if kind_flag in _REFUSED or kind_flag == b"S" or any(key.startswith("GNU.sparse") for key in extended):
             what = _REFUSED.get(kind_flag, "a sparse file")
             raise ValueError(
                 f"holds {what} ({name!r}); write the shard with plain files (tar --dereference, without --sparse)"
@@ -134,7 +127,7 @@ class ShardIndex:
         data: int64 (N, F), offset of the field's bytes in the tar; -1 where the sample lacks the field.
         size: int64 (N, F), its length in bytes.
         check: uint32 (N, F), CRC-32 of the member's header block (the 512 bytes before `data`).
-        shard_bytes, shard_mtime_ns: of the tar when it was walked; other values make the index stale.
+        stamp: (bytes, modification time in ns) of the tar when it was walked; others make the index stale.
     """
 
     keys: list[str]
@@ -142,8 +135,7 @@ class ShardIndex:
     data: NDArray[np.int64]
     size: NDArray[np.int64]
     check: NDArray[np.uint32]
-    shard_bytes: int
-    shard_mtime_ns: int
+    stamp: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -183,15 +175,8 @@ class ShardIndex:
         for row, sample in enumerate(samples.values()):
             for field, member in sample.items():
                 table[:, row, fields.index(field)] = member.data, member.size, member.check
-        return cls(
-            list(samples),
-            fields,
-            table[0],
-            table[1],
-            table[2].astype(np.uint32),
-            stat.st_size,
-            stat.st_mtime_ns,
-        )
+        check, stamp = table[2].astype(np.uint32), (stat.st_size, stat.st_mtime_ns)
+        return cls(list(samples), fields, table[0], table[1], check, stamp)
 
     def pick(self, wanted: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
         """`data`, `size` and `check`, each (N,), of each sample's first `wanted` field; data is -1 without any."""
@@ -216,7 +201,7 @@ class ShardIndex:
                 data=self.data,
                 size=self.size,
                 check=self.check,
-                shard=np.array([self.shard_bytes, self.shard_mtime_ns], np.int64),
+                shard=np.array(self.stamp, np.int64),
             )
         temporary.replace(path)
 
@@ -228,19 +213,9 @@ class ShardIndex:
                 if int(arrays["version"]) != SIDECAR_VERSION:
                     return None
                 blob, ends = arrays["keys"].tobytes(), arrays["key_ends"].tolist()
-                keys = [
-                    blob[start:end].decode("utf-8", "surrogateescape")
-                    for start, end in zip([0, *ends], ends, strict=False)
-                ]
-                shard_bytes, shard_mtime_ns = arrays["shard"].tolist()
-                return cls(
-                    keys,
-                    arrays["fields"].tolist(),
-                    arrays["data"],
-                    arrays["size"],
-                    arrays["check"],
-                    shard_bytes,
-                    shard_mtime_ns,
-                )
+                spans = zip([0, *ends], ends, strict=False)
+                keys = [blob[start:end].decode("utf-8", "surrogateescape") for start, end in spans]
+                fields, (size, mtime_ns) = arrays["fields"].tolist(), arrays["shard"].tolist()
+                return cls(keys, fields, arrays["data"], arrays["size"], arrays["check"], (size, mtime_ns))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None

@@ -111,7 +111,14 @@ def load_weights(model: nn.Module, name: str, weights: str) -> None:
     if weights == "imagenet":
         if name == "small_cnn":
             raise InputError("model.weights imagenet: small_cnn has no published weights; choose another backbone")
-        state = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+        chosen = torchvision.models.get_model_weights(name).DEFAULT
+        try:
+            state = chosen.get_state_dict(progress=True, check_hash=True)
+        except OSError as error:  # urllib's errors too
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            raise InputError(
+                f"model.weights: cannot fetch {chosen.url} ({error}); put that file into {folder}"
+            ) from None
     else:
         path = Path(weights)
         if not path.is_file():

@@ -5,11 +5,7 @@ Nothing is written before all settings are checked. Where they come from is in `
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..loading.datamodule import ShardDataModule
 from ..shards.errors import InputError, RunError
@@ -26,8 +23,9 @@ from .checkpoints import Checkpoints, DurableCheckpointIO
 from .meter import Meter, ProgressBar
 from .model import ImageModel
 from .pictures import Pictures
-from .run import Run, choose
-from .settings import Parser, with_files
+from .run import Run, choose, earlier_metrics
+from .settings import Parser, shorten, with_files
+from .stop import StopRequest
 from .witnesses import FiniteLoss, Ledger
 
 TRAINER_DEFAULTS = {
@@ -42,24 +40,6 @@ TRAINER_DEFAULTS = {
 }
 
 
-@contextmanager
-def command() -> Iterator[None]:
-    """Run a command as a person expects: one sentence on stderr and status 2 for bad input, 1 for a run that failed."""
-    try:
-        yield
-    except InputError as error:
-        sys.exit(_say(error, 2))
-    except RunError as error:
-        sys.exit(_say(error, 1))
-    except KeyboardInterrupt:
-        sys.exit(_say("interrupted before the training began; nothing was trained", 130))
-
-
-def _say(sentence: object, status: int) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return status
-
-
 class TrainingCLI(LightningCLI):
     """Parses, checks and builds; `run` is the context in which to train.
 
@@ -67,9 +47,10 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
+        hardware.quiet()
         arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
         self.meter = Meter()
-        self._metrics: dict[str, float] = {}
+        self._metrics: dict[str, float] = earlier_metrics(self.resumed) if self.resumed else {}
         super().__init__(
             ImageModel,
             ShardDataModule,
@@ -113,10 +94,13 @@ class TrainingCLI(LightningCLI):
             raise InputError("trainer.accumulate_grad_batches cannot be set: use data.micro_batch_size")
         if not self.config.trainer.max_epochs or self.config.trainer.max_epochs < 1:
             raise InputError("trainer.max_epochs must be at least 1: the learning rate is computed from it")
+        interval = self.config.trainer.val_check_interval
+        if isinstance(interval, (int, float)) and (interval <= 0 or (isinstance(interval, float) and interval > 1)):
+            raise InputError("trainer.val_check_interval must be a share of the epoch up to 1.0, or a number of steps")
+        if self.config.save_every_minutes <= 0:
+            raise InputError(f"save_every_minutes is {self.config.save_every_minutes}, it must be above 0")
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips, and what our own first lines say
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch to Lightning
         if self.resumed and (self.resumed / "checkpoints" / "last.ckpt").exists():
             self.config.model.weights = None  # the checkpoint has newer ones
         device = hardware.accelerator(self.config.trainer.accelerator)
@@ -149,23 +133,26 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
         objective = self.model.objective
-        own = self._get(self.config_init, "trainer")
+        own, stop = self._get(self.config_init, "trainer"), StopRequest()
         callbacks = [
             self.meter,
             *([ProgressBar(self.meter)] if own["enable_progress_bar"] is not False else []),
             FiniteLoss(),
             Pictures(),
             *([Ledger()] if self.config.ledger else []),
-            Checkpoints(objective.monitor, objective.mode, self.config.save_every_minutes),
+            Checkpoints(objective.monitor, objective.mode, self.config.save_every_minutes, stop),
         ]
-        trainer = super().instantiate_trainer(
-            default_root_dir=str(folder),
-            logger=logs.build(self.config_init["log"], folder),
-            callbacks=[*(own["callbacks"] or []), *callbacks],
-            plugins=[*(own["plugins"] or []), DurableCheckpointIO()],
-        )
+        try:
+            trainer = super().instantiate_trainer(
+                default_root_dir=str(folder),
+                logger=logs.build(self.config_init["log"], folder),
+                callbacks=[*(own["callbacks"] or []), *callbacks],
+                plugins=[*(own["plugins"] or []), DurableCheckpointIO()],
+            )
+        except (MisconfigurationException, ValueError) as error:  # a setting that this machine or Lightning refuses
+            raise InputError(f"trainer: {shorten(str(error))}") from None
         text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
-        self.run = Run(folder, text, goes_on, self.facts)
+        self.run = Run(folder, text, goes_on, self.facts, stop)
         return trainer
 
     def start(self) -> None:

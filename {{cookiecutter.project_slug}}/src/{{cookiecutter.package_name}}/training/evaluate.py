@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict
         raise InputError(f"{data.dataset.root} has no split {split!r}; it has {', '.join(data.dataset.splits)}")
     data.global_batch_size = settings["micro_batch_size"] or min(256, settings["global_batch_size"])
     data.micro_batch_size = None
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    hardware.quiet()
     device = hardware.accelerator("auto")
     hardware.prepare(device)
     trainer = Trainer(
@@ -58,7 +57,9 @@ def check_targets(model: ImageModel, data: ShardDataModule) -> None:
     if model.hparams["task"] != data.task:
         raise InputError(f"the model was trained for {model.hparams['task']}, {data.dataset.root} is for {data.task}")
     if len(own) != len(data.targets):
-        raise InputError(f"the model knows {len(own)} targets, {data.dataset.root} has {len(data.targets)}")
+        raise InputError(
+            f"the model knows {len(own)} targets, {data.dataset.root} has {len(data.targets)}: choose another"
+        )
     if own != data.targets:
         other = next(b for a, b in zip(own, data.targets, strict=True) if a != b)
         raise InputError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,14 @@ def compiles(device: str, images: int) -> bool:
     return bool(shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc"))
 
 
+def quiet() -> None:
+    """Keep back what Lightning and torch tell their developers, and what our own first lines say."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*LeafSpec.*", ".*your dataloader is not resumable.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def prepare(device: str) -> None:
     """Settings of the process that make it fast: TF32 for what is left in float32."""
     if device == "cuda":
@@ -61,10 +71,14 @@ def versions() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the project and whether files differ from it; None outside a repository or without git."""
+    """Commit of the project and whether files differ from it; None where git does not keep the project."""
     try:
-        commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
-        commit, changes = (
+        commands = (
+            ["git", "ls-files", "--error-unmatch", "train.py"],  # the folder may lie in a repository that ignores it
+            ["git", "rev-parse", "HEAD"],
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+        )
+        _, commit, changes = (
             subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
             for command in commands
         )

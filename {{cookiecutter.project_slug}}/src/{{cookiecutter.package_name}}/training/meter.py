@@ -30,7 +30,7 @@ class Meter(L.Callback):
     def images_per_second(self) -> float | None:
         """Of the whole run; None before the second batch."""
         images, seconds = self._totals["images"] + self._images, self._totals["seconds"] + self._elapsed()
-        return images / seconds if self._warm and images else None
+        return images / seconds if images and seconds else None
 
     @property
     def data_wait_fraction(self) -> float | None:
@@ -111,6 +111,12 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self, meter: Meter) -> None:
         super().__init__(refresh_rate=20)
         self.meter = meter
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning tells the bar what an epoch is when one begins, so not after a resume in the middle of one."""
+        super().on_train_start(trainer, pl_module)
+        self.train_progress_bar.reset(trainer.num_training_batches)
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         items = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

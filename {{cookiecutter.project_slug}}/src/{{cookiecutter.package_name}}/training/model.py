@@ -58,14 +58,15 @@ class ImageModel(L.LightningModule):
         compile: bool | None = None,
     ) -> None:
         super().__init__()
-        for name, value, holds in (
-            ("learning_rate", learning_rate, learning_rate > 0),
-            ("weight_decay", weight_decay, weight_decay >= 0),
-            ("warmup", warmup, 0 <= warmup <= 1),
-            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1),
+        for name, value, holds, rule in (
+            ("learning_rate", learning_rate, learning_rate > 0, "above 0"),
+            ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
+            ("momentum", momentum, 0 < momentum < 1, "above 0 and below 1"),
+            ("warmup", warmup, 0 <= warmup <= 1, "between 0 and 1"),
+            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1"),
         ):
             if not holds:
-                raise InputError(f"model.{name} is {value}, which is out of its range")
+                raise InputError(f"model.{name} is {value}, it must be {rule}")
         self.save_hyperparameters(ignore=["weights"])
         self.objective: Objective = OBJECTIVES[task]()
         self.backbone: nn.Module = backbones.build(backbone, len(targets), image_size, weights)
@@ -125,7 +126,8 @@ class ImageModel(L.LightningModule):
         )
         if data is not None and limit == 1.0 and rows != data.dataset.samples(stage):
             raise RuntimeError(f"{stage}: {rows} rows were measured, the split has {data.dataset.samples(stage)}")
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=stage == "val")
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=stage == "val" and name != "skipped")
 
     def configure_optimizers(self) -> Optimizer:
         decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]

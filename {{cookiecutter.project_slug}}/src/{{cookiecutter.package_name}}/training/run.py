@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ..shards.dataset import write_durably
 from ..shards.errors import InputError
-from .checkpoints import STOPPED
+from .stop import STOPPED, StopRequest
 
 RUNS = Path("runs")
 _NAME_VARIABLE = "LIGHTNING_SHARDS_RUN"  # one host's ranks learn the run's name by it
@@ -40,6 +40,14 @@ def find(name: str) -> Path:
             f"there is no run {name!r} in {RUNS}/; `ls {RUNS}` lists them, `--resume last` takes the newest"
         )
     return folder
+
+
+def earlier_metrics(folder: Path) -> dict[str, float]:
+    """The metrics that an earlier attempt summed up; empty where there is no summary."""
+    try:
+        return dict(json.loads((folder / "summary.json").read_bytes())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def choose(name: str | None) -> tuple[Path, bool]:
@@ -67,8 +75,10 @@ def choose(name: str | None) -> tuple[Path, bool]:
 
 
 def _checked(name: str) -> str:
-    if Path(name).name != name or name in (".", "..") or not name.isprintable():
-        raise InputError(f"--run {name!r} cannot be a folder's name: use letters, digits, '-', '_' and '.'")
+    if Path(name).name != name or name in (".", "..", "last") or not name.isprintable():
+        raise InputError(
+            f"{name!r} cannot be a run's name: use letters, digits, '-', '_' and '.' (`last` is the newest)"
+        )
     return name
 
 
@@ -81,12 +91,14 @@ class Run:
         config: what was asked for, as YAML that repeats the run.
         resumed: an earlier attempt's folder is there already.
         facts: what the summary says.
+        stop: notes signals, as long as the run is in use.
     """
 
     folder: Path
     config: str
     resumed: bool
     facts: Callable[[], dict[str, Any]]
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -107,6 +119,7 @@ class Run:
         return len({(row["epoch"], row["shard"], row["key"]) for row in map(json.loads, lines)})
 
     def __enter__(self) -> Run:
+        self.stop.__enter__()
         os.environ[_NAME_VARIABLE] = self.folder.name
         self._create()
         return self
@@ -114,6 +127,8 @@ class Run:
     @rank_zero_only
     def _create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        for litter in (*self.folder.glob("*.tmp"), *self.folder.glob("checkpoints/.*.tmp")):
+            litter.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
         if not (self.folder / "config.yaml").exists():
             write_durably(self.folder / "config.yaml", self.config.encode())
 
@@ -121,6 +136,12 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         os.environ.pop(_NAME_VARIABLE, None)
+        try:
+            self._finish(error)
+        finally:
+            self.stop.__exit__(kind, error, traceback)
+
+    def _finish(self, error: BaseException | None) -> None:
         stopped = isinstance(error, SystemExit) and error.code == STOPPED
         if wandb.run is not None:
             wandb.finish(exit_code=0 if error is None or stopped else 1)

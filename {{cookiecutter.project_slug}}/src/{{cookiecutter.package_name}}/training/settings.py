@@ -6,6 +6,7 @@ Each over the one before: the defaults in the code, the `--config` files in thei
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 import sys
@@ -51,10 +52,22 @@ SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
     "trainer.val_check_interval",
 ]
 
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "NoneType": "null",
+}
+
 
 def with_files(given: Sequence[str]) -> tuple[list[str], Path | None]:
     """The arguments with the config files that go before them, and the folder of the run that `--resume` names."""
-    arguments, resume = list(given), _value(given, "--resume")
+    arguments, resume, run = list(given), _value(given, "--resume"), _value(given, "--run")
+    if resume and run:
+        raise InputError("--resume goes on with a run and --run begins one: give one of them")
     folder = find(resume) if resume else None
     if folder:
         arguments = ["--config", str(folder / "config.yaml"), *arguments]
@@ -83,12 +96,13 @@ def _check_files(arguments: list[str]) -> None:
 def _value(arguments: Sequence[str], flag: str) -> str | None:
     """What follows `flag` in the arguments."""
     for place, argument in enumerate(arguments):
-        if argument.startswith(flag + "="):
-            return argument.partition("=")[2]
         if argument == flag:
-            if place + 1 == len(arguments):
+            argument = "=".join([flag, *arguments[place + 1 : place + 2]])
+        if argument == flag or argument.startswith(flag + "="):
+            value = argument.partition("=")[2]
+            if not value:
                 raise InputError(f"{flag} needs a name behind it")
-            return arguments[place + 1]
+            return value
     return None
 
 
@@ -96,7 +110,7 @@ class Parser(LightningArgumentParser):
     """Short help, and errors of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise InputError(shorten(message)) from None
+        raise InputError(shorten(message, [action.dest for action in self._actions])) from None
 
     def format_help(self, formatter: Any = None) -> str:
         if "--help-all" in sys.argv:
@@ -111,25 +125,27 @@ class Parser(LightningArgumentParser):
             lines.append(f"  --{name:<26} {textwrap.shorten(text, 88, placeholder=' ...')}")
         lines += [
             "",
-            "--help-all shows every setting; docs and the shipped files in configs/ say what they are for.",
+            "--help-all shows every setting; the files in configs/ say what they are for.",
         ]
         return "\n".join(lines) + "\n"
 
 
-def shorten(message: str) -> str:
-    """The parser's message as one sentence: the setting and what is wrong with it, without lists of types."""
+def shorten(message: str, known: Sequence[str] = ()) -> str:
+    """The parser's message as one sentence: the setting, its value, and what it may be.
+
+    `known` are the names of all settings, from which the nearest to an unknown one is proposed.
+    """
     text = " ".join(message.split())
-    text = re.sub(r"^Parser key \"?([\w.]+)\"?: ?", r"\1: ", text)
-    text = re.sub(
-        r"(Does not validate against any of the Union subtypes) Subtypes: .*? Errors: - (.*?) - .*",
-        r"\2",
-        text,
-    )
-    text = text.removeprefix("Validation failed: ").split(" Given value type:")[0].split(" Did you mean")[0]
-    unknown = re.match(r"[Uu]nrecognized arguments: (\S+)", text)
+    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|(?:Option|Key|key) ['\"]([\w.]+)['\"] is not \w+", text)
     if unknown:
-        return f"{unknown[1]} is no setting; --help-all lists them"
-    key = re.search(r"(?:Key|key) '?\"?([\w.]+)'?\"? is not expected|No action for key \"?'?([\w.]+)", text)
-    if key:
-        return f"{key[1] or key[2]} is no setting; --help-all lists them"
-    return textwrap.shorten(text, 240, placeholder=" ...")
+        name = unknown[1] or unknown[2]
+        near = difflib.get_close_matches(name, known, 1)
+        return f"{name} is no setting; " + (f"did you mean {near[0]}?" if near else "--help-all lists them")
+    setting = re.match(r"Parser key \"([\w.]+)\": ", text)
+    expected = re.findall(r"Expected a (?:typing\.Literal\[([^\]]*)\]|<class '(\w+)'>)", text)
+    if not setting or not expected:
+        return textwrap.shorten(text, 240, placeholder=" ...")
+    literals = [f"one of {values}".replace("'", "") for values, _ in expected if values]
+    allowed = literals + [_WORDS.get(kind, kind) for values, kind in expected if not values]
+    value = text.rpartition("value: ")[2]
+    return textwrap.shorten(f"{setting[1]} is {value}, it must be {' or '.join(allowed)}", 240, placeholder=" ...")

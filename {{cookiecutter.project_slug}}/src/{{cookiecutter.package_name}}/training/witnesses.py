@@ -20,7 +20,8 @@ class Ledger(L.Callback):
     """Writes `ledger/rank-<r>.jsonl`: one line per rank and optimizer step, flushed before the step can be saved.
 
     {"attempt", "epoch", "step", "position", "ids"}: `position` is where the step's global batch begins in the epoch's
-    order, `ids` are the samples that this rank trained on. Where a position occurs twice, the highest attempt holds.
+    order, `ids` are the samples that this rank trained on. An attempt begins with a line without ids: what earlier
+    attempts did from that position on is void.
     """
 
     def __init__(self) -> None:
@@ -39,11 +40,18 @@ class Ledger(L.Callback):
         if torn:
             self._file.write("\n")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._ids += [i for i in batch.ids.tolist() if i >= 0]
-        if self._file is None or trainer.fit_loop._should_accumulate():
+        if not trainer.fit_loop._should_accumulate():
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if self._file is None:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         line = {

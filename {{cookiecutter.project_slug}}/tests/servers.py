@@ -1,0 +1,98 @@
+"""A web server on loopback for the tests of remote shards: it serves a folder, counts, and fails when it is told to."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections import defaultdict
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Web:
+    """Serves `root`. `faults[path]` are what the next GETs of this path do, one each:
+
+    an HTTP status, "cut" (half of the bytes, then silence on a closed connection), "flip" (one bit is wrong), "slow"
+    (half a second late) or "stall" (no byte until the server is stopped).
+    """
+
+    def __init__(self, root: Path, ranges: bool = True) -> None:
+        self.root, self.ranges, self.port = root, ranges, 0
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        self.gets: dict[str, list[int]] = defaultdict(list)  # first byte of each GET
+        self.bytes_sent = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                web.answer(self, False)
+
+            def do_GET(self) -> None:
+                web.answer(self, True)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def setup(self) -> None:
+                super().setup()
+                web.connections.append(self.connection)
+
+        self.stopping = threading.Event()
+        self.connections: list[socket.socket] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.server.daemon_threads = True
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.server.shutdown()
+        self.server.server_close()
+        for connection in self.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
+        path = request.path.lstrip("/")
+        file = self.root / path
+        fault = self.faults[path].pop(0) if body and self.faults[path] else ""
+        span = re.match(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "")) if self.ranges else None
+        if body:
+            self.gets[path].append(int(span[1]) if span else 0)
+        if fault.isdigit() or not file.is_file():
+            request.send_response(int(fault or 404))
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        data = file.read_bytes()
+        first, last = (int(span[1]), int(span[2] or len(data) - 1)) if span else (0, len(data) - 1)
+        content = data[first : last + 1]
+        request.send_response(206 if span else 200)
+        request.send_header("Content-Length", str(len(content)))
+        if span:
+            request.send_header("Content-Range", f"bytes {first}-{first + len(content) - 1}/{len(data)}")
+        request.end_headers()
+        if not body:
+            return
+        if fault == "slow":
+            time.sleep(0.5)
+        if fault == "stall":
+            self.stopping.wait()
+        if fault == "flip":
+            content = content[:700] + bytes([content[700] ^ 1]) + content[701:]
+        if fault in ("cut", "stall"):
+            content, request.close_connection = content[: len(content) // 2], True
+        self.bytes_sent += len(content)
+        request.wfile.write(content)
