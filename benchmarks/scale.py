@@ -3,8 +3,8 @@
     make bake && cd build/lightning-shards-demo && uv sync
     uv run python ../../benchmarks/scale.py --json ../../docs/results/scale.json
 
-The dataset is real but for its size: one tar of 10,000 small images with its real index, under 10,000 names (hard links),
-so every read, checksum and decode happens. Each figure comes from a process of its own; times are after imports.
+The dataset is real but for its size: one tar of 10,000 small images with its real index, under 10,000 names (hard
+links), so every read, checksum and decode happens. Each figure is of a process of its own; times are after imports.
 """
 
 from __future__ import annotations

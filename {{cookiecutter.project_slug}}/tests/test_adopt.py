@@ -6,16 +6,21 @@ import json
 import subprocess
 from pathlib import Path
 
+import fsspec
 import pytest
 import webdataset
 
 from {{cookiecutter.package_name}} import __main__ as commands
+from {{cookiecutter.package_name}}.fetching.cache import Cache
+from {{cookiecutter.package_name}}.fetching.remote import open_dataset
+from {{cookiecutter.package_name}}.fetching.store import Store
 from {{cookiecutter.package_name}}.packing import adopt
 from {{cookiecutter.package_name}}.shards.dataset import Dataset
 from {{cookiecutter.package_name}}.shards.errors import InputError
 from {{cookiecutter.package_name}}.verify import verify
 
 from .conftest import encoded, target
+from .servers import Web
 from .test_loading import by_id, make_loader
 
 
@@ -70,11 +75,11 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(adopt, "_survey", breaks)
     with pytest.raises(KeyboardInterrupt):
-        adopt.adopt(str(root), {}, None, 1)
+        adopt.adopt(str(root), None, {}, None, 1)
     assert not (root / "dataset.json").exists()
     (root / "part-0000.tar").touch()  # changed since: read again
     first = len(read)
-    adopt.adopt(str(root), {}, None, 1)
+    adopt.adopt(str(root), None, {}, None, 1)
     assert read[first:] == ["part-0000.tar", "part-0003.tar", "part-0004.tar"]
     assert Dataset.open(root).samples("train") == 40
     assert not (root / ".indexing.jsonl").exists()
@@ -99,7 +104,7 @@ def test_samples_without_a_target_are_reported(tmp_path: Path) -> None:
         writer.write({"__key__": "blind", "cls": b"1"})
         writer.write({"__key__": "aimless", "png": encoded(0)})
         writer.write({"__key__": "odd", "png": encoded(0), "cls": b"cat"})
-    report = adopt.adopt(str(tmp_path / "d"), {}, None, 1)
+    report = adopt.adopt(str(tmp_path / "d"), None, {}, None, 1)
     assert report["lacking"] == 3 and report["lacking_examples"] == ["a.tar blind", "a.tar aimless", "a.tar odd"]
 
 
@@ -109,7 +114,7 @@ def test_shards_with_code_are_refused(tmp_path: Path, field: str) -> None:
     (tmp_path / f"x.{field}").write_bytes(b"c\n.")
     subprocess.run(["tar", "-C", tmp_path, "-rf", tmp_path / "d" / "part-0000.tar", f"x.{field}"], check=True)
     with pytest.raises(InputError, match="hold code"):
-        adopt.adopt(str(tmp_path / "d"), {}, None, 1)
+        adopt.adopt(str(tmp_path / "d"), None, {}, None, 1)
     assert not (tmp_path / "d" / "dataset.json").exists()
 
 
@@ -128,3 +133,46 @@ def test_bad_input_is_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     tar = tmp_path / "d" / "part-0001.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
     assert run(monkeypatch, str(tmp_path / "d")) == 2
+
+
+def test_a_store_that_can_list_needs_no_pattern(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", 12)
+    files = fsspec.filesystem("memory")
+    for tar in (tmp_path / "theirs").iterdir():
+        files.pipe(f"/adopted/{tar.name}", tar.read_bytes())
+    report = adopt.adopt("memory://adopted", tmp_path / "d", {}, None, 2)
+    assert report["splits"]["train"] == {"samples": 12, "shards": 2}
+    with pytest.raises(InputError, match="holds no"):
+        adopt.adopt("memory://nothing", tmp_path / "e", {}, None, 2)
+
+
+def test_remote_shards_are_indexed_in_one_pass_each(tmp_path: Path) -> None:
+    """dataset.json is local and says where the shards are."""
+    pattern = "/part-{0000..0004}.tar"
+    write_foreign(tmp_path / "theirs")
+    server = Web(tmp_path / "theirs")
+    try:
+        report = adopt.adopt(server.url + pattern, tmp_path / "d", {"val": "*-0004.tar"}, None, 2)
+        assert report["splits"]["train"] == {"samples": 36, "shards": 4}
+        assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["dataset.json"]
+        dataset = open_dataset(str(tmp_path / "d"))
+        assert dataset.root == server.url
+        store = Store(dataset, "train", (("png",), ("cls",)), Cache(server.url, tmp_path / "cache", 10 << 20))
+        shard, row = store.locate(20)
+        assert shard.read(row) == [encoded(20), b"2"]
+        store.close()
+        before = sum(map(len, server.gets.values()))
+        with pytest.raises(InputError, match="dataset already"):
+            adopt.adopt(server.url + pattern, tmp_path / "d", {}, None, 2)
+        assert sum(map(len, server.gets.values())) - before <= 1
+        with pytest.raises(InputError, match="second argument"):
+            adopt.adopt(server.url + pattern, None, {}, None, 2)
+    finally:
+        server.stop()
+
+
+def test_shards_on_a_read_only_disk_stay_untouched(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", 12)
+    adopt.adopt(str(tmp_path / "theirs"), tmp_path / "ours", {}, None, 1)
+    assert not (tmp_path / "theirs" / "dataset.json").exists()
+    assert len(by_id(list(make_loader(tmp_path / "ours", train=False)))) == 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -156,6 +157,34 @@ def test_a_stale_or_missing_sidecar_is_made_anew(tmp_path: Path) -> None:
         assert open_store(root).locate(3)[0].read(3) == before
         loaded = ShardIndex.load(sidecar)
         assert loaded is not None and loaded.stamp[1] == tar.stat().st_mtime_ns
+
+
+def test_the_sidecar_of_a_read_only_dataset_goes_into_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_dataset(tmp_path / "d", sizes=(5,))
+    sidecar = root / "train/000000.tar.index"
+    sidecar.unlink()
+    save, built = ShardIndex.save, []
+
+    def refuse(index: ShardIndex, path: Path) -> None:
+        if path == sidecar:
+            raise OSError(errno.EROFS, "Read-only file system")
+        save(index, path)
+
+    build = ShardIndex.build.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(ShardIndex, "save", refuse)
+
+    def count(cls: type[ShardIndex], tar: Path) -> ShardIndex:
+        built.append(tar)
+        return build(cls, tar)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(ShardIndex, "build", classmethod(count))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):
+        open_store(root).locate(3)[0].read(3)
+    assert len(built) == 1 and not sidecar.exists()
+    assert len(list((tmp_path / "cache/lightning-shards/index").glob("*.index"))) == 1
 
 
 def test_a_shard_that_changed_is_never_read_as_if_it_had_not(tmp_path: Path) -> None:

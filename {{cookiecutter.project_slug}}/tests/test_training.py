@@ -187,7 +187,10 @@ def test_metrics_file_takes_new_columns_and_goes_on(tmp_path: Path) -> None:
 
 MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside the standard library
     "shards": ({"shards"}, {"numpy"}),
-    "packing": ({"shards", "packing"}, {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "webdataset"}),
+    "packing": (
+        {"shards", "fetching", "packing"},
+        {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "webdataset"},
+    ),
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),
     "loading": ({"shards", "fetching", "loading"}, {"numpy", "cv2", "torch", "lightning"}),
 }

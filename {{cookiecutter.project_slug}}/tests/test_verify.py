@@ -14,6 +14,7 @@ from {{cookiecutter.package_name}}.shards.index import ShardIndex
 from {{cookiecutter.package_name}}.verify import verify
 
 from .conftest import encoded, write_dataset
+from .servers import Web
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -63,3 +64,15 @@ def test_bad_input(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatc
     assert run(monkeypatch, str(dataset), "--workers", "0") == 2
     shutil.copytree(dataset, tmp_path / "copy")
     assert run(monkeypatch, str(tmp_path / "copy")) == 0
+
+
+def test_remote_shards_are_checked_too(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "d", sizes=(9, 8), damaged={11: b"no image"})
+    server = Web(root)
+    try:
+        found = verify(server.url, 2, lambda done, total: None)["damages"]
+        assert [(d["shard"], d["key"]) for d in found] == [("train/000001.tar", "00000011")]
+        (root / "train/000000.tar").unlink()
+        assert {d["shard"] for d in verify(server.url, 2, lambda done, total: None)["damages"]} >= {"train/000000.tar"}
+    finally:
+        server.stop()

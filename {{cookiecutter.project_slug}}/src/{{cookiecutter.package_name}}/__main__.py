@@ -133,7 +133,8 @@ def _add_index(commands: Any) -> None:
         description="Read the tars of SOURCE once, from begin to end, and write dataset.json and an index beside them. "
         "Interrupted, the same command goes on.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="a folder of tars, or a pattern like x-{000..099}.tar")
+    parser.add_argument("source", metavar="SOURCE", help="folder or URL of tars, or a pattern like x-{000..099}.tar")
+    parser.add_argument("dest", type=Path, nargs="?", metavar="DEST", help="folder for dataset.json (default: SOURCE)")
     parser.add_argument(
         "--val", metavar="PATTERN", help="shards to validate on, such as '*-val-*' (default: by folder)"
     )
@@ -154,8 +155,8 @@ def _index(arguments: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--names {arguments.names} cannot be read ({error})") from None
     patterns = {split: getattr(arguments, split) for split in ("val", "test") if getattr(arguments, split)}
-    with progress_bar("indexing", "MB", 1e-6) as progress:
-        report = adopt(arguments.source, patterns, names, arguments.workers, progress)
+    with progress_bar("indexing", "shards") as progress:
+        report = adopt(arguments.source, arguments.dest, patterns, names, arguments.workers, progress)
     if arguments.json:
         print(json.dumps(report))
         return
@@ -199,7 +200,7 @@ def _add_verify(commands: Any) -> None:
         help="re-read a packed dataset and report every damage",
         description="Compare checksums, walk headers and decode every image and target of DATASET. Status 1: damage.",
     )
-    parser.add_argument("dataset", type=Path, metavar="DATASET")
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="shards at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_verify)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from .fetching.remote import Remote, open_dataset
 from .loading.decode import IMAGE_FIELDS, DecodeError, decode_image, target_decoder
 from .shards.dataset import Dataset, Shard
-from .shards.errors import InputError
+from .shards.errors import InputError, RunError
 from .shards.index import ShardIndex
 
 CHUNK = 1 << 24  # bytes of one sequential read
 
 
-def verify(root: Path, workers: int, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def verify(root: Path | str, workers: int, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Check every byte that training would read.
 
     Args:
-        root: a packed dataset.
+        root: folder or URL of a dataset; remote shards go through a temporary file, one a worker.
         workers: shards read at a time (threads: checksums and decoding release the interpreter lock).
         progress: is called with (samples done, samples in all).
 
@@ -29,7 +31,7 @@ def verify(root: Path, workers: int, progress: Callable[[int, int], None]) -> di
 
     Raises InputError where there is no dataset.
     """
-    dataset = Dataset.open(root)
+    dataset = open_dataset(str(root))
     shards = [shard for split in dataset.splits.values() for shard in split]
     total, done = sum(shard.samples for shard in shards), 0
     damages: list[dict[str, Any]] = []
@@ -47,7 +49,19 @@ def verify(root: Path, workers: int, progress: Callable[[int, int], None]) -> di
 
 
 def _verify_shard(dataset: Dataset, shard: Shard) -> list[dict[str, Any]]:
-    path = Path(dataset.root) / shard.name
+    if isinstance(dataset.root, Path):
+        return _verify_tar(dataset.root / shard.name, dataset, shard)
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        try:
+            for piece in Remote(dataset.root).pieces(shard.name, shard.bytes):
+                file.write(piece)
+        except (InputError, RunError) as error:
+            return [{"shard": shard.name, "key": None, "offset": None, "error": str(error)}]
+        file.flush()
+        return _verify_tar(Path(file.name), dataset, shard)
+
+
+def _verify_tar(path: Path, dataset: Dataset, shard: Shard) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def report(error: object, key: str | None = None, offset: int | None = None) -> None:

@@ -41,12 +41,6 @@ def footprint(shard: Shard) -> int:
     return shard.bytes + 512 * shard.samples + 8192
 
 
-def default_folder() -> Path:
-    """Slurm's folder for the job on this node, else the user's cache."""
-    local = os.environ.get("TMPDIR") if "SLURM_JOB_ID" in os.environ else None
-    return Path(local or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-shards"
-
-
 class Cache:
     """Copies of the shards below `url`, for one `Store`.
 

@@ -42,6 +42,14 @@ class Remote:
         except (ImportError, ValueError) as error:
             raise InputError(f"{url} cannot be opened: {error}") from None
 
+    def tars(self) -> list[str]:
+        """Names of all tars below the URL, sorted. Raises InputError where the store cannot list them."""
+        try:
+            found = self._files.find(self._root)
+        except Exception as error:
+            raise InputError(f"{self.url} cannot be listed ({error}); give a pattern like x-{{000..099}}.tar") from None
+        return sorted(name.removeprefix(self._root).lstrip("/") for name in found if name.endswith(".tar"))
+
     def read(self, name: str) -> bytes:
         return b"".join(self.pieces(name))
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
-from ..fetching.cache import Cache, default_folder
+from ..fetching.cache import Cache
 from ..fetching.remote import open_dataset
 from ..fetching.store import Store
 from ..shards.errors import InputError
+from ..shards.reader import default_cache
 from .decode import IMAGE_FIELDS, Crop, target_decoder
 from .loader import PREFETCH, ShardLoader, SkipLog
 from .order import Order
@@ -95,7 +95,7 @@ class ShardDataModule(L.LightningDataModule):
                 f"data.global_batch_size {global_batch_size} is larger than the training set"
                 f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
-        self._cache = (Path(cache) if cache else default_folder(), cache_bytes)
+        self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
         if new_cache := self._new_cache():
             held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
             new_cache.check_capacity(self.order.reach((PREFETCH + 2) * global_batch_size), shards, held_out)
@@ -166,12 +166,8 @@ class ShardDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training and what the order was made from; nothing about ranks, workers or micro-batches."""
-        return {
-            "epoch": self.epoch,
-            "position": self.position,
-            "images_seen": self.images_seen,
-            "order": self._order_state(),
-        }
+        place = {"epoch": self.epoch, "position": self.position, "images_seen": self.images_seen}
+        return {**place, "order": self._order_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at a saved place. Raises InputError where the dataset or the order is another."""
@@ -187,11 +183,8 @@ class ShardDataModule(L.LightningDataModule):
                 f"a run goes on with the order it began with, but these changed: {', '.join(changed)};"
                 " set them back or start a new run"
             )
-        self.epoch, self.position, self.images_seen = (
-            state_dict["epoch"],
-            state_dict["position"],
-            state_dict["images_seen"],
-        )
+        self.epoch, self.position = state_dict["epoch"], state_dict["position"]
+        self.images_seen = state_dict["images_seen"]
         self._start = self.place
 
     @property
@@ -227,8 +220,7 @@ class ShardDataModule(L.LightningDataModule):
             seed,
             self.threads(self.trainer.num_devices),
             SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / self.trainer.world_size),
-            pin_memory=isinstance(self.trainer.strategy.root_device, torch.device)
-            and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=getattr(self.trainer.strategy.root_device, "type", None) == "cuda",
         )
         return self._loaders[split]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,9 +19,11 @@ from typing import Any
 import braceexpand
 import numpy as np
 
+from ..fetching.remote import Remote
 from ..shards.dataset import Dataset, Shard
 from ..shards.errors import InputError
 from ..shards.index import ShardIndex
+from ..shards.reader import save_index
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 CODE = {"pkl", "pickle", "pyd", "pth", "pt"}  # fields that other readers would execute
@@ -42,45 +45,50 @@ class Found:
 
 def adopt(
     source: str,
+    dest: Path | None,
     splits: Mapping[str, str],
     names: list[str] | None,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Index the tars of `source` and write `dataset.json` beside them.
+    """Index the tars of `source` and write `dataset.json`.
 
     Args:
-        source: a folder, or a brace pattern of tars in one, such as `data/shard-{0000..0099}.tar`.
+        source: a folder or URL, or a brace pattern of tars in one, such as `data/shard-{0000..0099}.tar`.
+        dest: folder for `dataset.json`; None: beside the tars, which must be a local folder then.
         splits: split -> pattern of the shards' names, such as {"val": "*-val-*.tar"}; other shards belong to the split
             that a folder in their path is named after, else to train.
         names: of the classes or numbers; None: their numbers.
         workers: shards read at a time.
-        progress: is called with (bytes done, bytes in all).
+        progress: is called with (shards done, shards in all).
 
     Returns what was found: samples and shards of each split, fields, samples lacking an image or a target.
     Raises InputError where there is no shard, or one cannot be used.
     """
     root, tars = _find(source)
-    done = _journal(root)
-    sizes = {tar: tar.stat().st_size for tar in tars}
-    total, finished, found = sum(sizes.values()), 0, []
-    with (root / JOURNAL).open("a") as journal, ThreadPoolExecutor(workers) as pool:
+    if dest is None and not isinstance(root, Path):
+        raise InputError(f"{source} is remote: give a second argument, the local folder for its dataset.json")
+    folder = dest or Path(root)
+    if (folder / "dataset.json").exists():
+        raise InputError(f"{folder} is a dataset already; remove its dataset.json to index it anew")
+    folder.mkdir(parents=True, exist_ok=True)
+    done, found = _journal(folder), []
+    with (folder / JOURNAL).open("a") as journal, ThreadPoolExecutor(workers) as pool:
         try:
-            for tar, facts in zip(tars, pool.map(lambda tar: _look(root, tar, done), tars), strict=True):
+            for facts in pool.map(lambda tar: _look(root, folder, tar, done), tars):
                 if facts.shard.name not in done:
                     journal.write(json.dumps(asdict(facts)) + "\n")
                     journal.flush()
                 found.append(facts)
-                finished += sizes[tar]
-                progress(finished, total)
+                progress(len(found), len(tars))
         finally:
             pool.shutdown(cancel_futures=True)
     dataset = Dataset(root, *_targets(found, names), _assign(found, splits), {"by": "index", "source": source})
-    dataset.save()
-    (root / JOURNAL).unlink()
+    dataset.save(dest)
+    (folder / JOURNAL).unlink()
     lacking = [f"{facts.shard.name} {key}" for facts in found for key in facts.lacking]
     return {
-        "dataset": str(root),
+        "dataset": str(folder),
         "task": dataset.task,
         "targets": len(dataset.targets),
         "splits": {name: {"samples": dataset.samples(name), "shards": len(s)} for name, s in dataset.splits.items()},
@@ -90,32 +98,32 @@ def adopt(
     }
 
 
-def _find(source: str) -> tuple[Path, list[Path]]:
-    """The folder that all tars of `source` are in, and the tars, sorted by name."""
-    if Path(source).is_dir():
-        root = Path(source)
-        tars = sorted(root.rglob("*.tar"))
-    else:
-        tars = [Path(name) for name in braceexpand.braceexpand(source)]
-        missing = [tar for tar in tars if not tar.is_file()]
-        if missing:
-            raise InputError(
-                f"there is no shard {missing[0]}; give a folder of tars, or a pattern like x-{{000..099}}.tar"
-            )
-        root = tars[0].parent
-        if any(tar.parent != root for tar in tars):
+def _find(source: str) -> tuple[Path | str, list[str]]:
+    """The folder or URL that all tars of `source` are in, and their names there, sorted."""
+    if "{" in source:
+        tars = list(braceexpand.braceexpand(source))
+        place = tars[0].rpartition("/")[0] or "."
+        if any((tar.rpartition("/")[0] or ".") != place for tar in tars):
             raise InputError(f"the shards of {source} lie in several folders; give the folder above them")
-    if not tars:
-        raise InputError(f"{source} holds no .tar file")
-    if (root / "dataset.json").exists():
-        raise InputError(f"{root} is a dataset already; remove its dataset.json to index it anew")
-    return root, tars
+        found = [tar.rpartition("/")[2] for tar in tars]
+    else:
+        place, found = source, []
+    root = place.rstrip("/") if "://" in place else Path(place).absolute()
+    if isinstance(root, str):
+        found, missing = found or Remote(root).tars(), list[str]()
+    else:
+        found = found or sorted(tar.relative_to(root).as_posix() for tar in root.rglob("*.tar"))
+        missing = [name for name in found if not (root / name).is_file()]
+    if not found or missing:
+        what = f"there is no shard {missing[0]} in {root}" if missing else f"{source} holds no .tar file"
+        raise InputError(f"{what}; give a folder of tars, or a pattern like x-{{000..099}}.tar")
+    return root, found
 
 
-def _journal(root: Path) -> dict[str, Found]:
+def _journal(folder: Path) -> dict[str, Found]:
     """What an earlier, interrupted pass has finished; a torn last line is left out."""
     done = {}
-    path = root / JOURNAL
+    path = folder / JOURNAL
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
@@ -126,21 +134,39 @@ def _journal(root: Path) -> dict[str, Found]:
     return done
 
 
-def _look(root: Path, tar: Path, done: Mapping[str, Found]) -> Found:
-    name, stat = tar.relative_to(root).as_posix(), tar.stat()
+def _look(root: Path | str, folder: Path, name: str, done: Mapping[str, Found]) -> Found:
     before = done.get(name)
+    if isinstance(root, str):
+        return before or _fetch_and_look(Remote(root), folder, name)
+    tar = root / name
+    stat = tar.stat()
     if before and (before.shard.bytes, before.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
         return before
     with tar.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return _facts(tar, name, digest, stat.st_mtime_ns)
+
+
+def _fetch_and_look(remote: Remote, folder: Path, name: str) -> Found:
+    """One pass over a remote tar, through a file that is gone afterwards."""
+    digest = hashlib.sha256()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".indexing-", suffix=".tar") as file:
+        for piece in remote.pieces(name):
+            digest.update(piece)
+            file.write(piece)
+        file.flush()
+        return _facts(Path(file.name), name, digest.hexdigest(), 0)
+
+
+def _facts(tar: Path, name: str, digest: str, mtime_ns: int) -> Found:
     index = ShardIndex.build(tar)
     code = CODE.intersection(field.rpartition(".")[2] for field in index.fields)
     if code:
-        raise InputError(f"{tar} has members .{min(code)}, which hold code and not data; pack the shard without them")
+        raise InputError(f"{name} has members .{min(code)}, which hold code and not data; pack the shard without them")
     kind, width, without = _survey(tar, index)
-    index.save(tar.with_name(tar.name + ".index"))
-    shard = Shard(name, len(index), stat.st_size, digest)
-    return Found(shard, stat.st_mtime_ns, index.fields, kind, width, without)
+    if mtime_ns:
+        save_index(index, tar)
+    return Found(Shard(name, len(index), index.stamp[0], digest), mtime_ns, index.fields, kind, width, without)
 
 
 def _survey(tar: Path, index: ShardIndex) -> tuple[str, int, list[str]]:

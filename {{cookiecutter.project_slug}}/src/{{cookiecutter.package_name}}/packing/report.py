@@ -17,20 +17,17 @@ _QUIET_SECONDS = 30.0  # between lines where stderr is no terminal
 
 
 @contextmanager
-def progress_bar(what: str, unit: str = "images", scale: float = 1) -> Iterator[Told]:
-    """A bar with rate and time left on stderr; a line now and then where that is no terminal.
-
-    It is told of progress in what, times `scale`, is counted in `unit`.
-    """
+def progress_bar(what: str, unit: str = "images") -> Iterator[Told]:
+    """A bar with rate and time left on stderr; a line now and then where that is no terminal."""
     started, last = time.monotonic(), [time.monotonic()]
 
     def rate(done: int) -> str:
-        return f"{scale * done / max(time.monotonic() - started, 1e-6):,.0f} {unit}/s"
+        return f"{done / max(time.monotonic() - started, 1e-6):,.0f} {unit}/s"
 
     def line(done: int, total: int) -> None:
         if time.monotonic() - last[0] > _QUIET_SECONDS:
             last[0] = time.monotonic()
-            told = f"{what}: {scale * done:,.0f} of {scale * total:,.0f} {unit}, {rate(done)}"
+            told = f"{what}: {done:,} of {total:,} {unit}, {rate(done)}"
             print(told, file=sys.stderr, flush=True)
 
     if not sys.stderr.isatty():
@@ -40,7 +37,7 @@ def progress_bar(what: str, unit: str = "images", scale: float = 1) -> Iterator[
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rates, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, rate="")
-        yield lambda done, total: bar.update(task, completed=scale * done, total=scale * total, rate=rate(done))
+        yield lambda done, total: bar.update(task, completed=done, total=total, rate=rate(done))
 
 
 def render(report: Mapping[str, Any]) -> str:

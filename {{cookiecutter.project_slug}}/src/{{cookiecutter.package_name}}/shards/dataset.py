@@ -38,7 +38,7 @@ class Dataset:
     """A dataset as `dataset.json` describes it.
 
     Attributes:
-        root: the folder or URL that holds `dataset.json`.
+        root: the folder or URL of the shards: where `dataset.json` lies, or what it names as `shards_at`.
         task: what the targets are: `single_label` (field `cls`, a class number), `multi_label` (field `json`,
             `{"labels": [class numbers]}`) or `regression` (field `json`, `{"targets": [numbers]}`).
         targets: class names, or the names of the numbers.
@@ -65,8 +65,8 @@ class Dataset:
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits[split])
 
-    def save(self) -> None:
-        """Write `dataset.json`: fsynced under a temporary name, then renamed, then the folder fsynced."""
+    def save(self, folder: Path | None = None) -> None:
+        """Write `dataset.json` beside the shards, or into another `folder`; durably, and all of it or nothing."""
         content = {
             "format": FORMAT,
             "task": self.task,
@@ -74,8 +74,11 @@ class Dataset:
             "splits": {split: [asdict(shard) for shard in shards] for split, shards in self.splits.items()},
             "packed": dict(self.packed),
             "fingerprint": self.fingerprint,
+            **({"shards_at": str(self.root)} if folder else {}),
         }
-        write_durably(Path(self.root) / "dataset.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+        write_durably(
+            (folder or Path(self.root)) / "dataset.json", json.dumps(content, indent=1, ensure_ascii=False).encode()
+        )
 
     @classmethod
     def open(cls, root: Path | str) -> Dataset:
@@ -96,6 +99,8 @@ class Dataset:
                 wrong = f"{path} has format {content['format']!r}, this version reads {FORMAT!r}: pack it again"
                 raise InputError(wrong)
             splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+            if isinstance(root, Path) and (place := content.get("shards_at")):  # never out of a file from elsewhere
+                root = str(place) if "://" in place else Path(place)
             dataset = cls(root, content["task"], content["targets"], splits, content["packed"])
             names = [Path(shard.name) for shards in splits.values() for shard in shards]
         except (ValueError, KeyError, TypeError, AttributeError) as error:

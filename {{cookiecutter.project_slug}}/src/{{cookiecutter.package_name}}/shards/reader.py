@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import hashlib
 import os
 import tempfile
 import threading
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .dataset import Shard
@@ -18,34 +19,48 @@ from .index import BLOCK, ShardIndex
 LONG_READ = 8 << 20
 
 
+def default_cache() -> Path:
+    """Slurm's folder for the job on this node, else the user's cache."""
+    local = os.environ.get("TMPDIR") if "SLURM_JOB_ID" in os.environ else None
+    return Path(local or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-shards"
+
+
 def load_index(path: Path, shard: Shard) -> ShardIndex:
     """The index of `shard`, which lies at `path`: its sidecar where that fits, else made anew from the tar's headers.
 
     A sidecar fits when the tar's size and modification time are those that it was made with. A new one is stored beside
-    the tar if that can be written. Raises InputError where the tar is missing or no longer the one in `dataset.json`.
+    the tar, or in the user's cache where that cannot be written. Raises InputError where the tar is missing, or no
+    longer the one in `dataset.json`.
     """
     try:
         stat = path.stat()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): restore it or pack the dataset again") from None
+    stamp = (stat.st_size, stat.st_mtime_ns)
     if stat.st_size != shard.bytes:
-        raise InputError(
-            f"{path} has {stat.st_size} bytes, dataset.json says {shard.bytes}: restore it or pack the dataset again"
-        )
-    sidecar = path.with_name(path.name + ".index")
-    index = ShardIndex.load(sidecar)
-    if index is None or index.stamp != (stat.st_size, stat.st_mtime_ns):
+        raise InputError(f"{path} has {stat.st_size} bytes, not {shard.bytes}: restore it, or pack the dataset again")
+    found = (index for index in map(ShardIndex.load, _sidecars(path)) if index and index.stamp == stamp)
+    index = next(found, None)
+    if index is None:
         index = ShardIndex.build(path)
-        try:
-            index.save(sidecar)
-        except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
-                raise
+        save_index(index, path)
     if len(index) != shard.samples:
-        raise InputError(
-            f"{path} holds {len(index)} samples, dataset.json says {shard.samples}: pack the dataset again"
-        )
+        raise InputError(f"{path} holds {len(index)} samples, not {shard.samples}: pack the dataset again")
     return index
+
+
+def save_index(index: ShardIndex, path: Path) -> None:
+    """Store the sidecar of the tar at `path`; on a full disk nowhere, it is made anew the next time then."""
+    for place in _sidecars(path):
+        with suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return index.save(place)
+
+
+def _sidecars(path: Path) -> tuple[Path, Path]:
+    """Where the sidecar of a tar may be: beside it, or in the user's cache if the tar's folder cannot be written."""
+    hashed = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+    return path.with_name(path.name + ".index"), default_cache() / "index" / f"{hashed}.index"
 
 
 class OpenShard:
