@@ -47,7 +47,7 @@ class Remote:
         try:
             found = self._files.find(self._root)
         except Exception as error:
-            raise InputError(f"{self.url} cannot be listed ({error}); give a pattern like x-{{000..099}}.tar") from None
+            raise InputError(f"{self.url} cannot be listed ({error}); give a brace pattern of tars") from None
         return sorted(name.removeprefix(self._root).lstrip("/") for name in found if name.endswith(".tar"))
 
     def read(self, name: str) -> bytes:

@@ -116,7 +116,7 @@ def _find(source: str) -> tuple[Path | str, list[str]]:
         missing = [name for name in found if not (root / name).is_file()]
     if not found or missing:
         what = f"there is no shard {missing[0]} in {root}" if missing else f"{source} holds no .tar file"
-        raise InputError(f"{what}; give a folder of tars, or a pattern like x-{{000..099}}.tar")
+        raise InputError(f"{what}; give a folder of tars, or a brace pattern of them")
     return root, found
 
 
