@@ -31,7 +31,7 @@ def package(name: str) -> Any:
     return importlib.import_module(f"{folder.name}.{name}")
 
 
-def ours(root: str, workers: int) -> Iterator[int]:
+def ours(root: str, _: int) -> Iterator[int]:
     """Rows of each batch of this project's loader."""
     decode, loader, order, sampler = (package(f"loading.{n}") for n in ("decode", "loader", "order", "sampler"))
     data = package("shards.dataset").Dataset.open(root)
@@ -40,7 +40,7 @@ def ours(root: str, workers: int) -> Iterator[int]:
     store = package("fetching.store").Store(data, "train", (decode.IMAGE_FIELDS, ("cls",)))
     rows = sampler.TrainSampler(plan, 0, 1, BATCH, 1, (0, 0))
     crop, log = decode.Crop(28, scale=(0.85, 1.0)), loader.SkipLog(None, 0)
-    train = loader.ShardLoader(store, rows, crop, "single_label", len(data.targets), 0, workers, log)
+    train = loader.ShardLoader(store, rows, crop, "single_label", len(data.targets), 0, 1, log)  # as `auto` chooses
     for epoch in range(EPOCHS):
         rows.set_epoch(epoch)
         yield from (len(batch.ids) for batch in train)

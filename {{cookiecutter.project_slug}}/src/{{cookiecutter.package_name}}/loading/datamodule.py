@@ -35,7 +35,7 @@ class ShardDataModule(L.LightningDataModule):
         micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
             Where it is smaller, gradients are accumulated.
         image_size: side of the squares that the model sees, in pixels.
-        workers: decoding threads a device; null: the CPU cores that this process may use, shared by the devices.
+        workers: decoding threads a device; null: this process's CPU cores / devices, but one for images of a few KB.
         seed: of the order and of all random crops.
         fraction: share of the training samples to use; the same samples in every epoch.
         window_samples: samples that are mixed with each other at a time.
@@ -125,7 +125,9 @@ class ShardDataModule(L.LightningDataModule):
 
     def threads(self, devices: int) -> int:
         """Decoding threads of each of `devices` processes on this host."""
-        return self.workers or max(1, len(os.sched_getaffinity(0)) // devices)
+        small = sum(shard.bytes for shard in self.dataset.splits["train"]) < 8192 * self.dataset.samples("train")
+        cores = 1 if small else len(os.sched_getaffinity(0))  # for a few KB, a second thread only gets in Python's way
+        return self.workers or max(1, cores // devices)
 
     def progress(self, epochs: int) -> float:
         """Share of a training of `epochs` epochs that is done, 0..1: what schedules follow."""

@@ -27,7 +27,7 @@ from .decode import Crop, DecodeError, decode_image, target_decoder
 from .order import sample_keys, uniform
 from .sampler import PADDING, Sampler
 
-CHUNK = 16  # rows that one thread decodes in one go: long enough to hide the hand-over, short enough to share a batch
+CHUNK = 64  # rows that one thread decodes in one go: long enough to hide the hand-over, short enough to share a batch
 PREFETCH = 4  # batches made ahead
 Chunks = list[Future[list[dict[str, object]]]]  # parts of a batch in the making; each gives its lines for the skip log
 
