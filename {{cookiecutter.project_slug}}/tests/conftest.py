@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from {{cookiecutter.package_name}}.fetching import remote
 from {{cookiecutter.package_name}}.shards.dataset import Dataset, Shard
 from {{cookiecutter.package_name}}.shards.index import ShardIndex
+
+from .servers import Web
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -81,3 +84,12 @@ def write_dataset(
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 samples to train in four uneven shards, 21 to validate, 21 to test. Do not write into it."""
     return write_dataset(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture
+def web(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """`dataset` behind a web server on loopback, with short pauses between tries."""
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    server = Web(dataset)
+    yield server
+    server.stop()

@@ -8,7 +8,6 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,6 @@ from .test_loading import make_loader
 
 FIRST, SECOND = "train/000000.tar", "train/000001.tar"
 WANTED = (("png",), ("cls",))
-
-
-@pytest.fixture
-def web(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
-    server = Web(dataset)
-    yield server
-    server.stop()
 
 
 def open_store(url: str, folder: Path) -> store.Store:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,14 +28,6 @@ from .servers import Web
 
 FIRST = "train/000000.tar"
 WANTED = (("png",), ("cls",))
-
-
-@pytest.fixture
-def web(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
-    server = Web(dataset)
-    yield server
-    server.stop()
 
 
 def open_store(url: str, folder: Path, capacity: int = 10 << 20) -> Store:

@@ -52,10 +52,9 @@ class SkipLog:
 
     def __init__(self, path: Path | None, limit: float) -> None:
         self.path, self.limit = path, limit
-        self.in_pass = self.total = 0
+        self.in_pass = 0
 
     def add(self, entries: Sequence[dict[str, object]]) -> None:
-        self.total += len(entries)
         self.in_pass += len(entries)
         if self.path and entries:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ class Recipe:
     limit: int | None = None
     seed: int = 0
 
-    def check(self, workers: int) -> None:
+    def check(self, workers: int, max_damaged_fraction: float) -> None:
         """Raises InputError for numbers that make no sense."""
         for name, right, expected in (
             (
@@ -70,6 +70,7 @@ class Recipe:
             ("--limit", self.limit is None or self.limit > 0, "1 or more"),
             ("--seed", self.seed >= 0, "0 or more"),
             ("--workers", workers > 0, "1 or more"),
+            ("--max-damaged-fraction", 0 <= max_damaged_fraction <= 1, "between 0 and 1"),
         ):
             if not right:
                 raise InputError(f"{name} must be {expected}")
@@ -110,9 +111,7 @@ def pack(
     Raises InputError (nothing is written), RunError (too much damage, a full disk) and Stopped; after both of
     these the same command goes on where it was.
     """
-    recipe.check(workers)
-    if not 0 <= max_damaged_fraction <= 1:
-        raise InputError(f"--max-damaged-fraction is {max_damaged_fraction}, it must be between 0 and 1")
+    recipe.check(workers, max_damaged_fraction)
     source, dest = source.resolve(), dest.resolve()
     images = recipe.columns.images.resolve() if recipe.columns.images else None
     recipe = replace(recipe, columns=replace(recipe.columns, images=images))
