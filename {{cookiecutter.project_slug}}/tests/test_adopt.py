@@ -158,7 +158,7 @@ def test_remote_shards_are_indexed_in_one_pass_each(tmp_path: Path) -> None:
         dataset = open_dataset(str(tmp_path / "d"))
         assert dataset.root == server.url
         store = Store(dataset, "train", (("png",), ("cls",)), Cache(server.url, tmp_path / "cache", 10 << 20))
-        shard, row = store.locate(20)
+        shard, row = store.locate([20])[0]
         assert shard.read(row) == [encoded(20), b"2"]
         store.close()
         before = sum(map(len, server.gets.values()))

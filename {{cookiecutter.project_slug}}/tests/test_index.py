@@ -151,10 +151,10 @@ def open_store(root: Path) -> Store:
 def test_a_stale_or_missing_sidecar_is_made_anew(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "d", sizes=(5,))
     tar, sidecar = root / "train/000000.tar", root / "train/000000.tar.index"
-    before = open_store(root).locate(3)[0].read(3)
+    before = open_store(root).locate([3])[0][0].read(3)
     for prepare in (lambda: sidecar.unlink(), lambda: os.utime(tar, (1, 1)), lambda: sidecar.write_bytes(b"x")):
         prepare()
-        assert open_store(root).locate(3)[0].read(3) == before
+        assert open_store(root).locate([3])[0][0].read(3) == before
         loaded = ShardIndex.load(sidecar)
         assert loaded is not None and loaded.stamp[1] == tar.stat().st_mtime_ns
 
@@ -182,7 +182,7 @@ def test_the_sidecar_of_a_read_only_dataset_goes_into_the_cache(
     monkeypatch.setattr(ShardIndex, "build", classmethod(count))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _ in range(2):
-        open_store(root).locate(3)[0].read(3)
+        open_store(root).locate([3])[0][0].read(3)
     assert len(built) == 1 and not sidecar.exists()
     assert len(list((tmp_path / "cache/lightning-shards/index").glob("*.index"))) == 1
 
@@ -190,7 +190,7 @@ def test_the_sidecar_of_a_read_only_dataset_goes_into_the_cache(
 def test_a_shard_that_changed_is_never_read_as_if_it_had_not(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "d", sizes=(5,))
     tar = root / "train/000000.tar"
-    shard, row = open_store(root).locate(2)
+    shard, row = open_store(root).locate([2])[0]
     data = bytearray(tar.read_bytes())
     offset = shard.offset(row)
     data[offset - 512 : offset - 500] = b"other-name.p"
@@ -201,10 +201,10 @@ def test_a_shard_that_changed_is_never_read_as_if_it_had_not(tmp_path: Path) -> 
     with tar.open("ab") as file:
         file.write(bytes(512))
     with pytest.raises(InputError, match="restore it"):
-        open_store(root).locate(2)
+        open_store(root).locate([2])[0]
     tar.unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        open_store(root).locate(2)
+        open_store(root).locate([2])[0]
 
 
 def test_a_dataset_that_was_tampered_with_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_what_is_expected_is_there_before_it_is_needed(web: Web, tmp_path: Path)
     wait_for(lambda: len(list(tmp_path.glob("*.tar"))) == 2)
     assert set(web.gets) == {"dataset.json", FIRST, "train/000002.tar"}
     web.stop()
-    assert reader.locate(0)[0].name == FIRST
+    assert reader.locate([0])[0][0].name == FIRST
     reader.close()
     assert not read_ahead_threads()
 
@@ -56,10 +56,10 @@ def test_an_error_in_the_background_is_raised_where_the_shard_is_used(web: Web, 
     reader = open_store(web.url, tmp_path)
     reader.expect([0, 1])
     wait_for(lambda: reader._open[0].done() and reader._open[1].done())
-    assert reader.locate(17)[0].name == SECOND
+    assert reader.locate([17])[0][0].name == SECOND
     for _ in range(2):
         with pytest.raises(Exception, match=FIRST):
-            reader.locate(3)
+            reader.locate([3])[0]
     assert len(web.gets[FIRST]) == 1
     reader.close()
 
@@ -71,7 +71,7 @@ def test_random_access_waits_for_no_other_shard(web: Web, tmp_path: Path, monkey
     reader = open_store(web.url, tmp_path)
     reader.expect([0, 1, 2, 3])
     began = time.monotonic()
-    assert reader.locate(95)[0].name == "train/000003.tar" and time.monotonic() - began < 3
+    assert reader.locate([95])[0][0].name == "train/000003.tar" and time.monotonic() - began < 3
     web.stop()  # the stalled answers end
     reader.close()
 
@@ -145,7 +145,7 @@ def test_what_is_in_memory_is_not_read_again(dataset: Path, monkeypatch: pytest.
     reader.expect([0, 1, 2, 3])
     wait_for(lambda: all(future.done() for future in reader._open.values()))
     reader.close()
-    if reader.locate(0)[0]._in_memory(0):
+    if reader.locate([0])[0][0]._in_memory(0):
         assert sizes == []
     else:
         pytest.skip("this file system cannot tell what is in memory")

@@ -35,7 +35,7 @@ def open_store(url: str, folder: Path, capacity: int = 10 << 20) -> Store:
 
 
 def contents(store: Store, ids: range) -> list[list[bytes]]:
-    return [shard.read(row) for shard, row in map(store.locate, ids)]
+    return [shard.read(row) for number in ids for shard, row in store.locate([number])]
 
 
 EXPECTED = [[encoded(number), str(number % 3).encode()] for number in range(96)]
@@ -107,7 +107,7 @@ def test_what_cannot_be_had_is_one_sentence_with_the_url(web: Web, tmp_path: Pat
     monkeypatch.setattr(remote, "TRIES", 3)
     web.faults[FIRST] = ["500"] * 9
     with pytest.raises(RunError, match=f"{web.url}/{FIRST} .*3 times.*500"):
-        open_store(web.url, tmp_path).locate(0)
+        open_store(web.url, tmp_path).locate([0])[0]
     assert len(web.gets[FIRST]) == 3
     for status, why in (("404", "no such file"), ("403", "denied")):
         web.faults["dataset.json"] = [status]
@@ -125,12 +125,12 @@ def test_a_damaged_download_is_never_used(web: Web, tmp_path: Path) -> None:
     assert len(web.gets[FIRST]) == 3
     web.faults[FIRST] = ["flip"] * 3
     with pytest.raises(RunError, match=f"{FIRST}: came 3 times"):
-        open_store(web.url, tmp_path / "other").locate(0)
+        open_store(web.url, tmp_path / "other").locate([0])[0]
     assert not copies(tmp_path / "other") and not copies(tmp_path / "other", ".tmp")
 
 
 def test_a_copy_that_was_cut_short_is_fetched_again(web: Web, tmp_path: Path) -> None:
-    open_store(web.url, tmp_path).locate(0)
+    open_store(web.url, tmp_path).locate([0])[0]
     os.truncate(copies(tmp_path)[0], 1000)
     assert contents(open_store(web.url, tmp_path), range(17)) == EXPECTED[:17]
 
@@ -155,7 +155,7 @@ print("ready", flush=True)
 for line in sys.stdin:
     verb, *numbers = line.split()
     store.expect([int(number) for number in numbers])
-    shards = [store.locate(sum(s.samples for s in store.shards[: int(number)]))[0] for number in numbers]
+    shards = [store.locate([sum(s.samples for s in store.shards[: int(number)])])[0][0] for number in numbers]
     held = shards if verb == "read" else None
     del shards
     print("done", flush=True)
@@ -205,11 +205,11 @@ def test_what_another_process_holds_stays_until_it_ends(web: Web, tmp_path: Path
     (tmp_path / f"{'0' * 32}.{'0' * 32}.tmp").write_bytes(bytes(5000))  # of a process that was killed
     store = open_store(web.url, tmp_path, capacity)
     for first in (17, 47, 17, 47):  # the second and the third shard take turns, the first was used longest ago
-        store.locate(first)
+        store.locate([first])[0]
         store._open.clear()
         assert held.exists() and folder_bytes(tmp_path) <= capacity and not copies(tmp_path, ".tmp")
     child.kill()
-    store.locate(95)
+    store.locate([95])[0]
     assert not held.exists() and folder_bytes(tmp_path) <= capacity
 
 
@@ -221,7 +221,7 @@ def test_who_only_keeps_shards_open_lets_go_for_who_needs_room(web: Web, tmp_pat
     child.wait()
     began = time.monotonic()
     store = open_store(web.url, tmp_path, capacity)
-    assert store.locate(0)[0].name == FIRST and time.monotonic() - began < 10
+    assert store.locate([0])[0][0].name == FIRST and time.monotonic() - began < 10
     child.kill()
 
 

@@ -43,7 +43,8 @@ class Store:
         keep_open: int = 256,
     ) -> None:
         self.root, self.shards, self.cache, self._wanted = dataset.root, dataset.splits[split], cache, wanted
-        self._ends: NDArray[np.int64] = np.cumsum([shard.samples for shard in self.shards], dtype=np.int64)
+        self._sizes = np.array([shard.samples for shard in self.shards], np.int64)
+        self._ends: NDArray[np.int64] = np.cumsum(self._sizes)
         self._keep_open = keep_open
         self._open: OrderedDict[int, Future[OpenShard]] = OrderedDict()
         self._lock = threading.Lock()
@@ -58,10 +59,14 @@ class Store:
         """The numbers of the shards that hold the samples `ids`."""
         return np.searchsorted(self._ends, ids, side="right")
 
-    def locate(self, sample_id: int) -> tuple[OpenShard, int]:
-        """The shard that holds the sample, and its row there. Raises what kept the shard from being opened."""
-        number = int(self.numbers(sample_id))
-        row = sample_id - int(self._ends[number]) + self.shards[number].samples
+    def locate(self, ids: ArrayLike) -> list[tuple[OpenShard, int]]:
+        """For each sample the shard that holds it, and its row there. Raises what kept a shard from being opened."""
+        numbers = self.numbers(ids)
+        rows = np.asarray(ids) - self._ends[numbers] + self._sizes[numbers]
+        opened = {number: self._shard(number) for number in dict.fromkeys(numbers.tolist())}
+        return [(opened[number], row) for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
+
+    def _shard(self, number: int) -> OpenShard:
         with self._lock:
             future, expected = self._open.get(number) or Future(), number in self._open
             mine = not expected or (not future.done() and future.cancel())
@@ -76,7 +81,7 @@ class Store:
                 future.set_result(self._prepare(number, expected))
             except BaseException as error:
                 future.set_exception(error)
-        return future.result(), row
+        return future.result()
 
     def expect(self, numbers: Sequence[int]) -> None:
         """Fetch or read ahead these shards in this order, in the background, and let go of all others."""

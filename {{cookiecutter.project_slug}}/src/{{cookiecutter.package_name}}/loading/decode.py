@@ -110,7 +110,8 @@ class Crop:
             return (height - side) // 2, (width - side) // 2, side, side
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for scale, ratio, y, x in draws[1:].reshape(self.tries, 4).tolist():
+        for first in range(1, self.draws, 4):
+            scale, ratio, y, x = draws[first : first + 4].tolist()
             area = (low + scale * (high - low)) * height * width
             aspect = math.exp(log_low + ratio * (log_high - log_low))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

@@ -163,10 +163,9 @@ class ShardLoader:
         """Fill the rows of a batch; what could not be decoded is returned as lines for the skip log."""
         images, targets, valid = batch.images.permute(0, 2, 3, 1).numpy(), batch.targets.numpy(), batch.valid.numpy()
         skipped: list[dict[str, object]] = []
-        for row, number in zip(rows, batch.ids[rows.start : rows.stop].tolist(), strict=True):
-            if number == PADDING:
-                continue
-            shard, place = self.store.locate(number)
+        ids = batch.ids[rows.start : rows.stop].numpy()
+        ids = ids[ids != PADDING]  # the last rows of a split
+        for row, number, (shard, place) in zip(rows, ids.tolist(), self.store.locate(ids), strict=False):
             try:
                 image, target = shard.read(place)
                 targets[row] = self._decode_target(target)
