@@ -57,11 +57,16 @@ class Strike:
     rank: int = 0
 
 
-def server() -> Any:
-    """The fork server, with all imports done in it."""
+def prepare() -> None:
+    """The environment of all processes that are started from here."""
     folders = [str(PROJECT), str(Path(run.__file__).parents[2])]
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     os.environ.update(WANDB_MODE="disabled", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+
+
+def server() -> Any:
+    """The fork server, with all imports done in it."""
+    prepare()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context

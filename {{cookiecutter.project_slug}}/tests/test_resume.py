@@ -1,13 +1,16 @@
 """A run that is cut at the worst moments and goes on elsewhere: nothing is lost, nothing is done twice.
 
-The long version, with random moments, is `make soak`. What holds here holds for the start methods fork, spawn and
-forkserver alike: the loader has threads and no worker processes, so there is none that could start differently.
+The long version, with random moments, is `make soak`. Ranks come from multiprocessing's fork server, but for one test
+with each of the other start methods.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from {{cookiecutter.package_name}}.loading.order import Order
 from {{cookiecutter.package_name}}.shards.dataset import Dataset
 
 from . import proofs, starts
+from .conftest import PROJECT
 from .starts import Strike
 from .test_train import SMALL
 
@@ -139,3 +143,19 @@ def test_ranks_change(trial: Trial) -> None:
     assert trial.start(12, Strike("validation", 2, TERM, rank=2), devices=3) == [0, 0, 0]
     assert proofs.summary(trial.run)["status"] == "stopped"
     trial.finish(12)
+
+
+def killed_as_two_and_finished_as_three(method: str, folder: str, dataset: str) -> None:
+    starts.prepare()
+    trial = Trial(multiprocessing.get_context(method), Path(folder), Path(dataset))
+    assert trial.start(12, Strike("step", 5, KILL, rank=1), devices=2)[1] == -KILL
+    trial.finish(12, devices=3)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_start_methods(tmp_path: Path, dataset: Path, method: str) -> None:
+    """In a process of its own: this one may have threads, which a fork would lose."""
+    call = f"import sys; from {__name__} import *; {killed_as_two_and_finished_as_three.__name__}(*sys.argv[1:])"
+    command = [sys.executable, "-c", call, method, str(tmp_path), str(dataset)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
