@@ -72,24 +72,15 @@ class ShardDataModule(L.LightningDataModule):
         self.dataset = open_dataset(path)
         if not self.dataset.splits.get("train"):
             raise InputError(f"{path} has no split named train: pack it again")
-        self.global_batch_size, self.micro_batch_size, self.workers, self.seed = (
-            global_batch_size,
-            micro_batch_size,
-            workers,
-            seed,
-        )
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
         self.crop = Crop(image_size, scale=crop_scale, flip=flip, center=eval_crop)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         shards = self.dataset.splits["train"]
-        self.order = Order(
-            [shard.samples for shard in shards],
-            [shard.bytes for shard in shards],
-            seed,
-            fraction,
-            window_samples,
-            window_bytes or min(WINDOW_BYTES, memory // 4),
-        )
+        samples, sizes = [shard.samples for shard in shards], [shard.bytes for shard in shards]
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        window_bytes = window_bytes or min(WINDOW_BYTES, memory // 4)
+        self.order = Order(samples, sizes, seed, fraction, window_samples, window_bytes)
         if global_batch_size > len(self.order):
             raise InputError(
                 f"data.global_batch_size {global_batch_size} is larger than the training set"
@@ -210,21 +201,14 @@ class ShardDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
         assert self.trainer is not None
-        targets = len(self.dataset.targets)
-        store = Store(self.dataset, split, (IMAGE_FIELDS, target_decoder(self.task, targets)[0]), self._new_cache())
-        log = Path(self.trainer.default_root_dir) / "skipped" / f"rank-{self.trainer.global_rank}.jsonl"
-        self._loaders[split] = ShardLoader(
-            store,
-            sampler,
-            self.crop,
-            self.task,
-            targets,
-            seed,
-            self.threads(self.trainer.num_devices),
-            SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / self.trainer.world_size),
-            pin_memory=getattr(self.trainer.strategy.root_device, "type", None) == "cuda",
-        )
-        return self._loaders[split]
+        task, targets, trainer = self.task, len(self.dataset.targets), self.trainer
+        store = Store(self.dataset, split, (IMAGE_FIELDS, target_decoder(task, targets)[0]), self._new_cache())
+        log = Path(trainer.default_root_dir) / "skipped" / f"rank-{trainer.global_rank}.jsonl"
+        skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / trainer.world_size)
+        threads, device = self.threads(trainer.num_devices), trainer.strategy.root_device
+        loader = ShardLoader(store, sampler, self.crop, task, targets, seed, threads, skipped, device=device)
+        self._loaders[split] = loader
+        return loader
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

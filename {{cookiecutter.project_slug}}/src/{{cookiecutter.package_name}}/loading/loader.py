@@ -1,6 +1,6 @@
 """Batches of decoded samples, made ahead of the trainer by a pool of threads.
 
-    sampler (ids of each batch) -> rows decoded in parallel -> Batch, in the sampler's order
+    sampler (ids of each batch) -> rows decoded in parallel -> Batch, copied to the device, in the sampler's order
 
 A sample that cannot be read or decoded becomes a row with `valid` false, filled with the pixels of a valid neighbour
 (so that no zeros enter batch statistics), and a line in the skip log; the number of batches never changes.
@@ -29,7 +29,8 @@ from .sampler import PADDING, Sampler
 
 CHUNK = 64  # rows that one thread decodes in one go: long enough to hide the hand-over, short enough to share a batch
 PREFETCH = 4  # batches made ahead
-Chunks = list[Future[list[dict[str, object]]]]  # parts of a batch in the making; each gives its lines for the skip log
+Skipped = list[dict[str, object]]  # lines for the skip log
+Chunks = list[Future[Skipped]]  # parts of a batch in the making
 
 
 class Batch(NamedTuple):
@@ -79,7 +80,8 @@ class ShardLoader:
         workers: decoding threads.
         skipped: where skipped samples are noted.
         prefetch: batches made ahead.
-        pin_memory: put batches into page-locked memory, for asynchronous copies to a CUDA device.
+        device: where batches are wanted: to a CUDA device they are copied ahead, from page-locked memory on a stream of
+            their own, while it computes.
     """
 
     batch_sampler = None  # Lightning looks for it beside `sampler`
@@ -95,10 +97,11 @@ class ShardLoader:
         workers: int,
         skipped: SkipLog,
         prefetch: int = PREFETCH,
-        pin_memory: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.store, self.sampler, self.crop, self.seed, self.skipped = store, sampler, crop, seed, skipped
-        self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
+        self.workers, self.prefetch = workers, prefetch
+        self._device = device if device and device.type == "cuda" else None
         self._decode_target = target_decoder(task, targets)[1]
         self._target_shape: tuple[int, ...] = () if task == "single_label" else (targets,)
         self._target_type = torch.int64 if task == "single_label" else torch.float32
@@ -112,20 +115,25 @@ class ShardLoader:
         epoch = self.sampler.epoch
         self.skipped.in_pass = 0
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
-        pending: deque[tuple[Batch, Chunks]] = deque()
+        last = ThreadPoolExecutor(1, thread_name_prefix="finish")
+        stream = torch.cuda.Stream(self._device) if self._device else None
+        pending: deque[tuple[NDArray[np.int64], Future[tuple[Batch, Skipped]]]] = deque()
         expect = self._expecter()
         try:
             for ids in self.sampler:
-                expect(pending[0][0].ids.numpy() if pending else ids, ids)
-                pending.append(self._submit(pool, ids, epoch))
+                expect(pending[0][0] if pending else ids, ids)
+                batch, chunks = self._submit(pool, ids, epoch)
+                pending.append((ids, last.submit(self._finish, batch, chunks, stream)))
                 if len(pending) > self.prefetch:
-                    yield self._finish(*pending.popleft())
+                    yield self._take(pending.popleft()[1], stream)
             while pending:
-                yield self._finish(*pending.popleft())
+                yield self._take(pending.popleft()[1], stream)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for threads in (pool, last):
+                threads.shutdown(wait=False, cancel_futures=True)
             self.store.close()
-            pool.shutdown(wait=True)
+            for threads in (pool, last):
+                threads.shutdown(wait=True)
 
     def _expecter(self) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None]:
         """A function that tells the store, of the oldest and the newest batch in the making, which shards come next:
@@ -147,7 +155,7 @@ class ShardLoader:
 
     def _submit(self, pool: ThreadPoolExecutor, ids: NDArray[np.int64], epoch: int) -> tuple[Batch, Chunks]:
         size, rows = self.crop.size, len(ids)
-        images = torch.empty((rows, size, size, 3), dtype=torch.uint8, pin_memory=self.pin_memory)
+        images = torch.empty((rows, size, size, 3), dtype=torch.uint8, pin_memory=self._device is not None)
         targets = torch.zeros((rows, *self._target_shape), dtype=self._target_type)
         keys = torch.from_numpy(sample_keys(self.seed or 0, epoch, ids))
         valid = torch.zeros(rows, dtype=torch.bool)
@@ -157,12 +165,10 @@ class ShardLoader:
         chunks = [range(first, min(first + step, rows)) for first in range(0, rows, step)]
         return batch, [pool.submit(self._decode_rows, chunk, batch, draws, epoch) for chunk in chunks]
 
-    def _decode_rows(
-        self, rows: range, batch: Batch, draws: NDArray[np.float64] | None, epoch: int
-    ) -> list[dict[str, object]]:
+    def _decode_rows(self, rows: range, batch: Batch, draws: NDArray[np.float64] | None, epoch: int) -> Skipped:
         """Fill the rows of a batch; what could not be decoded is returned as lines for the skip log."""
         images, targets, valid = batch.images.permute(0, 2, 3, 1).numpy(), batch.targets.numpy(), batch.valid.numpy()
-        skipped: list[dict[str, object]] = []
+        skipped: Skipped = []
         ids = batch.ids[rows.start : rows.stop].numpy()
         ids = ids[ids != PADDING]  # the last rows of a split
         for row, number, (shard, place) in zip(rows, ids.tolist(), self.store.locate(ids), strict=False):
@@ -176,16 +182,25 @@ class ShardLoader:
                 skipped.append({"id": number, "epoch": epoch, **where, "error": str(error.args[0])})
         return skipped
 
-    def _finish(self, batch: Batch, chunks: Chunks) -> Batch:
-        began = time.perf_counter()
+    def _finish(self, batch: Batch, chunks: Chunks, stream: torch.cuda.Stream | None) -> tuple[Batch, Skipped]:
+        """Wait for a batch's rows, fill those that are not valid, and begin to copy it to the device."""
         skipped = [entry for chunk in chunks for entry in chunk.result()]
-        if not batch.valid.all():
-            good = batch.valid.nonzero().flatten()
-            bad = (~batch.valid).nonzero().flatten()
-            if len(good):
-                batch.images[bad] = batch.images[good[bad % len(good)]]
-            else:
-                batch.images.zero_()
+        images, valid = batch.images.permute(0, 2, 3, 1).numpy(), batch.valid.numpy()
+        if not valid.all():
+            good, bad = np.flatnonzero(valid), np.flatnonzero(~valid)
+            images[bad] = images[good[bad % len(good)]] if len(good) else 0
+        if stream:
+            with torch.cuda.stream(stream):
+                batch = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
+            stream.synchronize()  # this thread's wait: the batch is handed over when it has arrived
+        return batch, skipped
+
+    def _take(self, finished: Future[tuple[Batch, Skipped]], stream: torch.cuda.Stream | None) -> Batch:
+        began = time.perf_counter()
+        batch, skipped = finished.result()
         self.wait_seconds += time.perf_counter() - began
         self.skipped.add(skipped)
+        if stream:
+            for tensor in batch:  # its memory belongs to the other stream and must outlive what this one does with it
+                tensor.record_stream(torch.cuda.current_stream(self._device))
         return batch
