@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from {{cookiecutter.package_name}}.decoding.decode import Crop, DecodeError, Pixels, decode_image, target_decoder
+from {{cookiecutter.package_name}}.decoding.process import Job
+from {{cookiecutter.package_name}}.decoding.rows import Decoder, Rows
 from {{cookiecutter.package_name}}.fetching.store import Store
 from {{cookiecutter.package_name}}.loading.datamodule import ShardDataModule
-from {{cookiecutter.package_name}}.loading.decode import IMAGE_FIELDS, Crop, DecodeError, decode_image, target_decoder
 from {{cookiecutter.package_name}}.loading.loader import Batch, ShardLoader, SkipLog
 from {{cookiecutter.package_name}}.loading.order import Order
 from {{cookiecutter.package_name}}.loading.sampler import EvalSampler, TrainSampler
@@ -28,23 +30,32 @@ from {{cookiecutter.package_name}}.shards.errors import InputError, RunError
 from .conftest import encoded, picture, write_dataset
 
 
-def make_loader(
-    root: Path,
-    micro: int = 8,
-    workers: int = 2,
-    train: bool = True,
-    epoch: int = 0,
-    log: Path | None = None,
-    limit: float = 1e9,
-) -> ShardLoader:
-    data = Dataset.open(root)
-    shards, count = data.splits["train"], data.samples("train")
-    order = Order([s.samples for s in shards], [s.bytes for s in shards])
-    sampler = TrainSampler(order, 0, 1, micro, 1, (0, 0), epoch) if train else EvalSampler(count, 0, 1, micro)
-    store = Store(data, "train", (IMAGE_FIELDS, target_decoder(data.task, len(data.targets))[0]))
+def make_job(root: Path, micro: int = 8, workers: int = 2, train: bool = True) -> Job:
     crop = Crop(16, scale=(0.5, 1.0))
-    skipped = SkipLog(log, limit)
-    return ShardLoader(store, sampler, crop, data.task, len(data.targets), 0 if train else None, workers, skipped)
+    return Job(Dataset.open(root), "train", crop, micro, 0 if train else None, workers, (Path(), None))
+
+
+def make_sampler(root: Path, micro: int = 8, train: bool = True, epoch: int = 0) -> TrainSampler | EvalSampler:
+    data = Dataset.open(root)
+    shards = data.splits["train"]
+    order = Order([s.samples for s in shards], [s.bytes for s in shards])
+    return TrainSampler(order, 0, 1, micro, 1, (0, 0), epoch) if train else EvalSampler(len(order), 0, 1, micro)
+
+
+def make_loader(root: Path, micro: int = 8, train: bool = True, log: Path | None = None) -> ShardLoader:
+    return ShardLoader(make_job(root, micro, 2, train), make_sampler(root, micro, train), SkipLog(log, 1e9))
+
+
+def decode(decoder: Decoder, sampler: TrainSampler | EvalSampler) -> Iterator[tuple[Rows, Pixels]]:
+    """The decoder's batches and their pixels, in this process."""
+    size, made = decoder.crop.size, []
+
+    def take() -> tuple[int, Pixels]:
+        made.append(np.empty((sampler.micro, size, size, 3), np.uint8))
+        return len(made) - 1, made[-1]
+
+    for rows in decoder.batches(sampler, take):
+        yield rows, made[rows.slot]
 
 
 def by_id(batches: list[Batch]) -> dict[int, tuple[torch.Tensor, Any, int]]:
@@ -80,15 +91,27 @@ def test_every_sample_is_handed_out_once_as_webdataset_reads_it(dataset: Path) -
 @settings(max_examples=12, deadline=None)
 @given(micro=st.integers(1, 40), workers=st.integers(1, 5), epoch=st.integers(0, 2))
 def test_pixels_do_not_depend_on_batches_or_threads(dataset: Path, micro: int, workers: int, epoch: int) -> None:
-    reference = by_id(list(make_loader(dataset, 96, 1, epoch=epoch)))
-    rows = by_id(list(make_loader(dataset, micro, workers, epoch=epoch)))
-    assert len(rows) == 96 // micro * micro
-    for number, (image, target, key) in rows.items():
-        assert torch.equal(image, reference[number][0]) and (target, key) == reference[number][1:]
+    def samples(micro: int, workers: int) -> dict[int, tuple[Any, int]]:
+        batches = decode(make_job(dataset, micro, workers).decoder, make_sampler(dataset, micro, epoch=epoch))
+        return {
+            number: (pixels[row], int(rows.targets[row]))
+            for rows, pixels in batches
+            for row, number in enumerate(rows.ids.tolist())
+        }
+
+    reference, others = samples(96, 1), samples(micro, workers)
+    assert len(others) == 96 // micro * micro
+    for number, (image, target) in others.items():
+        assert np.array_equal(image, reference[number][0]) and target == reference[number][1]
 
 
 def test_epochs_show_other_crops_and_another_order(dataset: Path) -> None:
-    first, second = (list(make_loader(dataset, epoch=epoch)) for epoch in (0, 1))
+    loader = make_loader(dataset)
+    first = list(loader)
+    process = loader._process
+    loader.sampler.set_epoch(1)
+    second = list(loader)
+    assert process is loader._process, "it is kept for all epochs"
     assert [b.ids.tolist() for b in first] != [b.ids.tolist() for b in second]
     left, right = by_id(first), by_id(second)
     assert sum(torch.equal(left[i][0], right[i][0]) for i in range(96)) < 5
@@ -123,17 +146,16 @@ def test_damaged_samples_are_masked_and_written_down(tmp_path: Path) -> None:
         assert line["key"] == f"{line['id']:08d}" and line["error"]
         data = (root / line["shard"]).read_bytes()
         assert data[line["offset"] :].startswith(DAMAGED[line["id"]])
+    loader.skipped.limit = 4
     with pytest.raises(RunError, match="max_skipped_fraction"):
-        list(make_loader(root, limit=4))
+        list(loader)
 
 
 def test_a_sample_without_target_or_image_is_masked(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "d", sizes=(6,))
-    data = Dataset.open(root)
-    store = Store(data, "train", (("jpg",), ("cls",)))
-    loader = make_loader(root)
-    loader.store = store
-    assert not any(b.valid.any() for b in loader)
+    decoder = make_job(root).decoder
+    decoder.store = Store(Dataset.open(root), "train", (("jpg",), ("cls",)))
+    assert not any(rows.valid.any() for rows, _ in decode(decoder, make_sampler(root, 3)))
     for label in (b"7", b"-1", b"cat", b""):
         with pytest.raises(DecodeError):
             target_decoder("single_label", 3)[1](label)
@@ -146,16 +168,16 @@ def test_a_sample_without_target_or_image_is_masked(tmp_path: Path) -> None:
     assert np.asarray(target_decoder("multi_label", 3)[1](b'{"labels": [0, 2]}')).tolist() == [1, 0, 1]
 
 
-def test_an_error_in_a_thread_reaches_the_trainer_and_threads_end(dataset: Path) -> None:
-    loader = make_loader(dataset)
+def test_an_error_in_a_thread_is_raised_and_threads_end(dataset: Path) -> None:
+    decoder = make_job(dataset).decoder
 
     def fails(data: bytes) -> int:
         raise ZeroDivisionError("a defect, not a damaged sample")
 
-    loader._decode_target = fails
+    decoder.decode_target = fails
     with pytest.raises(ZeroDivisionError):
-        list(loader)
-    iterator = iter(make_loader(dataset))
+        list(decode(decoder, make_sampler(dataset)))
+    iterator = decode(make_job(dataset).decoder, make_sampler(dataset))
     next(iterator)
     iterator.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]

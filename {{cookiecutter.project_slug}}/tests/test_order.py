@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from {{cookiecutter.package_name}}.loading.order import Order, permutation, sample_keys, uniform
+from {{cookiecutter.package_name}}.decoding.hashing import sample_keys, uniform
+from {{cookiecutter.package_name}}.loading.order import Order, permutation
 from {{cookiecutter.package_name}}.loading.sampler import EvalSampler, TrainSampler
 
 GOLDEN_ORDER = [14, 13, 12, 10, 11, 3, 9, 5, 1, 0, 2, 7, 4, 6, 8]

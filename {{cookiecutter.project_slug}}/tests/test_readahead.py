@@ -19,7 +19,7 @@ from {{cookiecutter.package_name}}.fetching.remote import open_dataset
 from {{cookiecutter.package_name}}.shards.errors import RunError
 
 from .servers import Web
-from .test_loading import make_loader
+from .test_loading import decode, make_job, make_sampler
 
 FIRST, SECOND = "train/000000.tar", "train/000001.tar"
 WANTED = (("png",), ("cls",))
@@ -80,20 +80,20 @@ def test_breaking_off_ends_the_threads_while_the_store_is_down(web: Web, tmp_pat
     monkeypatch.setattr(remote, "FIRST_PAUSE", 100.0)
     for number in range(4):
         web.faults[f"train/{number:06d}.tar"] = ["500"] * 99
-    loader = make_loader(Path(web.root))
-    loader.store = open_store(web.url, tmp_path)
+    decoder, sampler = make_job(Path(web.root)).decoder, make_sampler(Path(web.root))
+    decoder.store = open_store(web.url, tmp_path)
     errors: list[BaseException] = []
 
     def iterate() -> None:
         try:
-            next(iter(loader))
+            next(decode(decoder, sampler))
         except BaseException as error:
             errors.append(error)
 
     thread = threading.Thread(target=iterate)
     thread.start()
     wait_for(lambda: len(web.gets) >= 4)
-    loader.store.close()
+    decoder.store.close()
     thread.join(5)
     assert errors and not thread.is_alive() and not read_ahead_threads()
     assert not list(tmp_path.glob("*.tmp"))
@@ -102,10 +102,10 @@ def test_breaking_off_ends_the_threads_while_the_store_is_down(web: Web, tmp_pat
 def test_a_shard_that_cannot_be_had_ends_the_epoch(web: Web, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(remote, "TRIES", 2)
     web.faults[SECOND] = ["500"] * 99
-    loader = make_loader(Path(web.root))
-    loader.store = open_store(web.url, tmp_path)
+    decoder, sampler = make_job(Path(web.root)).decoder, make_sampler(Path(web.root))
+    decoder.store = open_store(web.url, tmp_path)
     with pytest.raises(RunError, match=f"{web.url}/{SECOND}"):
-        list(loader)
+        list(decode(decoder, sampler))
     assert not read_ahead_threads()
 
 
@@ -120,11 +120,11 @@ def test_a_local_disk_is_read_in_order_and_in_long_reads(dataset: Path, monkeypa
     monkeypatch.setattr(os, "pread", spy)
     monkeypatch.setattr("{{cookiecutter.package_name}}.shards.reader.LONG_READ", 20_000)
     monkeypatch.setattr(store.OpenShard, "_in_memory", lambda *_: False)
-    loader = make_loader(dataset)
-    windows = loader.sampler.windows()
-    assert sum(len(batch.ids) for batch in loader) == 96
+    decoder, sampler = make_job(dataset).decoder, make_sampler(dataset)
+    windows = sampler.windows()
+    assert sum(len(rows.ids) for rows, _ in decode(decoder, sampler)) == 96
     long = [read for read in reads if read[1] == 20_000]
-    names = [str(dataset / loader.store.shards[n].name) for window in windows for n in window]
+    names = [str(dataset / decoder.store.shards[n].name) for window in windows for n in window]
     assert sorted({name for name, _, _ in long}) == sorted(names)
     for name in names:
         offsets = [offset for path, _, offset in long if path == name]

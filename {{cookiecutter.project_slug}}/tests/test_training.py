@@ -192,7 +192,8 @@ MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside 
         {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "webdataset"},
     ),
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),
-    "loading": ({"shards", "fetching", "loading"}, {"numpy", "cv2", "torch", "lightning"}),
+    "decoding": ({"shards", "fetching", "decoding"}, {"numpy", "cv2"}),
+    "loading": ({"shards", "fetching", "decoding", "loading"}, {"numpy", "torch", "lightning"}),
 }
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from .decoding.decode import IMAGE_FIELDS, DecodeError, decode_image, target_decoder
 from .fetching.remote import Remote, open_dataset
-from .loading.decode import IMAGE_FIELDS, DecodeError, decode_image, target_decoder
 from .shards.dataset import Dataset, Shard
 from .shards.errors import InputError, RunError
 from .shards.index import ShardIndex

@@ -13,13 +13,14 @@ from typing import Any
 
 import lightning as L
 
+from ..decoding.decode import Crop
+from ..decoding.process import Job
+from ..decoding.rows import PREFETCH
 from ..fetching.cache import Cache
 from ..fetching.remote import open_dataset
-from ..fetching.store import Store
 from ..shards.errors import InputError
 from ..shards.reader import default_cache
-from .decode import IMAGE_FIELDS, Crop, target_decoder
-from .loader import PREFETCH, ShardLoader, SkipLog
+from .loader import ShardLoader, SkipLog
 from .order import Order
 from .sampler import EvalSampler, TrainSampler
 
@@ -87,9 +88,10 @@ class ShardDataModule(L.LightningDataModule):
                 f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
         self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
-        if new_cache := self._new_cache():
+        if isinstance(self.dataset.root, str):
             held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
-            new_cache.check_capacity(self.order.reach((PREFETCH + 2) * global_batch_size), shards, held_out)
+            reach = self.order.reach((PREFETCH + 2) * global_batch_size)
+            Cache(self.dataset.root, *self._cache).check_capacity(reach, shards, held_out)
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
         self._loaders: dict[str, ShardLoader] = {}
@@ -180,6 +182,10 @@ class ShardDataModule(L.LightningDataModule):
         self.images_seen = state_dict["images_seen"]
         self._start = self.place
 
+    def teardown(self, stage: str) -> None:
+        for loader in self._loaders.values():
+            loader.close()
+
     @property
     def wait_seconds(self) -> float:
         """Time that this process has waited for training batches."""
@@ -196,19 +202,14 @@ class ShardDataModule(L.LightningDataModule):
         sampler = EvalSampler(self.dataset.samples(split), self.trainer.global_rank, self.trainer.world_size, micro)
         return self._loader(split, sampler, None)
 
-    def _new_cache(self) -> Cache | None:
-        return Cache(self.dataset.root, *self._cache) if isinstance(self.dataset.root, str) else None
-
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
         assert self.trainer is not None
-        task, targets, trainer = self.task, len(self.dataset.targets), self.trainer
-        store = Store(self.dataset, split, (IMAGE_FIELDS, target_decoder(task, targets)[0]), self._new_cache())
+        trainer, threads = self.trainer, self.threads(self.trainer.num_devices)
         log = Path(trainer.default_root_dir) / "skipped" / f"rank-{trainer.global_rank}.jsonl"
         skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / trainer.world_size)
-        threads, device = self.threads(trainer.num_devices), trainer.strategy.root_device
-        loader = ShardLoader(store, sampler, self.crop, task, targets, seed, threads, skipped, device=device)
-        self._loaders[split] = loader
-        return loader
+        job = Job(self.dataset, split, self.crop, sampler.micro, seed, threads, self._cache)
+        self._loaders[split] = ShardLoader(job, sampler, skipped, trainer.strategy.root_device)
+        return self._loaders[split]
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

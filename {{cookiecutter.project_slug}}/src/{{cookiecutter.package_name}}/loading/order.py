@@ -5,14 +5,15 @@ bounded samples and bytes; the samples inside a window are permuted. So any slic
 the windows it touches, whatever the size of the dataset, and reading touches only one window's shards at a time.
 World size, workers and micro-batches do not enter: they only say who takes which slice.
 
-All randomness comes from raw Philox outputs or from the SplitMix64 finaliser, which are fixed for good; NumPy's own
-`permutation` may change between versions and is not used.
+All randomness comes from raw Philox outputs, which are fixed for good; NumPy's own `permutation` may change between
+versions and is not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,29 +25,6 @@ def permutation(count: int, *key: int) -> NDArray[np.int64]:
     """A permutation of range(count) that `key` alone decides, the same with every NumPy version."""
     draws = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return np.argsort(draws, kind="stable")
-
-
-def uniform(seed: int, epoch: int, ids: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Random numbers in [0, 1) that belong to the samples: (len(ids), count), whoever decodes them.
-
-    Counter-based: SplitMix64 (Steele, Lea and Flood, 2014) over `sample_keys` and the column.
-    """
-    columns = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    draws = _mix(sample_keys(seed, epoch, ids).view(np.uint64)[:, None] + columns) >> np.uint64(11)
-    return draws.astype(np.float64) * 2.0**-53
-
-
-def sample_keys(seed: int, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One 64-bit key for each sample in this epoch, shape of `ids`; all its random choices are hashed from it."""
-    start = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    return _mix(_mix(ids.astype(np.uint64) + start) + start).view(np.int64)
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, on arrays (which wrap around without a warning)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 class Order:
@@ -88,6 +66,9 @@ class Order:
         self._length = int(self._samples[self._subset].sum())
         self._window_ids = lru_cache(maxsize=2)(self._make_window)
         self._plan = lru_cache(maxsize=2)(self._make_plan)
+
+    def __reduce__(self) -> tuple[type[Order], tuple[Any, ...]]:
+        return Order, (self._samples, self._bytes, *self.settings.values())  # caches stay where they are
 
     def __len__(self) -> int:
         return self._length

@@ -8,28 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..decoding.rows import PADDING
 from .order import Order
-
-PADDING = -1  # the id of a row that stands for no sample
-
-
-class Sampler(Protocol):
-    """The ids of each batch of this rank, int64 (B,). Lightning calls `set_epoch` before each epoch.
-
-    `windows` are the shards of each window, in the order of reading; none where the shards are read as they are stored.
-    """
-
-    epoch: int
-
-    def set_epoch(self, epoch: int) -> None: ...
-    def windows(self) -> list[NDArray[np.int64]]: ...
-    def __iter__(self) -> Iterator[NDArray[np.int64]]: ...
-    def __len__(self) -> int: ...
 
 
 @dataclass
