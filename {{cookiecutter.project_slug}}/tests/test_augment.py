@@ -1,9 +1,12 @@
-"""Augmentation: the right numbers for each sample, the right weights in the loss, nothing that a device would wait for."""
+"""Augmentation: the right numbers for each sample, the right weights in the loss, no wait for values on a device."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +16,15 @@ from torchvision.transforms.v2 import functional as tv
 from {{cookiecutter.package_name}}.loading import order
 from {{cookiecutter.package_name}}.loading.decode import Crop
 from {{cookiecutter.package_name}}.loading.loader import Batch
+from {{cookiecutter.package_name}}.loading.sampler import TrainSampler
 from {{cookiecutter.package_name}}.training import augment
 from {{cookiecutter.package_name}}.training.augment import Augment, Draws
 from {{cookiecutter.package_name}}.training.model import ImageModel
 from {{cookiecutter.package_name}}.training.objectives import OBJECTIVES
 
-ALL = {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.5, "color_jitter": 0.4}
+from .test_loading import make_loader
+
+ALL: dict[str, Any] = {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.5, "color_jitter": 0.4}
 OWN = {"erasing": 0.5, "color_jitter": 0.4}  # those that need no partner
 SIDE = 28
 
@@ -63,7 +69,7 @@ def test_the_hash_on_the_device_is_the_one_on_the_host(seed: int) -> None:
     host = order.uniform(seed, 3, ids, augment.FIRST_COLUMN + count)[:, augment.FIRST_COLUMN :]
     device = augment.uniform(torch.from_numpy(order.sample_keys(seed, 3, ids)), count)
     assert device.dtype == torch.float32 and (device.double().numpy() == np.floor(host * 2**24) / 2**24).all()
-    assert 0 <= device.min() and device.max() < 1
+    assert device.min() >= 0 and device.max() < 1
 
 
 def test_the_decoder_and_the_device_share_no_numbers() -> None:
@@ -87,6 +93,20 @@ def test_with_mixing_a_micro_batch_decides() -> None:
     assert torch.allclose(first[0][2:], other[0][2:], atol=1e-3), "only the row behind the changed one sees it"
 
 
+def test_two_ranks_see_what_one_sees(dataset: Path) -> None:
+    def seen(rank: int, world: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        loader = make_loader(dataset, micro=4)
+        assert isinstance(loader.sampler, TrainSampler)
+        loader.sampler = dataclasses.replace(loader.sampler, rank=rank, world=world, accumulation=2 // world)
+        done = (net(batch) for batch in loader)
+        return [(images, mix.share) for images, mix in done]
+
+    net = make(**ALL)
+    two = itertools.chain(*zip(seen(0, 2), seen(1, 2), strict=True))
+    for (images, share), (others, shares) in zip(seen(0, 1), two, strict=True):
+        assert torch.equal(images, others) and torch.equal(share, shares)
+
+
 # -- pixels
 def test_everything_off_hands_the_images_through() -> None:
     rows = make_batch([1, 2])
@@ -100,10 +120,10 @@ def test_memory_format_range_and_type(names: tuple[str, ...]) -> None:
     before = rows.images.clone()
     images, mix = make(**{name: ALL[name] for name in names})(rows)
     assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
-    assert 0 <= images.min() and images.max() <= 255 and torch.equal(rows.images, before)
+    assert images.min() >= 0 and images.max() <= 255 and torch.equal(rows.images, before)
     assert (mix is not None) == bool({"mixup", "cutmix"} & set(names))
     if mix is not None:
-        assert 0 <= mix.share.min() and mix.share.max() <= 1 and mix.share.shape == (16,)
+        assert mix.share.min() >= 0 and mix.share.max() <= 1 and mix.share.shape == (16,)
 
 
 def test_mixup_blends_each_row_with_the_one_before_by_its_own_share() -> None:
@@ -167,7 +187,7 @@ def test_color_jitter_does_what_torchvision_does() -> None:
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
     u = augment.uniform(torch.from_numpy(order.sample_keys(0, 0, np.arange(200_000))), 1)[:, 0]
     shares = augment.quantile(augment.beta_quantiles(alpha), u)
-    assert 0 <= shares.min() and shares.max() <= 1
+    assert shares.min() >= 0 and shares.max() <= 1
     assert abs(shares.mean().item() - 0.5) < 0.005
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.02)
     torch.manual_seed(0)
@@ -179,7 +199,7 @@ def test_shares_follow_the_beta_distribution(alpha: float) -> None:
 
 
 # -- rows that are not valid
-def model(task: str = "single_label", **settings: float) -> ImageModel:
+def model(task: str = "single_label", **settings: Any) -> ImageModel:
     torch.manual_seed(0)
     net = ImageModel(["a", "b", "c"], task, image_size=SIDE, backbone="small_cnn", **settings)  # type: ignore[arg-type]
     return net.eval()  # batch statistics see every row; they are not what is asked here

@@ -45,6 +45,9 @@ class ImageModel(L.LightningModule):
         compile: torch.compile in place; null: on CUDA, for runs that are long enough to earn it.
     """
 
+    mean: Tensor  # of ImageNet's pixels in 0..255, (1, 3, 1, 1)
+    std: Tensor
+
     def __init__(
         self,
         targets: list[str],
@@ -98,13 +101,13 @@ class ImageModel(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S)."""
-        return self.backbone((images - self.mean) / self.std)  # type: ignore[operator]
+        return self.backbone((images - self.mean) / self.std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, mix = self.augment(batch)
         losses = self.losses(self(images), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)  # with prog_bar, Lightning would wait for its value in every step
         return loss
 
     def losses(self, outputs: Tensor, batch: Batch, mix: Mix | None = None) -> Tensor:
