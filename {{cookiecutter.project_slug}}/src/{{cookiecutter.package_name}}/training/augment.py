@@ -163,7 +163,7 @@ def box(top: Tensor, left: Tensor, bottom: Tensor, right: Tensor, side: int) -> 
 
 
 def partners(rows: Tensor) -> Tensor:
-    """The row before each, the last before the first. `roll` would lose the memory format."""
+    """The row before each, the last before the first. On CUDA `roll` would lose the memory format."""
     return torch.cat([rows[-1:], rows[:-1]])
 
 
