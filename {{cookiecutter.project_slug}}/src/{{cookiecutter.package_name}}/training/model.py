@@ -10,12 +10,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from ..loading.loader import Batch
 from ..shards.errors import InputError
 from . import backbones
 from .augment import Augment, Mix
+from .measures import Measures
 from .objectives import OBJECTIVES, Objective
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what torchvision's weights expect
@@ -198,36 +198,6 @@ class ImageModel(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["targets"] = list(self.hparams["targets"])
-
-
-class Measures(nn.Module):
-    """Loss, row counts and metrics of one pass over a split, over all ranks; rows that are not valid count nowhere."""
-
-    def __init__(self, metrics: MetricCollection) -> None:
-        super().__init__()
-        self.metrics, self.loss = metrics, MeanMetric()
-        self.valid, self.skipped = SumMetric(), SumMetric()
-
-    def update(self, losses: Tensor, outputs: Tensor, batch: Batch) -> None:
-        valid = batch.valid
-        self.loss.update(losses, weight=valid.float())
-        self.valid.update(valid.sum())
-        self.skipped.update(((batch.ids >= 0) & ~valid).sum())
-        if bool(valid.any()):
-            self.metrics.update(outputs[valid], batch.targets[valid])
-
-    def compute(self) -> dict[str, Tensor]:
-        skipped = self.skipped.compute()
-        return {
-            "loss": self.loss.compute(),
-            **self.metrics.compute(),
-            "skipped": skipped,
-            "rows": self.valid.compute() + skipped,
-        }
-
-    def reset(self) -> None:
-        for metric in (self.metrics, self.loss, self.valid, self.skipped):
-            metric.reset()
 
 
 def schedule(progress: float, warmup: float) -> float:
