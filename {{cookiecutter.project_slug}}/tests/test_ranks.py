@@ -69,13 +69,21 @@ def run(folder: Path, devices: int, micro: int) -> tuple[dict[str, Any], dict[st
 
 
 def test_three_ranks_train_and_count_as_one(tmp_path: Path) -> None:
+    """With the augmentation that is each sample's own; what mixing does is the micro-batch's."""
     sizes = (17, 30, 9, 40)
     order = Order(sizes, [1] * 4)
     first_step = order.ids(0, 0, 12).tolist()  # with three ranks, all of these damaged rows are on the first one
     root = write_dataset(tmp_path / "data", sizes, damaged=dict.fromkeys(first_step[:3], b"no image"), held_out=20)
     settings = {
         "data": {"path": str(root), "global_batch_size": 12, "image_size": 16, "max_skipped_fraction": 0.5},
-        "model": {"backbone": "small_cnn", "optimizer": "sgd", "learning_rate": 0.1, "warmup": 0.0},
+        "model": {
+            "backbone": "small_cnn",
+            "optimizer": "sgd",
+            "learning_rate": 0.1,
+            "warmup": 0.0,
+            "erasing": 0.5,
+            "color_jitter": 0.4,
+        },
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False},
         "log": {"wandb": False},
     }

@@ -134,6 +134,7 @@ def test_a_run_learns_and_leaves_everything_behind(project: Path, monkeypatch: p
 def test_the_other_tasks_learn(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     root = write_dataset(tmp_path / task, task=task)
     changes = ["--data.path", str(root), "--trainer.max_epochs", "6", "--trainer.gradient_clip_val", "1.0"]
+    changes += ["--model.mixup=0.2", "--model.cutmix=1.0", "--model.erasing=0.1", "--model.color_jitter=0.1"]
     assert start(monkeypatch, "--run", task, *changes) == 0
     metrics = summary(task)["metrics"]
     assert metrics["test/f1"] > 0.9 if task == "multi_label" else metrics["test/mean_absolute_error"] < 0.2

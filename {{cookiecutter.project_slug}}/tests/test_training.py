@@ -145,6 +145,10 @@ def test_a_small_image_keeps_its_resolution_in_the_stem() -> None:
         ({"weights": __file__}, "no checkpoint"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"mixup": -0.1}, "mixup"),
+        ({"cutmix": 11.0}, "cutmix"),
+        ({"erasing": 1.1}, "erasing"),
+        ({"color_jitter": float("nan")}, "color_jitter"),
     ],
 )
 def test_bad_model_settings_are_one_sentence(changes: dict, sentence: str) -> None:

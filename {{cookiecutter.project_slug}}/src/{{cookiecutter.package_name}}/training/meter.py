@@ -119,7 +119,10 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The loss is read here, when it is shown: logged with `prog_bar`, Lightning would read it in every step."""
         items = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        if (loss := trainer.callback_metrics.get("train/loss")) is not None:
+            items = {"train/loss": float(loss), **items}
         if self.meter.rate:
             items |= {"img/s": f"{self.meter.rate:,.0f}", "wait": f"{self.meter.wait:.0%}"}
         return items

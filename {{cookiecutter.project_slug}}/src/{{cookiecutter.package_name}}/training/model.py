@@ -10,11 +10,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from ..loading.loader import Batch
 from ..shards.errors import InputError
 from . import backbones
+from .augment import Augment, Mix
+from .measures import Measures
 from .objectives import OBJECTIVES, Objective
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what torchvision's weights expect
@@ -35,10 +36,17 @@ class ImageModel(L.LightningModule):
         momentum: of sgd.
         warmup: share of the training in which the learning rate rises from 0; it then falls to 0 along a cosine.
         label_smoothing: share of the target that is spread over all classes.
+        mixup: alpha of the shares in which two images of a micro-batch are blended in training; 0 is off.
+        cutmix: alpha of the share of an image that a box of another one replaces; with mixup, either of them.
+        erasing: probability that a box of a training image is blanked.
+        color_jitter: brightness, contrast and saturation change by up to this share in training.
         channels_last: memory layout of weights and images; the fast one on GPUs.
         fused: let one kernel update all weights.
         compile: torch.compile in place; null: on CUDA, for runs that are long enough to earn it.
     """
+
+    mean: Tensor  # of ImageNet's pixels in 0..255, (1, 3, 1, 1)
+    std: Tensor
 
     def __init__(
         self,
@@ -53,6 +61,10 @@ class ImageModel(L.LightningModule):
         momentum: float = 0.9,
         warmup: float = 0.05,
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        erasing: float = 0.0,
+        color_jitter: float = 0.0,
         channels_last: bool = True,
         fused: bool = True,
         compile: bool | None = None,
@@ -64,6 +76,10 @@ class ImageModel(L.LightningModule):
             ("momentum", momentum, 0 < momentum < 1, "above 0 and below 1"),
             ("warmup", warmup, 0 <= warmup <= 1, "between 0 and 1"),
             ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1"),
+            ("mixup", mixup, 0 <= mixup <= 10, "between 0 and 10"),
+            ("cutmix", cutmix, 0 <= cutmix <= 10, "between 0 and 10"),
+            ("erasing", erasing, 0 <= erasing <= 1, "between 0 and 1"),
+            ("color_jitter", color_jitter, 0 <= color_jitter <= 1, "between 0 and 1"),
         ):
             if not holds:
                 raise InputError(f"model.{name} is {value}, it must be {rule}")
@@ -75,6 +91,7 @@ class ImageModel(L.LightningModule):
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
+        self.augment = Augment(mixup, cutmix, erasing, color_jitter, fill=self.mean)
         self.watch_outputs: Callable[[Batch, Tensor], None] | None = (
             None  # is shown each evaluated batch and its scores
         )
@@ -83,18 +100,22 @@ class ImageModel(L.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Outputs, float (B, T), for RGB images, uint8 (B, 3, S, S)."""
-        return self.backbone((images - self.mean) / self.std)  # type: ignore[operator]
+        """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S)."""
+        return self.backbone((images - self.mean) / self.std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(self(batch.images), batch)
+        images, mix = self.augment(batch)
+        losses = self.losses(self(images), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)  # with prog_bar, Lightning would wait for its value in every step
         return loss
 
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Loss of each row, float (B,); 0 where the row is not valid."""
-        losses = self.objective.losses(outputs.float(), batch.targets, self.hparams["label_smoothing"])
+    def losses(self, outputs: Tensor, batch: Batch, mix: Mix | None = None) -> Tensor:
+        """Loss of each row, float (B,), for its target and what was mixed in; 0 where the row is not valid."""
+        outputs, smoothing = outputs.float(), self.hparams["label_smoothing"]
+        losses = self.objective.losses(outputs, batch.targets, smoothing)
+        if mix is not None:
+            losses = torch.lerp(self.objective.losses(outputs, mix.targets, smoothing), losses, mix.share)
         return torch.where(batch.valid, losses, 0.0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -173,39 +194,10 @@ class ImageModel(L.LightningModule):
         if self.hparams["compile"]:
             torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is, with a warning
             self.backbone.compile()  # in place: names in checkpoints stay as they are
+            self.augment.compile()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["targets"] = list(self.hparams["targets"])
-
-
-class Measures(nn.Module):
-    """Loss, row counts and metrics of one pass over a split, over all ranks; rows that are not valid count nowhere."""
-
-    def __init__(self, metrics: MetricCollection) -> None:
-        super().__init__()
-        self.metrics, self.loss = metrics, MeanMetric()
-        self.valid, self.skipped = SumMetric(), SumMetric()
-
-    def update(self, losses: Tensor, outputs: Tensor, batch: Batch) -> None:
-        valid = batch.valid
-        self.loss.update(losses, weight=valid.float())
-        self.valid.update(valid.sum())
-        self.skipped.update(((batch.ids >= 0) & ~valid).sum())
-        if bool(valid.any()):
-            self.metrics.update(outputs[valid], batch.targets[valid])
-
-    def compute(self) -> dict[str, Tensor]:
-        skipped = self.skipped.compute()
-        return {
-            "loss": self.loss.compute(),
-            **self.metrics.compute(),
-            "skipped": skipped,
-            "rows": self.valid.compute() + skipped,
-        }
-
-    def reset(self) -> None:
-        for metric in (self.metrics, self.loss, self.valid, self.skipped):
-            metric.reset()
 
 
 def schedule(progress: float, warmup: float) -> float:
