@@ -13,8 +13,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from {{cookiecutter.package_name}}.loading import order
-from {{cookiecutter.package_name}}.loading.decode import Crop
+from {{cookiecutter.package_name}}.decoding import hashing
+from {{cookiecutter.package_name}}.decoding.decode import Crop
 from {{cookiecutter.package_name}}.loading.loader import Batch
 from {{cookiecutter.package_name}}.loading.sampler import TrainSampler
 from {{cookiecutter.package_name}}.training import augment
@@ -43,7 +43,7 @@ def make_batch(ids: list[int], task: str = "single_label", invalid: tuple[int, .
         torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
         targets,
         numbers,
-        torch.from_numpy(order.sample_keys(0, epoch, np.array(ids))),
+        torch.from_numpy(hashing.sample_keys(0, epoch, np.array(ids))),
         torch.tensor([row not in invalid for row in range(len(ids))]),
     )
 
@@ -63,11 +63,13 @@ def draws(rows: int) -> Draws:
 def test_the_hash_on_the_device_is_the_one_on_the_host(seed: int) -> None:
     ids = np.concatenate([np.arange(-1, 1000), [10**8, 2**62]])
     edges = np.array([0, 1, 2**63 - 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15], np.uint64)
-    words = np.concatenate([edges, order.sample_keys(seed, 3, ids).view(np.uint64)])
-    assert (augment.splitmix(torch.from_numpy(words.view(np.int64))).numpy().view(np.uint64) == order._mix(words)).all()
+    words = np.concatenate([edges, hashing.sample_keys(seed, 3, ids).view(np.uint64)])
+    assert (
+        augment.splitmix(torch.from_numpy(words.view(np.int64))).numpy().view(np.uint64) == hashing._mix(words)
+    ).all()
     count = len(Draws._fields)
-    host = order.uniform(seed, 3, ids, augment.FIRST_COLUMN + count)[:, augment.FIRST_COLUMN :]
-    device = augment.uniform(torch.from_numpy(order.sample_keys(seed, 3, ids)), count)
+    host = hashing.uniform(seed, 3, ids, augment.FIRST_COLUMN + count)[:, augment.FIRST_COLUMN :]
+    device = augment.uniform(torch.from_numpy(hashing.sample_keys(seed, 3, ids)), count)
     assert device.dtype == torch.float32 and (device.double().numpy() == np.floor(host * 2**24) / 2**24).all()
     assert device.min() >= 0 and device.max() < 1
 
@@ -185,7 +187,7 @@ def test_color_jitter_does_what_torchvision_does() -> None:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 1.0, 2.0, 8.0])
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
-    u = augment.uniform(torch.from_numpy(order.sample_keys(0, 0, np.arange(200_000))), 1)[:, 0]
+    u = augment.uniform(torch.from_numpy(hashing.sample_keys(0, 0, np.arange(200_000))), 1)[:, 0]
     shares = augment.quantile(augment.beta_quantiles(alpha), u)
     assert shares.min() >= 0 and shares.max() <= 1
     assert abs(shares.mean().item() - 0.5) < 0.005

@@ -1,7 +1,7 @@
 """Augmentation on the device, a batch at a time: colour jitter, random erasing, mixup and cutmix, in this order.
 
 Every random choice for a sample is hashed from its key in the batch, by the same counter-based generator as its crop
-(`loading/order.py`), so it depends neither on the device nor on who decodes the sample. All is done in operations of
+(`decoding/hashing.py`), so it depends neither on the device nor on who decodes the sample. All is done in operations of
 fixed shape, without a look at the values: the host never waits for the device, and torch.compile takes it whole.
 
 Mixing takes a partner: the row before, in the same micro-batch. So with mixup or cutmix, which two images are mixed
@@ -170,7 +170,7 @@ def partners(rows: Tensor) -> Tensor:
 def uniform(keys: Tensor, count: int) -> Tensor:
     """Random numbers in [0, 1) that belong to the samples, float32 (B, count), for keys int64 (B,).
 
-    The first 24 bits of what `loading.order.uniform` gives in the columns from FIRST_COLUMN on: exact in float32, so
+    The first 24 bits of what `decoding.hashing.uniform` gives in the columns from FIRST_COLUMN on: exact in float32, so
     the same on every device.
     """
     columns = torch.arange(FIRST_COLUMN + 1, FIRST_COLUMN + 1 + count, device=keys.device) * _signed(0x9E3779B97F4A7C15)
@@ -178,7 +178,7 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 
 
 def splitmix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser, as in `loading.order`, on int64 in place of uint64: products wrap around all the same."""
+    """SplitMix64's finaliser, as in `decoding.hashing`, on int64 for uint64: products wrap around all the same."""
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
