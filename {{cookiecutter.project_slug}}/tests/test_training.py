@@ -191,6 +191,7 @@ MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside 
         {"shards", "fetching", "packing"},
         {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "webdataset"},
     ),
+    "reporting": ({"shards", "reporting"}, {"numpy", "jinja2", "matplotlib", "rich", "yaml"}),
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),
     "loading": ({"shards", "fetching", "loading"}, {"numpy", "cv2", "torch", "lightning"}),
 }
