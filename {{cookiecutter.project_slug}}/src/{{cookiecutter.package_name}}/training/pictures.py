@@ -65,11 +65,16 @@ class Kept(Metric):
         best = joined[0].topk(self.count).indices
         self.priority, self.ids, self.images, self.targets, self.scores = (part[best] for part in joined)
 
-    def compute(self) -> list[tuple[int, Tensor, Tensor, Tensor]]:
-        """(id, image, target, scores) of each row, the highest priority first, on the CPU."""
-        several = self.priority.ndim > 1  # ranks: each has put its rows into one more dimension
-        parts = [part.flatten(0, 1) if several else part for part in self._parts()]
-        order = [row for row in parts[0].argsort(descending=True).tolist() if parts[0][row] > -torch.inf][: self.count]
+    def compute(self) -> tuple[Tensor, ...]:
+        """The parts of the rows; with several ranks, one more dimension before them."""
+        return self._parts()
+
+    def rows(self) -> list[tuple[int, Tensor, Tensor, Tensor]]:
+        """(id, image, target, scores) of each row, the highest priority first, on the CPU; the same on every rank."""
+        shapes = [default.shape[1:] for default in self._defaults.values() if isinstance(default, Tensor)]
+        parts = [part.reshape(-1, *shape) for part, shape in zip(self.compute(), shapes, strict=True)]
+        best = parts[0].argsort(descending=True)[: self.count]
+        order = best[parts[0][best] > -torch.inf]
         ids, images, targets, scores = (part[order].cpu() for part in parts[1:])
         return list(zip(ids.tolist(), images, targets, scores, strict=True))
 
@@ -112,8 +117,8 @@ class Pictures(L.Callback):
         targets, side = len(model.hparams["targets"]), min(LARGEST_SIDE, model.hparams["image_size"])
         single = model.hparams["task"] == "single_label"
         rows = (targets, (), torch.int64) if single else (targets, (targets,), torch.float32)
-        sizes = {"surest": self.count, "wrong": 2 * self.count, "right": self.count}  # some of the wrong are the surest
-        self._kept = {kind: Kept(count, side, *rows).to(model.device) for kind, count in sizes.items()}
+        groups = {"surest": 1, "wrong": 2, "right": 3}  # times as many as are shown, since none is shown twice
+        self._kept = {kind: Kept(times * self.count, side, *rows).to(model.device) for kind, times in groups.items()}
         if model.hparams["task"] == "regression":
             self._kept["points"] = Kept(POINTS, 1, *rows).to(model.device)
         self._counts = model.objective.counts(targets).to(model.device)
@@ -144,14 +149,17 @@ class Pictures(L.Callback):
         model.watch_outputs = None
         if trainer.sanity_checking:
             return
-        kept = {kind: metric.compute() for kind, metric in self._kept.items()}
+        kept = {kind: metric.rows() for kind, metric in self._kept.items()}
         images, counts = int(self._images.compute()), self._counts.compute()
         if not trainer.is_global_zero:
             return
-        task, shown = model.hparams["task"], {row[0] for row in kept["surest"]}
-        kept["wrong"] = [row for row in kept["wrong"] if row[0] not in shown][: self.count]
+        task = model.hparams["task"]
         dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
         points = [[target.tolist(), scores.tolist()] for _, _, target, scores in kept.pop("points", [])]
+        shown: set[int] = set()
+        for kind, rows in kept.items():
+            kept[kind] = [row for row in rows if row[0] not in shown][: self.count]
+            shown.update(row[0] for row in kept[kind])
         self._told = {
             "format": FORMAT,
             "split": split,
