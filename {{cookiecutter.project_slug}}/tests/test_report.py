@@ -292,10 +292,16 @@ def test_a_browser_opens_it_alone_in_light_and_dark(trained: Path, tmp_path: Pat
 
 
 @needs_browser
-def test_it_fits_a_phone(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["classes", "labels", "long names"])
+def test_it_fits_a_phone(copy: Path, tmp_path: Path, kind: str) -> None:
     """In a frame of 390 pixels, since windows have a smallest width; another page measures how wide it is."""
-    page = tmp_path / "phone.html"
-    source = (trained / "runs/first/report.html").as_uri()
+    if kind == "labels":
+        counts = {"stat_scores": [[10, 1, 40, 2, 1000]] * 3, "average_precision": [0.5] * 3}
+        change(copy, "evaluation/test.json", task="multi_label", counts=counts)
+    if kind == "long names":
+        change(copy, "evaluation/test.json", targets=["a_name_without_a_space_" * 4, "many words " * 9, "b" * 200])
+        change(copy, "summary.json", status="failed", error="x" * 400, hardware="A very long name of a GPU " * 4)
+    source, page = report.write(copy).resolve().as_uri(), tmp_path / "phone.html"
     page.write_text(
         f"<iframe id=phone src='{source}' style='width:390px;height:4000px;border:0'></iframe><script>phone.onload = "
         "() => console.log('width ' + phone.contentDocument.documentElement.scrollWidth)</script>"

@@ -35,6 +35,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
+    "axes.axisbelow": True,
     "axes.titlelocation": "left",
     "axes.titlesize": 11.5,
     "axes.titlepad": 9,
@@ -111,7 +112,7 @@ def predicted_over_actual(name: str, points: Points) -> str:
     """One point an image: what it is, what the model says; on the line both are the same."""
     actual, predicted = np.asarray(points, float).T
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(3.6, name)
+        figure, axes = _figure(3.4, f"{name}: predicted over actual")
         ends = [min(actual.min(), predicted.min()), max(actual.max(), predicted.max())]
         axes.plot(ends, ends, color=MUTED, linewidth=0.8)
         axes.scatter(actual, predicted, s=7, color=FIRST, alpha=0.45, linewidths=0)
@@ -124,10 +125,10 @@ def residuals(name: str, points: Points) -> str:
     """How often the model is off by how much."""
     actual, predicted = np.asarray(points, float).T
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(3.6, name)
+        figure, axes = _figure(3.4, f"{name}: how far off")
         axes.hist(predicted - actual, bins=31, color=FIRST, alpha=0.8)
         axes.axvline(0, color=MUTED, linewidth=0.8)
-        axes.set_xlabel("predicted - actual")
+        axes.set_xlabel("residual: predicted - actual")
         axes.set_ylabel("images")
         return _svg(figure, f"{name}: residuals")
 

@@ -97,31 +97,39 @@ def _numbers(told: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 def _groups(told: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
     """The images of each kind, with captions."""
-    numeric = told["task"] == "regression"
+    caption = {"single_label": _of_class, "multi_label": _of_labels, "regression": _of_numbers}[told["task"]]
     groups = []
     for kind, headings in _GROUPS.items():
-        images = []
-        for example in told["examples"].get(kind, []):
-            if not str(example["image"]).startswith("data:image/"):
-                continue
-            place = f"{example['shard']}, sample {example['number']}" if "shard" in example else f"id {example['id']}"
-            if numeric:
-                predicted, actual = (_values(example[key], names) for key in ("predicted", "actual"))
-            else:
-                predicted = ", ".join(f"{names[number]} {score:.0%}" for number, score in example["predicted"])
-                actual = ", ".join(names[number] for number in example["actual"])
-            told_right = kind == "right" and not numeric
-            images.append(
-                {
-                    "url": example["image"],
-                    "predicted": predicted or "nothing",
-                    "actual": "" if told_right else actual or "nothing",
-                    "place": place,
-                }
-            )
+        images = [
+            {"url": example["image"], "place": f"{example['shard']}, sample {example['number']}"}
+            | dict(zip(("said", "actual"), caption(example, names), strict=True))
+            for example in told["examples"].get(kind, [])
+            if str(example["image"]).startswith("data:image/")
+        ]
         if images:
-            groups.append({"kind": kind, "heading": headings[numeric], "images": images})
+            heading = headings[told["task"] == "regression"]
+            groups.append({"kind": f"{kind} {told['task']}", "heading": heading, "images": images})
     return groups
+
+
+def _of_class(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
+    """What the model says and how sure it is; what the image is, where that is something else."""
+    (said, score), actual = example["predicted"][0], example["actual"][0]
+    return f"{names[said]} {score:.0%}", "" if said == actual else f"is {names[actual]}"
+
+
+def _of_labels(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
+    """Where the model is right, its labels; else only the labels in which it is not."""
+    said, actual = dict(example["predicted"]), set(example["actual"])
+    wrongly = [f"{names[number]} {score:.0%}" for number, score in said.items() if number not in actual]
+    missed = [names[number] for number in sorted(actual - set(said))]
+    if not wrongly and not missed:
+        return ", ".join(names[number] for number in sorted(actual)) or "no label", ""
+    return f"says {', '.join(wrongly)}" if wrongly else "", f"misses {', '.join(missed)}" if missed else ""
+
+
+def _of_numbers(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
+    return _values(example["predicted"], names), f"is {_values(example['actual'], names)}"
 
 
 def _values(values: list[float], names: list[str]) -> str:
