@@ -21,6 +21,7 @@ demo: bake  ## bake a project with the default answers, train it on its sample i
 	@$(IN_BAKE) demo
 	@command -v uv >/dev/null || echo 'To call uv yourself: export PATH="$(abspath $(dir $(UV))):$$PATH"'
 	@echo "The project is in $(BAKE)/: cd there, or answer the questions for one of your own (README.md)."
+	@echo "Its report, for a browser: $$(ls -t $(BAKE)/runs/*/report.html | head -n 1)"
 
 new: | $(UV)  ## answer the questions and get a project of your own beside this folder (or in OUT=folder)
 	@$(UV) run --quiet cookiecutter . --output-dir "$(OUT)" $(ANSWERS)

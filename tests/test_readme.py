@@ -30,10 +30,13 @@ def test_demo_of_the_template(clone: Path) -> None:
     """The one command of the README's first screen, and what it leaves."""
     commands = blocks(clone / "README.md")
     assert commands and commands[0].startswith("make demo")
-    print(succeed(commands[0], clone, timeout=900)[-3000:])
+    said = succeed(commands[0], clone, timeout=900)
+    print(said[-3000:])
     (summary,) = (clone / "build" / DEFAULT / "runs").glob("*/summary.json")
     figures = json.loads(summary.read_text())
     assert figures["status"] == "done"
+    report = summary.with_name("report.html")
+    assert said.rstrip().endswith(str(report.relative_to(clone))) and "</html>" in report.read_text()
     assert figures["skipped"] == 0 and figures["images_seen"] > 8000
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import webdataset
+import yaml
 
 from {{cookiecutter.package_name}}.fetching import remote
 from {{cookiecutter.package_name}}.shards.dataset import Dataset, Shard
@@ -84,6 +87,27 @@ def write_dataset(
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 samples to train in four uneven shards, 21 to validate, 21 to test. Do not write into it."""
     return write_dataset(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which train.py was run as a user runs it: `runs/first`, of a model that has learned a little, with
+    two damaged samples and W&B offline. Do not write into it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_dataset(folder / "colours", damaged={3: b"no image", 50: b""}, held_out=60)
+    settings = {
+        "data": {"path": "colours", "global_batch_size": 8, "image_size": 16, "max_skipped_fraction": 0.05},
+        "model": {"backbone": "small_cnn", "learning_rate": 0.00003},
+        "trainer": {"max_epochs": 2, "log_every_n_steps": 4, "accelerator": "cpu", "enable_progress_bar": False},
+        "log": {"project": "demo"},
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(settings))
+    environment = {**os.environ, "PYTHONPATH": str(Path(remote.__file__).parents[2]), "WANDB_MODE": "offline"}
+    command = [sys.executable, str(PROJECT / "train.py"), "--config", "c.yaml", "--run", "first"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "runs/first/report.html" in done.stdout.splitlines()[-1], "what is printed ends with the report"
+    return folder
 
 
 @pytest.fixture

@@ -68,6 +68,10 @@ def run(folder: Path, devices: int, micro: int) -> tuple[dict[str, Any], dict[st
     return summary, torch.load(folder / "runs" / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
+def evaluation(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "runs" / name / "evaluation" / "test.json").read_text())
+
+
 def test_three_ranks_train_and_count_as_one(tmp_path: Path) -> None:
     """With the augmentation that is each sample's own; what mixing does is the micro-batch's."""
     sizes = (17, 30, 9, 40)
@@ -89,6 +93,8 @@ def test_three_ranks_train_and_count_as_one(tmp_path: Path) -> None:
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     one, weights = run(tmp_path, 1, 12)
+    found = evaluation(tmp_path, "1x12")
+    assert sum(map(sum, found["counts"]["confusion"])) == found["images"] == 20
     for devices, micro in ((3, 4), (1, 4)):
         other, others = run(tmp_path, devices, micro)
         for name, value in weights.items():
@@ -96,4 +102,11 @@ def test_three_ranks_train_and_count_as_one(tmp_path: Path) -> None:
         for name in ("val/accuracy", "test/accuracy", "val/skipped", "test/skipped"):
             assert other["metrics"][name] == one["metrics"][name], "each held-out sample is counted once"
         assert other["images_seen"] == one["images_seen"] == 2 * 96
+        others_found = evaluation(tmp_path, f"{devices}x{micro}")
+        assert others_found["counts"] == found["counts"] and others_found["images"] == 20
+        for kind, examples in found["examples"].items():
+            ids = {example["id"] for example in examples}
+            assert {example["id"] for example in others_found["examples"][kind]} == ids, (
+                "the same images, whoever met them"
+            )
         assert other["skipped"] == one["skipped"] == 6, "three samples, two epochs, whichever rank met them"

@@ -137,6 +137,18 @@ def test_the_other_tasks_learn(project: Path, tmp_path: Path, monkeypatch: pytes
     changes += ["--model.mixup=0.2", "--model.cutmix=1.0", "--model.erasing=0.1", "--model.color_jitter=0.1"]
     assert start(monkeypatch, "--run", task, *changes) == 0
     metrics = summary(task)["metrics"]
+    evaluation = json.loads(Path("runs", task, "evaluation/test.json").read_text())
+    page = Path("runs", task, "report.html").read_text()
+    if task == "regression":
+        assert evaluation["counts"]["mean_absolute_error"] == pytest.approx(metrics["test/mean_absolute_error"])
+        assert len(evaluation["points"]) == evaluation["images"] == 21 and "Furthest off" in page
+        assert 'aria-label="shade: residuals"' in page and 'aria-label="shade: predicted over actual"' in page
+    else:
+        averages = evaluation["counts"]["average_precision"]
+        assert sum(averages) / 3 == pytest.approx(metrics["test/average_precision"])
+        assert [row[4] for row in evaluation["counts"]["stat_scores"]] == [7, 7, 7]
+        assert "average precision" in page and "green" in page
+    assert "What is missing" not in page
     assert metrics["test/f1"] > 0.9 if task == "multi_label" else metrics["test/mean_absolute_error"] < 0.2
 
 
@@ -288,7 +300,12 @@ def test_too_many_damaged_samples_end_the_run(
 
 
 def wandb_records(run: str) -> list[Any]:
-    """The records of the newest offline W&B run."""
+    """The records of the newest offline W&B run.
+
+    W&B writes from a process of its own, which ends first: only then is all of it there. It takes paths to be relative
+    to the folder in which it was started, so each test needs another one as well.
+    """
+    wandb.teardown()
     data = max(Path("runs", run, "wandb").glob("offline-run-*/run-*.wandb")).read_bytes()
     assert data[:4] == b":W&B"
     records, parts, offset = [], b"", 7
@@ -307,7 +324,20 @@ def wandb_records(run: str) -> list[Any]:
     return records
 
 
-def test_wandb_offline_has_config_metrics_and_pictures(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def values(records: list[Any], kind: str) -> dict[str, Any]:
+    """The last value of each name in the records of a kind: `history`, `summary` or `config`."""
+    found: dict[str, Any] = {}
+    for record in records:
+        if record.HasField(kind):
+            content = getattr(record, kind)
+            items = content.item if kind == "history" else content.update
+            found |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+    return found
+
+
+def test_wandb_offline_has_config_metrics_pictures_and_the_figures_of_the_summary(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(project / "no-netrc"))
@@ -316,20 +346,72 @@ def test_wandb_offline_has_config_metrics_and_pictures(project: Path, monkeypatc
     records = wandb_records("w")
     run = next(r.run for r in records if r.HasField("run"))
     assert (run.project, run.display_name, run.run_id) == ("demo", "w", Path("runs/w/wandb-id.txt").read_text().strip())
-    config = {i.key: json.loads(i.value_json) for r in records if r.HasField("config") for i in r.config.update}
-    config |= {item.key: json.loads(item.value_json) for item in run.config.update}
+    config = values(records, "config") | {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["data"]["global_batch_size"] == 8 and config["resolved"]["precision"] == "32-true"
-    logged: dict[str, Any] = {}
-    for record in records:
-        if record.HasField("history"):
-            logged |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+
+    logged, told, sums = values(records, "history"), summary("w"), values(records, "summary")
     assert {"train/loss", "train/learning_rate", "val/accuracy", "test/accuracy", "speed/images_per_second"} <= set(
         logged
     )
-    assert logged["test/accuracy"] == pytest.approx(summary("w")["metrics"]["test/accuracy"])
-    assert any(key.startswith("val/confusion_matrix") for key in logged)
-    pictures = list(Path("runs/w/wandb").glob("offline-run-*/files/media/images/val/predictions*.png"))
-    assert len(pictures) == 21
+    groups = {name.partition("/")[0] for name in {*logged, *sums} if not name.startswith("_")}
+    assert groups <= {"train", "val", "test", "speed", "cost", "epoch", "trainer", "status"}, "one naming"
+    assert logged["test/accuracy"] == pytest.approx(told["metrics"]["test/accuracy"])
+    for name, value in {
+        "train/images_seen": told["images_seen"],
+        "train/epochs": told["epochs"],
+        "train/skipped": told["skipped"],
+        "speed/images_per_second": told["images_per_second"],
+        "speed/data_wait_fraction": told["data_wait_fraction"],
+        "speed/seconds": told["seconds"],
+        "status": "done",
+        **told["metrics"],
+    }.items():
+        assert sums[name] == value, name
+
+    for split in ("val", "test"):
+        assert any(key.startswith(f"{split}/confusion_matrix") for key in logged)
+        kept = json.loads(Path(f"runs/w/evaluation/{split}.json").read_text())["examples"]
+        pictures = list(Path("runs/w/wandb").glob(f"offline-run-*/files/media/images/{split}/predictions*.png"))
+        assert len(pictures) == sum(map(len, kept.values())) > 0
+    assert not artifacts(records), "the report goes there only where there is a server"
+
+
+def artifacts(records: list[Any]) -> list[tuple[str, str]]:
+    """(name, type) of what was to be sent, but for the tables of charts."""
+    asked = [r.request.log_artifact.artifact for r in records if r.HasField("request")]
+    asked += [r.artifact for r in records if r.HasField("artifact")]
+    return [(a.name, a.type) for a in asked if a.type == "report"]
+
+
+def test_wandb_gets_the_report_as_an_artifact(project: Path) -> None:
+    """As it is sent where W&B is online; here the records of it go into the offline file."""
+    (project / "report.html").write_text("<p>hello</p>")
+    (project / "runs/a").mkdir(parents=True)
+    run = wandb.init(mode="offline", dir=project / "runs/a", id="abc")
+    logs.keep_report(run, project / "report.html")
+    run.finish()
+    assert artifacts(wandb_records("a")) == [("report-abc", "report")]
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more segment of the same run, which `wandb sync` sends in the order of their begin."""
+    arguments = ["--log.wandb", "true", "--log.project", "demo", "--log.entity", "team"]
+    assert start(monkeypatch, "--run", "w", "--trainer.max_epochs", "1", *arguments) == 0
+    first = values(wandb_records("w"), "history")["trainer/global_step"]
+    time.sleep(1.1)  # W&B names a segment by the second of its begin
+    assert start(monkeypatch, "--resume", "w", "--trainer.max_epochs", "2", config=None) == 0
+    segments = sorted(Path("runs/w/wandb").glob("offline-run-*"))
+    identity = Path("runs/w/wandb-id.txt").read_text().strip()
+    assert len(segments) == 2 and all(segment.name.endswith(f"-{identity}") for segment in segments)
+    records = wandb_records("w")
+    assert next(r.run.run_id for r in records if r.HasField("run")) == identity
+    assert values(records, "history")["trainer/global_step"] > first
+    assert values(records, "summary")["train/images_seen"] == summary("w")["images_seen"] == 2 * 96
+    assert summary("w")["changed_on_resume"] == {"trainer.max_epochs": 2}
+    assert "--trainer.max_epochs 2" in Path("runs/w/report.html").read_text()
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, segments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "2 run(s)" in done.stdout + done.stderr, done.stderr
 
 
 def test_wandb_is_online_with_a_key_and_off_when_asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,11 +187,50 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from .reporting.folder import find
     from .training.evaluate import evaluate
-    from .training.run import find
 
     metrics = evaluate(find(arguments.name), arguments.data, arguments.split)
     print(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="make report.html of a run anew",
+        description="Make report.html of RUN (`last`: the newest) anew from the files in its folder.",
+    )
+    parser.add_argument("name", metavar="RUN")
+    parser.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .reporting.folder import find
+    from .reporting.report import write
+
+    print(write(find(arguments.name)))
+
+
+def _add_runs(commands: Any) -> None:
+    parser = commands.add_parser(
+        "runs",
+        help="a table of all runs",
+        description="List the runs in runs/: how their settings differ, and what came of each.",
+    )
+    columns = "when, run, status, metric, images, time, speed, energy or cost"
+    parser.add_argument("--sort", metavar="COLUMN", default="when", help=f"{columns}; the newest or best first")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.set_defaults(run=_runs)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from .reporting.table import render, rows
+
+    table = rows(arguments.sort)
+    if arguments.json:
+        print(json.dumps(table))
+    else:
+        print(render(table) if table else "There are no runs yet: start one with `uv run train.py`.")
 
 
 def _add_verify(commands: Any) -> None:
@@ -229,7 +268,7 @@ def main() -> int:
     with command():
         parser = _Parser(prog=f"python -m {__package__}", description="Commands beside training.")
         commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-        for add in (_add_pack, _add_index, _add_verify, _add_evaluate):
+        for add in (_add_pack, _add_index, _add_verify, _add_evaluate, _add_report, _add_runs):
             add(commands)
         arguments = parser.parse_args()
         return int(arguments.run(arguments) or 0)

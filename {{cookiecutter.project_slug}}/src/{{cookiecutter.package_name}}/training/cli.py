@@ -193,6 +193,7 @@ class TrainingCLI(LightningCLI):
         self._note_metrics()
         return {
             "images_seen": self.data.images_seen,
+            "steps": self.trainer.fit_loop.epoch_loop._batches_that_stepped,
             "epochs": self.data.epoch,
             "metrics": self._metrics,
             "images_per_second": self.meter.images_per_second,
@@ -201,6 +202,9 @@ class TrainingCLI(LightningCLI):
             "kwh": None,
             "cost": None,
             "skipped": self.run.skipped,
+            "monitor": self.model.objective.monitor,
+            "mode": self.model.objective.mode,
+            "dataset": {"path": str(self.data.dataset.root), "fingerprint": self.data.dataset.fingerprint},
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
             "hardware": hardware.device_name(self.device),

@@ -142,3 +142,39 @@ def keep_identity(loggers: list[Logger], folder: Path, config: dict[str, Any]) -
             if not (folder / "wandb-id.txt").exists():
                 write_durably(folder / "wandb-id.txt", f"{logger.version}\n".encode())
             logger.experiment.config.update(config, allow_val_change=True)
+
+
+def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) -> None:
+    """End the W&B run, if there is one, with the run's figures as its summary, and its report where it is online."""
+    run = wandb.run
+    if run is None:
+        return
+    if summary:
+        run.summary.update(_figures(summary))
+    if report and not run.offline:
+        keep_report(run, report)
+    run.finish(exit_code=int(failed))
+
+
+def keep_report(run: wandb.Run, report: Path) -> None:
+    """Send the report as an artifact of the run; each attempt's is a version of it."""
+    artifact = wandb.Artifact(f"report-{run.id}", type="report")
+    artifact.add_file(str(report))
+    run.log_artifact(artifact)
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    """The figures of `summary.json` by the names that metrics have; what was not measured is left out."""
+    named = {
+        "train/images_seen": summary.get("images_seen"),
+        "train/epochs": summary.get("epochs"),
+        "train/skipped": summary.get("skipped"),
+        "speed/images_per_second": summary.get("images_per_second"),
+        "speed/data_wait_fraction": summary.get("data_wait_fraction"),
+        "speed/seconds": summary.get("seconds"),
+        "cost/kwh": summary.get("kwh"),
+        "cost/total": summary.get("cost"),
+        **summary.get("metrics", {}),
+        "status": summary.get("status"),
+    }
+    return {name: value for name, value in named.items() if value is not None}

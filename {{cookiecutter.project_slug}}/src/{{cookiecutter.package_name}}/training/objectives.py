@@ -14,9 +14,14 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 from torchmetrics.classification import (
     MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassStatScores,
     MultilabelAveragePrecision,
     MultilabelF1Score,
+    MultilabelStatScores,
 )
+
+LARGEST_MATRIX = 200  # classes; above, a confusion matrix is a carpet
 
 
 class Objective(ABC):
@@ -37,6 +42,14 @@ class Objective(ABC):
     def scores(self, logits: Tensor) -> Tensor:
         """What is shown to people and written by predictions: probabilities or numbers, (B, T)."""
 
+    @abstractmethod
+    def wrongness(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """How wrong each row of `scores` is, float (B,): 0 where it is right; picks the images of the report."""
+
+    @abstractmethod
+    def counts(self, targets: int) -> MetricCollection:
+        """What the report says of each class or number, measured over scores (B, T) and targets; of a fixed size."""
+
 
 class SingleLabel(Objective):
     """One class an image. Targets: int64 (B,)."""
@@ -55,6 +68,15 @@ class SingleLabel(Objective):
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=1)
 
+    def wrongness(self, scores: Tensor, targets: Tensor) -> Tensor:
+        sure, chosen = scores.max(dim=1)
+        return torch.where(chosen == targets, 0.0, sure)
+
+    def counts(self, targets: int) -> MetricCollection:
+        if targets <= LARGEST_MATRIX:
+            return MetricCollection({"confusion": MulticlassConfusionMatrix(targets)})
+        return MetricCollection({"stat_scores": MulticlassStatScores(targets, average=None)})
+
 
 class MultiLabel(Objective):
     """Any number of classes an image. Targets: float (B, T) of 0 and 1."""
@@ -72,6 +94,15 @@ class MultiLabel(Objective):
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
+
+    def wrongness(self, scores: Tensor, targets: Tensor) -> Tensor:
+        furthest = (scores - targets).abs().amax(dim=1)
+        return torch.where(furthest < 0.5, 0.0, furthest)
+
+    def counts(self, targets: int) -> MetricCollection:
+        precision = MultilabelAveragePrecision(targets, average=None, thresholds=200)
+        scores = MultilabelStatScores(targets, average=None)
+        return MetricCollection({"average_precision": _IntTargets(precision), "stat_scores": _IntTargets(scores)})
 
 
 class Regression(Objective):
@@ -93,6 +124,17 @@ class Regression(Objective):
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits
+
+    def wrongness(self, scores: Tensor, targets: Tensor) -> Tensor:
+        return (scores - targets).abs().mean(dim=1)
+
+    def counts(self, targets: int) -> MetricCollection:
+        return MetricCollection(
+            {
+                "mean_absolute_error": MeanAbsoluteError(num_outputs=targets),
+                "root_mean_squared_error": MeanSquaredError(squared=False, num_outputs=targets),
+            }
+        )
 
 
 class _IntTargets(Metric):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,34 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import wandb
+import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from ..reporting.folder import RUNS, checked, flat, skipped_samples
 from ..shards.dataset import write_durably
 from ..shards.errors import InputError
+from . import logs
 from .stop import STOPPED, StopRequest
 
-RUNS = Path("runs")
 _NAME_VARIABLE = "LIGHTNING_SHARDS_RUN"  # one host's ranks learn the run's name by it
 _LAUNCHED = "LOCAL_RANK" in os.environ  # torchrun or Lightning's launcher started this process
-
-
-def find(name: str) -> Path:
-    """The folder of run `name`; `last` is the one that began last. Raises InputError where there is none."""
-    if name == "last":
-        folders = sorted(
-            (f for f in RUNS.glob("*") if (f / "config.yaml").is_file()),
-            key=lambda f: (f / "config.yaml").stat().st_mtime_ns,
-        )
-        if not folders:
-            raise InputError(f"there is no run in {RUNS}/ yet: start one without --resume")
-        return folders[-1]
-    folder = RUNS / _checked(name)
-    if not (folder / "config.yaml").is_file():
-        raise InputError(
-            f"there is no run {name!r} in {RUNS}/; `ls {RUNS}` lists them, `--resume last` takes the newest"
-        )
-    return folder
 
 
 def earlier_metrics(folder: Path) -> dict[str, float]:
@@ -66,20 +50,12 @@ def choose(name: str | None) -> tuple[Path, bool]:
         )
     if not name and job in (None, "none") and "TORCHELASTIC_RUN_ID" in os.environ:
         job = f"torchrun-{os.environ.get('MASTER_PORT', '')}-{os.getppid()}"
-    folder = RUNS / _checked(name or (job if job != "none" else None) or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = RUNS / checked(name or (job if job != "none" else None) or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     if (folder / "config.yaml").exists():
         if name and not restarted and int(os.environ.get("RANK", 0)) == 0 and not _LAUNCHED:
             raise InputError(f"the run {folder} exists: go on with it by `--resume {name}`, or choose another --run")
         return folder, restarted
     return folder, False
-
-
-def _checked(name: str) -> str:
-    if Path(name).name != name or name in (".", "..", "last") or not name.isprintable():
-        raise InputError(
-            f"{name!r} cannot be a run's name: use letters, digits, '-', '_' and '.' (`last` is the newest)"
-        )
-    return name
 
 
 @dataclass
@@ -115,8 +91,7 @@ class Run:
     @property
     def skipped(self) -> int:
         """Times that a sample was skipped, on all ranks and in all attempts."""
-        lines = [line for path in self.folder.glob("skipped/rank-*.jsonl") for line in path.read_text().splitlines()]
-        return len({(row["epoch"], row["shard"], row["key"]) for row in map(json.loads, lines)})
+        return sum(row["times"] for row in skipped_samples(self.folder))
 
     def __enter__(self) -> Run:
         self.stop.__enter__()
@@ -143,9 +118,8 @@ class Run:
 
     def _finish(self, error: BaseException | None) -> None:
         stopped = isinstance(error, SystemExit) and error.code == STOPPED
-        if wandb.run is not None:
-            wandb.finish(exit_code=0 if error is None or stopped else 1)
         if isinstance(error, InputError):
+            logs.finish(None, None, failed=True)
             self._remove_if_empty()
             return
         status = "done" if error is None else "stopped" if stopped else "failed"
@@ -155,10 +129,34 @@ class Run:
 
     @rank_zero_only
     def _write(self, status: str, error: str | None) -> None:
-        content = {"status": status, **self.facts(), **({"error": error} if error else {})}
+        """`summary.json` and `report.html`, then W&B, which may have to wait for a network."""
+        began = datetime.fromtimestamp((self.folder / "config.yaml").stat().st_mtime).isoformat(timespec="seconds")
+        content: dict[str, Any] = {
+            "status": status,
+            "began": began,
+            **self.facts(),
+            **({"error": error} if error else {}),
+        }
+        if changed := self._changed():
+            content["changed_on_resume"] = changed
         write_durably(self.folder / "summary.json", (json.dumps(content, indent=1) + "\n").encode())
+        page: Path | None = None
+        try:
+            from ..reporting import report  # and matplotlib with it, for which no start should wait
+
+            page = report.write(self.folder)
+        except Exception as defect:  # the training is what counts, and its figures are saved
+            print(f"{self.folder}/report.html could not be made: {type(defect).__name__}: {defect}", file=sys.stderr)
+        logs.finish(content, page, failed=status == "failed")
         if status == "stopped":
             print(f"\nStopped; everything is saved. Go on with: uv run train.py --resume {self.folder.name}")
+
+    def _changed(self) -> dict[str, Any]:
+        """Settings with which this attempt went on that differ from those in `config.yaml`."""
+        first, now = (
+            dict(flat(yaml.safe_load(text))) for text in ((self.folder / "config.yaml").read_bytes(), self.config)
+        )
+        return {name: value for name, value in now.items() if name in first and first[name] != value}
 
     def report(self) -> str:
         """What a person wants to know at the end, from `summary.json`; empty on ranks other than zero."""
@@ -179,6 +177,7 @@ class Run:
             ("skipped samples", str(summary["skipped"])),
             ("hardware", summary["hardware"]),
             ("files", f"{self.folder}/"),
+            ("report", f"{self.folder}/report.html"),
         ]
         return "\n" + "\n".join(f"  {name:<20} {value}" for name, value in rows)
 

@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ..reporting.folder import find
 from ..shards.errors import InputError
-from .run import find
 
 DEFAULT_CONFIG = Path("configs/sample.yaml")
 SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
