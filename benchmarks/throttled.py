@@ -99,7 +99,7 @@ def deliver(root: Path, ahead: bool, batches: int | None) -> dict[str, float]:
     rows = sampler.TrainSampler(plan, 0, 1, 64, 1, (0, 0))
     train = loader.ShardLoader(reader, rows, crop, "single_label", 1, 0, 16, log)
     disk = Disk()
-    os.pread, store.OpenShard._in_memory = disk, lambda opened, offset: disk.in_memory(opened, offset)
+    os.pread, store.OpenShard.in_memory = disk, lambda opened, offset: disk.in_memory(opened, offset)
     began, samples = time.perf_counter(), 0
     for number, batch in enumerate(train, 1):
         samples += int(batch.valid.sum())

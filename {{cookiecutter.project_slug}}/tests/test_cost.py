@@ -55,7 +55,7 @@ def test_shipped_prices_name_the_source_of_each_gpu() -> None:
     assert names <= {gpu.name for gpu in prices.gpus}
     for gpu in prices.gpus:
         assert gpu.speed > 0 and gpu.watts > 0 and gpu.kind in ("measured", "estimated") and gpu.source
-        assert 2020 <= int(gpu.date[:4]) and prices.gpu(f"NVIDIA {gpu.name} 80GB HBM3") == gpu
+        assert int(gpu.date[:4]) >= 2020 and prices.gpu(f"NVIDIA {gpu.name} 80GB HBM3") == gpu
     assert prices.gpu("NVIDIA GeForce RTX 4090") and not prices.gpu("NVIDIA GeForce RTX 4090 Laptop GPU")
     assert not prices.gpu("NVIDIA L40S") and not prices.gpu("AMD EPYC, 2 cores")
 

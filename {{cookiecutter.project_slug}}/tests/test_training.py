@@ -193,6 +193,11 @@ MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside 
     ),
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),
     "loading": ({"shards", "fetching", "loading"}, {"numpy", "cv2", "torch", "lightning"}),
+    "costs": ({"shards", "costs"}, {"pynvml", "yaml"}),
+    "forecasting": (
+        {"shards", "fetching", "loading", "costs", "training", "packing", "forecasting"},
+        {"numpy", "torch", "lightning"},
+    ),
 }
 
 

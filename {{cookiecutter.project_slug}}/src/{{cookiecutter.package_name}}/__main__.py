@@ -224,14 +224,46 @@ def _verify(arguments: argparse.Namespace) -> None:
         raise RunError(f"{len(report['damages'])} damages in {arguments.dataset}; restore the shards or pack it again")
 
 
+def _add_forecast(commands: Any) -> None:
+    parser = commands.add_parser(
+        "forecast",
+        allow_abbrev=False,
+        usage="%(prog)s [--config FILE]... [any setting of train.py] [--images N] [--seconds S] [--json]",
+        help="measure this machine, and say what a training will take: hours, kWh, money",
+        description="Measure disk, loader, model and both together on this machine, with the settings of train.py; say "
+        "what limits them, what a training takes, and what other GPUs would do (prices.yaml).",
+    )
+    parser.add_argument("--images", type=_size, default=100_000_000, help="to forecast for, such as 1G (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=24.0, help="to measure, beside warming up (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the forecast as JSON")
+    parser.set_defaults(run=_forecast, settings=[])
+
+
+def _forecast(arguments: argparse.Namespace) -> None:
+    from .forecasting.forecast import forecast
+    from .forecasting.render import render
+
+    report = forecast(arguments.settings, arguments.images, arguments.seconds, _say)
+    print(json.dumps(report) if arguments.json else render(report))
+
+
+def _say(part: str) -> None:
+    """What is being done, on a terminal's last line."""
+    if sys.stderr.isatty():
+        print(f"\r\033[Kmeasuring: {part}" if part else "\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Run the command that the arguments name; returns the exit status."""
     with command():
         parser = _Parser(prog=f"python -m {__package__}", description="Commands beside training.")
         commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-        for add in (_add_pack, _add_index, _add_verify, _add_evaluate):
+        for add in (_add_pack, _add_index, _add_verify, _add_evaluate, _add_forecast):
             add(commands)
-        arguments = parser.parse_args()
+        arguments, settings = parser.parse_known_args()
+        if settings and "settings" not in arguments:
+            parser.error(f"unrecognized arguments: {' '.join(settings)}")
+        arguments.settings = settings
         return int(arguments.run(arguments) or 0)
 
 

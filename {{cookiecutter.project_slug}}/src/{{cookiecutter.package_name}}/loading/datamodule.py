@@ -87,9 +87,9 @@ class ShardDataModule(L.LightningDataModule):
                 f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
         self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
-        if new_cache := self._new_cache():
+        if new := self.new_cache():
             held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
-            new_cache.check_capacity(self.order.reach((PREFETCH + 2) * global_batch_size), shards, held_out)
+            new.check_capacity(self.order.reach((PREFETCH + 2) * global_batch_size), shards, held_out)
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
         self._loaders: dict[str, ShardLoader] = {}
@@ -196,13 +196,14 @@ class ShardDataModule(L.LightningDataModule):
         sampler = EvalSampler(self.dataset.samples(split), self.trainer.global_rank, self.trainer.world_size, micro)
         return self._loader(split, sampler, None)
 
-    def _new_cache(self) -> Cache | None:
+    def new_cache(self) -> Cache | None:
+        """Where the shards of a URL are kept; None for a folder."""
         return Cache(self.dataset.root, *self._cache) if isinstance(self.dataset.root, str) else None
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
         assert self.trainer is not None
         task, targets, trainer = self.task, len(self.dataset.targets), self.trainer
-        store = Store(self.dataset, split, (IMAGE_FIELDS, target_decoder(task, targets)[0]), self._new_cache())
+        store = Store(self.dataset, split, (IMAGE_FIELDS, target_decoder(task, targets)[0]), self.new_cache())
         log = Path(trainer.default_root_dir) / "skipped" / f"rank-{trainer.global_rank}.jsonl"
         skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / trainer.world_size)
         threads, device = self.threads(trainer.num_devices), trainer.strategy.root_device
