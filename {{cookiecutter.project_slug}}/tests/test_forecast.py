@@ -5,27 +5,34 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 
+import {{cookiecutter.package_name}}
 from {{cookiecutter.package_name}} import __main__ as commands
 from {{cookiecutter.package_name}}.forecasting import reading
 from {{cookiecutter.package_name}}.forecasting.render import render
 from {{cookiecutter.package_name}}.loading.datamodule import ShardDataModule
+from {{cookiecutter.package_name}}.packing.pack import Recipe, pack
 
 from .conftest import PROJECT
+from .samples import PACKAGE, class_files, write_tree
 from .servers import Web
 from .test_cost import write_prices
 from .test_train import project, start
 
 __all__ = ["project"]  # a fixture
-PACKAGE = "{{cookiecutter.package_name}}"
 
 
 @pytest.fixture
@@ -195,13 +202,98 @@ def test_settings_are_refused_where_a_command_takes_none(monkeypatch: pytest.Mon
     assert end.value.code == 2 and "unrecognized arguments: --data.path y" in capsys.readouterr().err
 
 
+def unpacked(root: Path, each: int = 120) -> Path:
+    """A folder of class folders."""
+    return write_tree(root / "photos", class_files(each))
+
+
+def test_a_source_is_sampled_and_nothing_is_left(
+    priced: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    source = unpacked(tmp_path_factory.mktemp("source"))
+    before = sorted(path for path in priced.rglob("*"))
+    arguments = ["--config", "small.yaml", "--sample", "60", "--val", "0.2", "--workers", "1", "--images", "1M"]
+    assert run(monkeypatch, str(source), *arguments, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    check(report)
+    packing, data = report["packing"], report["dataset"]
+    assert packing["images"] == 360 and 60 < packing["sampled"] <= 180 and data["path"] == str(source)
+    assert data["images"] == round(360 * 0.7) and report["run"]["images"] == 3 * data["images"]
+    assert report["run"]["validated"] == 3 * round(360 * 0.2)
+    assert packing["seconds"] >= packing["images"] / packing["images_per_second"]
+    assert packing["hours"] == pytest.approx(packing["seconds"] / 3600)
+    assert packing["kwh"] == pytest.approx(report["host"]["watts"] * packing["seconds"] / 3.6e6)
+    assert packing["cost"] == pytest.approx(packing["kwh"] * report["host"]["electricity"])
+    lines = render(report).splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 100 and "packing before: 360 images" in "\n".join(lines)
+    assert sorted(path for path in priced.rglob("*")) == before, "nothing is left"
+
+    assert pack(source, priced / "all", Recipe(val=0.2), 1)["splits"]["train"]["images"] == data["images"]
+    size = sum(path.stat().st_size for path in (priced / "all").rglob("*.tar"))
+    assert packing["bytes"] == pytest.approx(size, rel=0.1), "from a sample, for all"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["packing", "training"])
+def test_a_source_that_is_interrupted_leaves_nothing(
+    priced: Path, tmp_path_factory: pytest.TempPathFactory, moment: str, number: int
+) -> None:
+    source = unpacked(tmp_path_factory.mktemp("source"), 600)
+    package = Path({{cookiecutter.package_name}}.__file__).parent
+    command = [sys.executable, "-m", PACKAGE, "forecast", str(source), "--config", "small.yaml", "--seconds", "60"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(package.parent)}, stderr=subprocess.PIPE, text=True
+    )
+    sign = {"packing": ".forecast-*/.sample.packing/listing", "training": ".forecast-*/sample/dataset.json"}[moment]
+    while not list(priced.glob(sign)) and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(0.5 if moment == "training" else 0)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.splitlines()[-1] == "stopped; nothing was written", err[-2000:]
+    assert not list(priced.glob(".forecast-*"))
+
+
+def test_bad_sources_are_one_sentence_and_leave_nothing(
+    priced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    source = unpacked(tmp_path / "x", 3)
+    for arguments, sentence in (
+        (["nowhere"], "nowhere"),
+        ([str(source), "--sample", "2"], "--sample 2 is less than the 3 classes"),
+        ([str(source), "--picture", "nowhere/x.svg"], "--picture nowhere/x.svg cannot be written"),
+    ):
+        before = sorted(path for path in priced.rglob("*"))
+        assert run(monkeypatch, *arguments, "--config", "small.yaml", "--data.global_batch_size", "2") == 2
+        printed = [line for line in capfd.readouterr().err.splitlines() if line]
+        assert len(printed) == 1 and printed[0].startswith("error: ") and sentence in printed[0], printed
+        assert sorted(path for path in priced.rglob("*")) == before
+
+
+def test_the_picture_is_an_svg_of_what_was_measured(priced: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    report = measured(monkeypatch, capsys, "--picture", "f.svg")
+    root = ElementTree.parse("f.svg").getroot()
+    texts = [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"loader alone", "model alone", "both, end to end", *(gpu["name"] for gpu in report["gpus"][1:])} <= set(
+        texts
+    )
+    bars = list(root.iter("{http://www.w3.org/2000/svg}rect"))
+    assert len(bars) == sum(bool(s["images_per_second"]) for s in report["stages"].values()) + len(report["gpus"]) - 1
+    assert [bar.get("class") for bar in bars].count("slow") == 1
+    assert all(0 < float(bar.get("width", 0)) <= 380 for bar in bars)
+
+
 def test_commands_of_the_readme_work(priced: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Each `forecast` that README.md tells people to type, for a shorter time and on the tests' images."""
+    """Each `forecast` that README.md tells people to type, for a shorter time and with a small network."""
     text = (PROJECT / "README.md").read_text()
     found = re.findall(rf"^uv run python -m {PACKAGE} forecast(.*?)(?:#.*)?$", text, flags=re.MULTILINE)
-    assert found
+    assert len(found) == 3
+    write_tree(priced / "path" / "to" / "images", class_files(20))
+    (priced / "data").mkdir()
+    for name in ("sample", "mine"):
+        (priced / "data" / name).symlink_to(dataset)
     for line in found:
         arguments = shlex.split(line.replace("configs/desktop.yaml", "small.yaml"))
-        own = {"data/mine": str(dataset)}
-        assert run(monkeypatch, *(own.get(word, word) for word in arguments), "--data.path", str(dataset)) == 0, line
-        assert "this run: " in capsys.readouterr().out
+        assert run(monkeypatch, *arguments) == 0, line
+        printed = capsys.readouterr().out
+        assert "this run: " in printed and ("packing before" in printed) == ("path/to/images" in line)

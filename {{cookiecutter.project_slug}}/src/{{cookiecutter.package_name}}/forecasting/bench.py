@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch import Trainer
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,9 +23,8 @@ from ..shards.errors import InputError
 from ..training import hardware
 from ..training.cli import TrainingCLI
 from ..training.model import ImageModel
-
-WARM_BATCHES = PREFETCH + 3  # until what was made ahead of the clock is used up
-WARM_SECONDS = 20.0  # after the first batch; enough where a batch takes long
+from ..training.stop import StopRequest
+from .clock import Clock, Enough
 
 
 class Replay:
@@ -55,75 +53,24 @@ class MeasuredData(ShardDataModule):
         return super().train_dataloader() if self.replay is None else Replay(self.replay)  # type: ignore[return-value]
 
 
-class Clock(L.Callback):
-    """Counts images while a trainer runs, once that is warm, and ends it after `seconds`.
-
-    Attributes: `images`, `seconds`, and the `joules` that were taken meanwhile, None where they are not known.
-    """
-
-    def __init__(self, limit: float, meter: EnergyMeter | None = None) -> None:
-        self.limit, self.meter = limit, meter
-        self.images, self.seconds, self.joules = 0, 0.0, None if meter is None else 0.0
-        self._batches, self._first, self._began = 0, 0.0, 0.0
-        self._joules: float | None = None
-
-    @property
-    def rate(self) -> float:
-        """Images per second; 0 where the trainer ended before it was warm."""
-        return self.images / self.seconds if self.seconds else 0.0
-
-    def on_train_batch_end(self, trainer: Trainer, model: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        whole = not trainer.fit_loop._should_accumulate()  # an optimizer step is done
-        trainer.should_stop = self._tick(trainer, batch, whole)
-
-    def on_validation_batch_end(self, trainer: Trainer, model: Any, outputs: Any, batch: Batch, *_: Any) -> None:
-        if self._tick(trainer, batch, True):
-            raise Enough
-
-    def _tick(self, trainer: Trainer, batch: Batch, whole: bool) -> bool:
-        """Note a batch; whether it was the last one."""
-        now = time.perf_counter()
-        if self._began:
-            self.images += len(batch.ids)
-            if whole and now - self._began > self.limit:
-                _synchronize(trainer)
-                self.seconds = time.perf_counter() - self._began
-                joules = self.meter.joules() if self.meter else None
-                self.joules = None if joules is None or self._joules is None else joules - self._joules
-                return True
-            return False
-        self._batches, self._first = self._batches + 1, self._first or now
-        if whole and (self._batches >= WARM_BATCHES or now - self._first > WARM_SECONDS):
-            _synchronize(trainer)
-            self._joules = self.meter.joules() if self.meter else None
-            self._began = time.perf_counter()
-        return False
-
-
-class Enough(Exception):
-    """Ends a validation that was measured for long enough."""
-
-
-def _synchronize(trainer: Trainer) -> None:
-    if trainer.strategy.root_device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 class Bench(TrainingCLI):
     """train.py's settings, data, model and trainer; the trainers here run on one device, with its share of the data.
 
     Args:
         args: as for train.py.
         scratch: a folder for what data and trainer write, to be thrown away.
+        whole: images of each split of the whole dataset, where the settings name a sample of it.
 
-    Attributes: `world`, the devices of the configured training; `nodes`, its machines; `flops` to train on an image.
+    Attributes: `world`, the devices of the configured training; `nodes`, its machines; `images` of an epoch and
+        `held_out` ones of a validation, and how many times the dataset at hand they are, `scale`; `flops` to train on
+        an image.
     """
 
     data_class = MeasuredData
     data: MeasuredData
 
-    def __init__(self, args: list[str], scratch: str) -> None:
-        self._scratch = scratch
+    def __init__(self, args: list[str], scratch: str, whole: Mapping[str, int]) -> None:
+        self._scratch, self._whole = scratch, whole
         super().__init__(args)
 
     def before_instantiate_classes(self) -> None:
@@ -142,6 +89,13 @@ class Bench(TrainingCLI):
         self.gpus = hardware.gpu_uuids([device]) if self.device == "cuda" else []
         self.flops = 3 * forward_flops(self.model, self.datamodule.crop.size)  # backward: twice the forward
         micro, data = self.resolved["micro_batch_size"], self.datamodule
+        here = {split: data.dataset.samples(split) for split, shards in data.dataset.splits.items() if shards}
+        whole = {**here, **self._whole}
+        self.scale, self.held_out = whole["train"] / here["train"], whole.get("val", 0)
+        self.images = round(self.scale * len(data.order))
+        if self.config.model.compile is None:
+            compiles = hardware.compiles(self.device, (self.trainer.max_epochs or 1) * self.images)
+            self.model.hparams["compile"] = self.resolved["compile"] = compiles
         data.workers, data.micro_batch_size = self.resolved["workers"], micro
         data.global_batch_size = micro * self.resolved["accumulation"]
         data.trainer = self._trainer(**self._one)
@@ -181,13 +135,14 @@ class Bench(TrainingCLI):
         """Images/s of validation on one device; None where there are too few images to tell."""
         clock = Clock(seconds)
         trainer = self._trainer(**self._one, callbacks=[clock])
-        with suppress(Enough):
+        with suppress(Enough), _interruptible():
             trainer.validate(self.model, datamodule=self.data, verbose=False)
         return clock.rate or None
 
     def _train(self, clock: Clock) -> Clock:
         trainer = self._trainer(**self._one, callbacks=[clock], max_epochs=-1, limit_val_batches=0)
-        trainer.fit(self.model, datamodule=self.data)
+        with _interruptible():
+            trainer.fit(self.model, datamodule=self.data)
         if not clock.rate:
             raise InputError("the trainer's settings end the training before it can be measured")
         return clock
@@ -196,6 +151,7 @@ class Bench(TrainingCLI):
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         scratch = {"default_root_dir": self._scratch, "callbacks": []}
         trainer = self.build_trainer(**{**silent, **scratch, **changes})
+        StopRequest.take_over(trainer)
         trainer.accumulate_grad_batches = self.resolved["accumulation"] if hasattr(self, "resolved") else 1
         return trainer
 
@@ -205,6 +161,15 @@ class Bench(TrainingCLI):
             loader = self.data.train_dataloader()
             loader.sampler.set_epoch(epoch)
             yield from loader
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning turns a Ctrl-C into an exit with status 1: turned back."""
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
 
 
 def forward_flops(model: ImageModel, size: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..costs.amount import Amount
@@ -19,7 +19,11 @@ Told = Callable[[str], None]
 
 
 def forecast(
-    arguments: Sequence[str], images: int, seconds: float, told: Told = lambda part: None, scale: float = 1.0
+    arguments: Sequence[str],
+    images: int,
+    seconds: float,
+    told: Told = lambda part: None,
+    whole: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Measure for about `seconds` and more for warming up; the report as plain data.
 
@@ -27,7 +31,7 @@ def forecast(
         arguments: settings, as for train.py.
         images: what to forecast for, beside the configured run.
         told: is told what is measured next.
-        scale: how many times larger the dataset will be than the one that the settings name.
+        whole: images of each split of the whole dataset, where the settings name a sample of it.
 
     Raises InputError for settings that train.py would refuse, and where the prices are missing.
     """
@@ -35,11 +39,11 @@ def forecast(
         if not value > 0:
             raise InputError(f"{name} is {value:g}, it must be above 0")
     with tempfile.TemporaryDirectory(prefix="forecast-") as scratch:
-        bench = Bench(list(arguments), scratch)
+        bench = Bench(list(arguments), scratch, whole or {})
         told("reading")
-        source = reading(bench.data, SHARES["disk"] * seconds, scale)
+        source = reading(bench.data, SHARES["disk"] * seconds, bench.scale)
         rates: dict[str, float | None] = {}
-        size = source["bytes"] / (scale * len(bench.data.order))
+        size = source["bytes"] / bench.images
         rates["disk"] = source["bytes_per_second"] and source["bytes_per_second"] * bench.nodes / size
         for part, measure in (("loader", bench.loader), ("model", bench.model_alone)):
             told(part)
@@ -51,15 +55,13 @@ def forecast(
         validated = validations(bench)
         rate_validated = bench.validation(SHARES["validation"] * seconds) if validated else None
     told("")
-    return _report(bench, source, rates, watts, images, scale, (validated, rate_validated))
+    return _report(bench, source, rates, watts, images, (validated, rate_validated))
 
 
 def validations(bench: Bench) -> int:
     """How many validations the configured run has."""
-    steps = len(bench.data.order) // (bench.data.global_batch_size * bench.world)
-    configured = bench.trainer
-    held_out = bench.data.dataset.splits.get("val")
-    return counters.validations(configured, steps, configured.max_epochs or 1) if held_out else 0
+    steps = bench.images // (bench.data.global_batch_size * bench.world)
+    return counters.validations(bench.trainer, steps, bench.trainer.max_epochs or 1) if bench.held_out else 0
 
 
 def _report(
@@ -68,7 +70,6 @@ def _report(
     rates: dict[str, float | None],
     watts: float | None,
     images: int,
-    scale: float,
     validation: tuple[int, float | None],
 ) -> dict[str, Any]:
     prices, data, epochs = bench.prices, bench.data, bench.trainer.max_epochs or 1
@@ -82,9 +83,7 @@ def _report(
         kwh = None if joules is None else joules / 3.6e6
         return Amount(seconds, kwh, prices.cost(seconds, joules, bench.nodes), prices.currency)
 
-    trained = round(epochs * len(data.order) * scale)
-    held_out = data.dataset.samples("val") if data.dataset.splits.get("val") else 0
-    validated = round(validation[0] * held_out * scale)
+    trained, validated = epochs * bench.images, validation[0] * bench.held_out
     validating = validated / (bench.world * (validation[1] or 2 * rate / bench.world))
     return {
         "hardware": hardware.device_name(bench.device),
@@ -92,7 +91,7 @@ def _report(
         "model": bench.model.hparams["backbone"],
         "image_size": data.crop.size,
         **bench.resolved,
-        "dataset": {"path": str(data.dataset.root), "images": round(len(data.order) * scale), "bytes": source["bytes"]},
+        "dataset": {"path": str(data.dataset.root), "images": bench.images, "bytes": source["bytes"]},
         "images": images,
         "stages": {
             name: {"images_per_second": part, "hours": part and images / part / 3600} for name, part in rates.items()
@@ -108,6 +107,11 @@ def _report(
             "joules_per_image": None if watts is None else watts / rate,
         },
         "currency": prices.currency,
+        "host": {
+            "watts": (prices.cpu_watts + prices.rest_watts) / prices.power_supply,
+            "electricity": prices.electricity,
+            "rent": prices.rent,
+        },
         "forecast": take(images / rate).facts(),
         "run": {
             "epochs": epochs,
