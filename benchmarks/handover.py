@@ -1,4 +1,4 @@
-"""Ways of handing batches to the trainer, each while a step of 20 ms runs beside it that keeps Python busy, or only waits.
+"""Ways of handing batches to the trainer, while a step of 20 ms keeps Python busy beside it, or only waits.
 
     make bench && cd build/lightning-shards-demo     # packs the photos that this takes
     uv run python ../../benchmarks/handover.py ../bench/PACKED --json ../../docs/results/handover.json

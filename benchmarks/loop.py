@@ -3,9 +3,9 @@
     make demo && cd build/lightning-shards-demo
     uv run python ../../benchmarks/loop.py --json ../../docs/results/loop.json
 
-Both train the same network with the same optimizer, schedule, precision and batches, which lie in memory: nothing is read
-or decoded. The width of the network is chosen so that a bare step takes about `--milliseconds`. They take turns, a few
-hundred milliseconds each, in one process; a ratio is of one turn to the bare one before it.
+Both train the same network with the same optimizer, precision and batch, which lies in memory: nothing is read or
+decoded. The width of the network is chosen so that a bare step takes about `--milliseconds`. They take turns of a few
+hundred milliseconds in one process; a ratio is of one turn to the bare one before it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = package()
-    training, loader = importlib.import_module(f"{name}.training.cli"), importlib.import_module(f"{name}.loading.loader")
+    training, loader = (importlib.import_module(f"{name}.{part}") for part in ("training.cli", "loading.loader"))
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {device}",
         "torch": torch.__version__,

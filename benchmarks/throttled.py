@@ -4,7 +4,7 @@
     uv run python ../../benchmarks/throttled.py --json ../../docs/results/throttled.json
 
 The disk is simulated: `os.pread` sleeps, one reader at a time, unless the bytes were read before and are in its
-simulated page cache. Everything else is the loader as training uses it. Images are tiny but weigh 100 kB each (JPEG
+simulated page cache. Everything else is the decoder as training uses it, but in this process. Images are tiny but weigh 100 kB each (JPEG
 comments), so that the disk and not the decoder is the limit.
 """
 
@@ -22,6 +22,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SEEK_SECONDS, BYTES_PER_SECOND = 0.008, 150e6
 PAGE = 128 << 10  # a random read brings this much into memory, as the kernel's own read-ahead does
@@ -64,7 +66,6 @@ def package() -> str:
 
 def make_dataset(root: Path) -> None:
     import cv2
-    import numpy as np
     import webdataset
 
     dataset, index = (importlib.import_module(f"{package()}.shards.{name}") for name in ("dataset", "index"))
@@ -86,22 +87,28 @@ def make_dataset(root: Path) -> None:
 
 def deliver(root: Path, ahead: bool, batches: int | None) -> dict[str, float]:
     """Iterate over an epoch, or its first batches, from the simulated disk."""
-    names = "loading.decode", "loading.loader", "loading.order", "loading.sampler", "shards.dataset", "fetching.store"
-    decode, loader, order, sampler, dataset, store = (importlib.import_module(f"{package()}.{name}") for name in names)
+    names = (
+        "decoding.process",
+        "decoding.decode",
+        "loading.order",
+        "loading.sampler",
+        "shards.dataset",
+        "fetching.store",
+    )
+    process, decode, order, sampler, dataset, store = (importlib.import_module(f"{package()}.{name}") for name in names)
     data = dataset.Dataset.open(root)
     shards = data.splits["train"]
     window = SAMPLES_PER_SHARD * WINDOW
     plan = order.Order([s.samples for s in shards], [s.bytes for s in shards], window_samples=window)
-    reader = store.Store(data, "train", (decode.IMAGE_FIELDS, ("cls",)))
+    decoder = process.Job(data, "train", decode.Crop(32), 64, 0, 16, (Path(), None)).decoder
     if not ahead:
-        reader.expect = lambda numbers: None
-    crop, log = decode.Crop(32), loader.SkipLog(None, 0)
+        decoder.store.expect = lambda numbers: None
     rows = sampler.TrainSampler(plan, 0, 1, 64, 1, (0, 0))
-    train = loader.ShardLoader(reader, rows, crop, "single_label", 1, 0, 16, log)
+    pixels = np.empty((64, 32, 32, 3), np.uint8)  # nobody looks at them
     disk = Disk()
-    os.pread, store.OpenShard._in_memory = disk, lambda opened, offset: disk.in_memory(opened, offset)
+    os.pread, store.OpenShard.in_memory = disk, lambda opened, offset: disk.in_memory(opened, offset)
     began, samples = time.perf_counter(), 0
-    for number, batch in enumerate(train, 1):
+    for number, batch in enumerate(decoder.batches(rows, lambda: (0, pixels)), 1):
         samples += int(batch.valid.sum())
         if number == batches:
             break

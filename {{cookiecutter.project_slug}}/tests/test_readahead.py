@@ -119,7 +119,7 @@ def test_a_local_disk_is_read_in_order_and_in_long_reads(dataset: Path, monkeypa
 
     monkeypatch.setattr(os, "pread", spy)
     monkeypatch.setattr("{{cookiecutter.package_name}}.shards.reader.LONG_READ", 20_000)
-    monkeypatch.setattr(store.OpenShard, "_in_memory", lambda *_: False)
+    monkeypatch.setattr(store.OpenShard, "in_memory", lambda *_: False)
     decoder, sampler = make_job(dataset).decoder, make_sampler(dataset)
     windows = sampler.windows()
     assert sum(len(rows.ids) for rows, _ in decode(decoder, sampler)) == 96
@@ -145,7 +145,7 @@ def test_what_is_in_memory_is_not_read_again(dataset: Path, monkeypatch: pytest.
     reader.expect([0, 1, 2, 3])
     wait_for(lambda: all(future.done() for future in reader._open.values()))
     reader.close()
-    if reader.locate([0])[0][0]._in_memory(0):
+    if reader.locate([0])[0][0].in_memory(0):
         assert sizes == []
     else:
         pytest.skip("this file system cannot tell what is in memory")

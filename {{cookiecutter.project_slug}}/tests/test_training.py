@@ -199,6 +199,11 @@ MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside 
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),
     "decoding": ({"shards", "fetching", "decoding"}, {"numpy", "cv2"}),
     "loading": ({"shards", "fetching", "decoding", "loading"}, {"numpy", "torch", "lightning"}),
+    "costs": ({"shards", "costs"}, {"pynvml", "yaml"}),
+    "forecasting": (
+        {"shards", "fetching", "decoding", "loading", "costs", "training", "packing", "forecasting"},
+        {"numpy", "torch", "lightning"},
+    ),
 }
 
 

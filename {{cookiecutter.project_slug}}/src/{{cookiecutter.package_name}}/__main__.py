@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .command import command
+from .packing.options import add_recipe, recipe, size
 from .shards.errors import InputError, RunError
 
 STOPPED = 75
@@ -26,15 +28,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-def _size(text: str) -> int:
-    """Bytes, with K, M or G for thousands, millions and billions."""
-    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper())
-    return round(float(text[:-1]) * factor) if factor else int(text)
-
-
-_size.__name__ = "size"  # argparse names it in its message
-
-
 def _add_pack(commands: Any) -> None:
     parser = commands.add_parser(
         "pack",
@@ -44,76 +37,25 @@ def _add_pack(commands: Any) -> None:
     )
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("dest", type=Path, metavar="DEST", help="folder of the new dataset")
-    add = parser.add_argument_group("images").add_argument
-    add(
-        "--short-side",
-        type=int,
-        default=256,
-        help="make larger images so small, as JPEG; smaller ones keep their bytes (%(default)s)",
-    )
-    add("--copy", action="store_true", help="keep every file's bytes as they are")
-    add("--quality", type=int, default=95, help="JPEG quality of images that are encoded anew (%(default)s)")
-    add(
-        "--max-damaged-fraction",
-        type=float,
-        default=0.01,
-        help="stop above this share of damaged files (%(default)s)",
-    )
-    add = parser.add_argument_group("splits").add_argument
-    add(
-        "--val",
-        type=float,
-        default=0.1,
-        help="share to validate on, if SOURCE has no val split (%(default)s)",
-    )
-    add("--test", type=float, default=0.1, help="share to test on, if SOURCE has no test split (%(default)s)")
+    add_recipe(parser, "--images")
+    add = parser.add_argument
     add("--limit", type=int, help="at most so many images a split, for a trial")
-    add("--seed", type=int, default=0, help="of splits and order (%(default)s)")
-    add = parser.add_argument_group("tables").add_argument
-    tasks = ("single_label", "multi_label", "regression")
-    add("--task", choices=tasks, default=tasks[0], help="what the targets are (%(default)s)")
-    add("--path-column", default="path", help="column of the images' paths (%(default)s)")
-    add("--target-columns", default="", help="the class; or labels joined by |; or numbers: COLUMN,COLUMN")
-    add("--split-column", help="column that says train, val or test")
-    add("--images", type=Path, metavar="ROOT", help="folder or zip of the paths (default: the table's folder)")
-    add = parser.add_argument_group("writing").add_argument
-    add(
-        "--shard-bytes",
-        type=_size,
-        default=256_000_000,
-        help="size of a shard, about, such as 100M or 1G (256M)",
-    )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    add("--workers", type=int, default=cores, help="processes (%(default)s)")
     add("--force", action="store_true", help="replace the dataset DEST once the new one is complete")
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_pack)
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from .packing.pack import Recipe, pack
+    from .packing.pack import pack
     from .packing.pool import Stopped
     from .packing.report import progress_bar, render
-    from .packing.sources import Columns
 
-    targets = tuple(name.strip() for name in arguments.target_columns.split(",") if name.strip())
-    recipe = Recipe(
-        task=arguments.task,
-        columns=Columns(arguments.path_column, targets, arguments.split_column, arguments.images),
-        short_side=None if arguments.copy else arguments.short_side,
-        quality=arguments.quality,
-        val=arguments.val,
-        test=arguments.test,
-        shard_bytes=arguments.shard_bytes,
-        limit=arguments.limit,
-        seed=arguments.seed,
-    )
     try:
         with progress_bar("packing") as progress:
             report = pack(
                 arguments.source,
                 arguments.dest,
-                recipe,
+                recipe(arguments, arguments.limit),
                 arguments.workers,
                 force=arguments.force,
                 max_damaged_fraction=arguments.max_damaged_fraction,
@@ -263,14 +205,62 @@ def _verify(arguments: argparse.Namespace) -> None:
         raise RunError(f"{len(report['damages'])} damages in {arguments.dataset}; restore the shards or pack it again")
 
 
+def _add_forecast(commands: Any) -> None:
+    parser = commands.add_parser(
+        "forecast",
+        allow_abbrev=False,
+        usage="%(prog)s [SOURCE] [--config FILE]... [any setting of train.py] [--images N] [--json] [--picture FILE]",
+        help="measure this machine, and say what a training will take: hours, kWh, money",
+        description="Measure disk, loader, model and both together on this machine, with the settings of train.py; say "
+        "what limits them, what a training takes, and what other GPUs would do (prices.yaml). With SOURCE, which must "
+        "come first, what it takes to pack it, too: a sample of it is packed, into a temporary folder.",
+    )
+    add = parser.add_argument
+    add("--images", type=size, default=100_000_000, help="to forecast for, such as 1G (%(default)s)")
+    add("--seconds", type=float, default=24.0, help="to measure, beside warming up (%(default)s)")
+    add("--sample", type=int, default=2_000, help="images of each split of SOURCE to try (%(default)s)")
+    add("--json", action="store_true", help="print the forecast as JSON")
+    add("--picture", type=Path, metavar="FILE", help="write it as a picture, too: an SVG file")
+    add_recipe(parser, "--image-root")
+    parser.set_defaults(run=_forecast, settings=[])
+
+
+def _forecast(arguments: argparse.Namespace) -> None:
+    from .forecasting.forecast import forecast
+    from .forecasting.picture import save
+    from .forecasting.render import render
+    from .forecasting.source import forecast_source
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary folders are removed then, too
+    settings, measure = arguments.settings, (arguments.images, arguments.seconds, _say)
+    if settings and not settings[0].startswith("-"):
+        damaged, source = arguments.max_damaged_fraction, Path(settings.pop(0))
+        how = (recipe(arguments), arguments.workers, settings)
+        report = forecast_source(source, *how, *measure, sample=arguments.sample, max_damaged_fraction=damaged)
+    else:
+        report = forecast(settings, *measure)
+    if arguments.picture:
+        save(report, arguments.picture)
+    print(json.dumps(report) if arguments.json else render(report))
+
+
+def _say(part: str) -> None:
+    """What is being done, on a terminal's last line."""
+    if sys.stderr.isatty():
+        print(f"\r\033[Kmeasuring: {part}" if part else "\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Run the command that the arguments name; returns the exit status."""
     with command():
         parser = _Parser(prog=f"python -m {__package__}", description="Commands beside training.")
         commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-        for add in (_add_pack, _add_index, _add_verify, _add_evaluate, _add_report, _add_runs):
+        for add in (_add_pack, _add_index, _add_verify, _add_forecast, _add_evaluate, _add_report, _add_runs):
             add(commands)
-        arguments = parser.parse_args()
+        arguments, settings = parser.parse_known_args()
+        if settings and "settings" not in arguments:
+            parser.error(f"unrecognized arguments: {' '.join(settings)}")
+        arguments.settings = settings
         return int(arguments.run(arguments) or 0)
 
 

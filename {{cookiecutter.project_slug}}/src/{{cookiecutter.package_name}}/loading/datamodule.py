@@ -88,10 +88,9 @@ class ShardDataModule(L.LightningDataModule):
                 f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
         self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
-        if isinstance(self.dataset.root, str):
+        if new := self.new_cache():
             held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
-            reach = self.order.reach((PREFETCH + 2) * global_batch_size)
-            Cache(self.dataset.root, *self._cache).check_capacity(reach, shards, held_out)
+            new.check_capacity(self.order.reach((PREFETCH + 2) * global_batch_size), shards, held_out)
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
         self._loaders: dict[str, ShardLoader] = {}
@@ -201,6 +200,10 @@ class ShardDataModule(L.LightningDataModule):
         micro = min(self.split_batch(self.trainer.world_size)[0], self.dataset.samples(split))
         sampler = EvalSampler(self.dataset.samples(split), self.trainer.global_rank, self.trainer.world_size, micro)
         return self._loader(split, sampler, None)
+
+    def new_cache(self) -> Cache | None:
+        """Where the shards of a URL are kept; None for a folder."""
+        return Cache(self.dataset.root, *self._cache) if isinstance(self.dataset.root, str) else None
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
         assert self.trainer is not None

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ..decoding.hashing import sample_keys
-from ..decoding.process import DecodingProcess, Job
+from ..decoding.process import SLOTS, DecodingProcess, Job
 from ..decoding.rows import Sampler, Skipped
 from ..shards.errors import RunError
 
 AHEAD = 2  # batches that wait for the trainer, on its device
+MADE_AHEAD = SLOTS + AHEAD  # batches at most that are there, or in the making, before the trainer asks
 
 
 class Batch(NamedTuple):

@@ -26,7 +26,7 @@ import numpy as np
 from ..shards.dataset import fsync_folder, write_durably
 from ..shards.errors import InputError, RunError
 from .listing import Listing
-from .plan import plan
+from .plan import plan, unlimited
 from .pool import Pool, Progress
 from .sources import SPLITS, Columns, list_source
 from .summary import finish
@@ -133,6 +133,7 @@ def pack(
                 _forget_other_plans(work, json.dumps([asdict(recipe), digest, tasks], default=str))
                 finished = pool.write(tasks, max_damaged_fraction, progress)
             report = finish(work, listing, tasks, _settings(source, recipe, listing, sizes))
+            report["listed"] = unlimited(listing, {"val": recipe.val, "test": recipe.test})
             _publish(work, dest)
         shutil.rmtree(work)
     except filelock.Timeout:

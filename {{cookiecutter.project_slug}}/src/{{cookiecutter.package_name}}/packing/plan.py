@@ -62,6 +62,14 @@ def _limited(listing: Listing, rows: NDArray[np.int64], limit: int, seed: int) -
     return grouped[place < np.repeat(take, counts)]
 
 
+def unlimited(listing: Listing, fractions: Mapping[str, float]) -> dict[str, int]:
+    """Images of each split, about, whatever `--limit` leaves of them: taking a share of train rounds by class."""
+    counts = np.bincount(np.maximum(listing.splits, 0), minlength=len(SPLITS)).tolist()
+    taken = {s: round(counts[0] * fractions[s]) for n, s in enumerate(SPLITS) if fractions.get(s) and not counts[n]}
+    found = dict(zip(SPLITS, counts, strict=True)) | taken | {"train": counts[0] - sum(taken.values())}
+    return {split: count for split, count in found.items() if count}
+
+
 def plan(
     listing: Listing, fractions: Mapping[str, float], limit: int | None, seed: int
 ) -> dict[str, NDArray[np.int64]]:

@@ -86,7 +86,7 @@ class OpenShard:
         lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not all(self._in_memory(i * (stat.st_size - 1) // 15) for i in range(16)):
+            if not all(self.in_memory(i * (stat.st_size - 1) // 15) for i in range(16)):
                 for offset in range(0, stat.st_size, LONG_READ):
                     if stop.is_set():
                         return
@@ -94,7 +94,7 @@ class OpenShard:
         finally:
             os.close(lock)
 
-    def _in_memory(self, offset: int) -> bool:
+    def in_memory(self, offset: int) -> bool:
         """Whether the byte comes from the page cache; False where the system cannot tell."""
         try:
             return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1

@@ -1,7 +1,7 @@
 """Checkpoints and the place in the training: everything that must agree when a run goes on.
 
-Two files a run: `last.ckpt`, written every few minutes, at the end of each epoch and when a signal asks for the end,
-and `best.ckpt`, the weights with the best validation metric. They are written at optimizer steps only, never while
+Two files a run: `last.ckpt`, written every few minutes, at the end of each epoch and when a signal or a budget ends the
+run, and `best.ckpt`, the weights with the best validation metric. They are written at optimizer steps only, never while
 gradients accumulate, and where a validation is due after the step, after it.
 """
 
@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from ..loading.datamodule import ShardDataModule
 from ..shards.dataset import fsync_folder
 from . import counters
-from .stop import STOPPED, StopRequest, agree
+from .stop import Stopped, StopRequest, agree
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -81,6 +81,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         counters.at_start(trainer, validated=self._validated == _data(trainer).place)
+        if (end := self.stop.due(trainer)) and end.status == "budget":
+            raise end  # the checkpoint that it began with holds everything
 
     # -- the course of a training
     def on_train_batch_end(
@@ -89,7 +91,9 @@ class Checkpoints(Checkpoint):
         if trainer.fit_loop._should_accumulate():
             return
         _data(trainer).advance()
-        self._stop_if_asked(trainer)
+        if end := self.stop.due(trainer):
+            self.save(trainer)
+            raise end
         loop = trainer.fit_loop.epoch_loop
         assert trainer.fit_loop._data_fetcher is not None
         due = time.monotonic() - self._saved_at > self.every_seconds
@@ -98,8 +102,9 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._stop_if_asked(trainer)  # the resume runs this validation from its begin
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.stop.agreed(trainer):
+            self.save(trainer)
+            raise Stopped("stopped")  # the resume runs this validation from its begin
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -118,18 +123,13 @@ class Checkpoints(Checkpoint):
 
     def on_test_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         if self.stop.agreed(trainer):
-            raise SystemExit(STOPPED)  # the training is saved; the resume tests anew
+            raise Stopped("stopped")  # the training is saved; the resume tests anew
 
     # -- saving
     def save(self, trainer: L.Trainer) -> None:
         """Write `last.ckpt`, on all ranks."""
         trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
         self._saved_at = time.monotonic()
-
-    def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        if self.stop.agreed(trainer):
-            self.save(trainer)
-            raise SystemExit(STOPPED)
 
     def _save_with_best(self, trainer: L.Trainer) -> None:
         """Save at a place that was just validated."""

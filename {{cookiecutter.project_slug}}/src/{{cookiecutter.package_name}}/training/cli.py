@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ..costs.prices import Prices
 from ..loading.datamodule import ShardDataModule
 from ..shards.errors import InputError, RunError
 from . import hardware, logs
@@ -25,9 +26,11 @@ from .model import ImageModel
 from .pictures import Pictures
 from .run import Run, choose, earlier_metrics
 from .settings import Parser, shorten, with_files
+from .spending import Budget, Spending
 from .stop import StopRequest
 from .witnesses import FiniteLoss, Ledger
 
+PRICES = Path("prices.yaml")
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "max_steps": -1,
@@ -43,17 +46,18 @@ TRAINER_DEFAULTS = {
 class TrainingCLI(LightningCLI):
     """Parses, checks and builds; `run` is the context in which to train.
 
-    Attributes: `trainer`, `model`, `data`, `run`, `meter`.
+    Attributes: `trainer`, `model`, `data`, `run`, `meter`, `spending`.
     """
+
+    data_class = ShardDataModule
 
     def __init__(self, args: list[str] | None = None) -> None:
         hardware.quiet()
         arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
-        self.meter = Meter()
         self._metrics: dict[str, float] = earlier_metrics(self.resumed) if self.resumed else {}
         super().__init__(
             ImageModel,
-            ShardDataModule,
+            self.data_class,
             args=arguments,
             run=False,
             save_config_callback=None,
@@ -78,6 +82,10 @@ class TrainingCLI(LightningCLI):
             ("resume", str | None, None, "Go on with this run; `last` is the newest."),
             ("ledger", bool, False, "Write down which samples each step was made of."),
             ("save_every_minutes", float, 10.0, "Time between checkpoints within an epoch."),
+            ("max_hours", float | None, None, "Stop, with everything saved, after so long in all attempts."),
+            ("max_kwh", float | None, None, "The same by energy."),
+            ("max_cost", float | None, None, "The same by money, in the currency of the prices."),
+            ("prices", str, str(PRICES), "File of prices and watts, by which energy and money are counted."),
         ):
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         parser.add_class_arguments(logs.LogSettings, "log")
@@ -99,6 +107,10 @@ class TrainingCLI(LightningCLI):
             raise InputError("trainer.val_check_interval must be a share of the epoch up to 1.0, or a number of steps")
         if self.config.save_every_minutes <= 0:
             raise InputError(f"save_every_minutes is {self.config.save_every_minutes}, it must be above 0")
+        c, file = self.config, Path(self.config.prices)
+        prices = Prices.read(file) if file.exists() or file != PRICES else None
+        self.spending = Spending(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
+        self.meter = Meter(self.spending)
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         if self.resumed and (self.resumed / "checkpoints" / "last.ckpt").exists():
@@ -110,6 +122,7 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
+        self.spending.attach(self.trainer, self.device)
         world = self.trainer.world_size
         micro, accumulation = self.datamodule.split_batch(world)
         self.trainer.accumulate_grad_batches = accumulation
@@ -133,7 +146,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
         objective = self.model.objective
-        own, stop = self._get(self.config_init, "trainer"), StopRequest()
+        own, stop = self._get(self.config_init, "trainer"), StopRequest(self.spending.spent)
         callbacks = [
             self.meter,
             *([ProgressBar(self.meter)] if own["enable_progress_bar"] is not False else []),
@@ -142,18 +155,22 @@ class TrainingCLI(LightningCLI):
             *([Ledger()] if self.config.ledger else []),
             Checkpoints(objective.monitor, objective.mode, self.config.save_every_minutes, stop),
         ]
-        try:
-            trainer = super().instantiate_trainer(
-                default_root_dir=str(folder),
-                logger=logs.build(self.config_init["log"], folder),
-                callbacks=[*(own["callbacks"] or []), *callbacks],
-                plugins=[*(own["plugins"] or []), DurableCheckpointIO()],
-            )
-        except (MisconfigurationException, ValueError) as error:  # a setting that this machine or Lightning refuses
-            raise InputError(f"trainer: {shorten(str(error))}") from None
+        trainer = self.build_trainer(
+            default_root_dir=str(folder),
+            logger=logs.build(self.config_init["log"], folder),
+            callbacks=[*(own["callbacks"] or []), *callbacks],
+            plugins=[*(own["plugins"] or []), DurableCheckpointIO()],
+        )
         text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
         self.run = Run(folder, text, goes_on, self.facts, stop)
         return trainer
+
+    def build_trainer(self, **changes: Any) -> Trainer:
+        """The trainer of the settings, with `changes`."""
+        try:
+            return super().instantiate_trainer(**changes)
+        except (MisconfigurationException, ValueError) as error:  # a setting that this machine or Lightning refuses
+            raise InputError(f"trainer: {shorten(str(error))}") from None
 
     def start(self) -> None:
         """Train, from the begin or from where the run was left. Out of memory becomes a sentence with what to try."""
@@ -167,7 +184,7 @@ class TrainingCLI(LightningCLI):
 
     @rank_zero_only
     def _announce(self) -> None:
-        """What will happen, in two lines."""
+        """What will happen, in two lines or three."""
         r, data = self.resolved, self.data
         parameters = sum(p.numel() for p in self.model.parameters())
         print(
@@ -176,7 +193,7 @@ class TrainingCLI(LightningCLI):
             f" global batch {data.global_batch_size}"
             f"\n{self.trainer.world_size} x {hardware.device_name(self.device)}: {r['precision']},"
             f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
-            f" compile {'on' if r['compile'] else 'off'}",
+            f" compile {'on' if r['compile'] else 'off'}" + (f"\n{self.spending.note}" if self.spending.note else ""),
             flush=True,
         )
 
@@ -191,6 +208,7 @@ class TrainingCLI(LightningCLI):
     def facts(self) -> dict[str, Any]:
         """What `summary.json` says of the run so far."""
         self._note_metrics()
+        spent, expected = self.spending.total, self.spending.expected
         return {
             "images_seen": self.data.images_seen,
             "steps": self.trainer.fit_loop.epoch_loop._batches_that_stepped,
@@ -198,9 +216,12 @@ class TrainingCLI(LightningCLI):
             "metrics": self._metrics,
             "images_per_second": self.meter.images_per_second,
             "data_wait_fraction": self.meter.data_wait_fraction,
-            "seconds": round(self.meter.seconds, 3),
-            "kwh": None,
-            "cost": None,
+            "seconds": round(spent.seconds, 3),
+            "kwh": spent.kwh,
+            "cost": spent.cost,
+            "currency": spent.currency,
+            "energy_source": self.spending.source,
+            "expected": expected.facts() if expected else None,
             "skipped": self.run.skipped,
             "monitor": self.model.objective.monitor,
             "mode": self.model.objective.mode,

@@ -40,6 +40,15 @@ def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int) -> None:
     }
 
 
+def validations(trainer: L.Trainer, steps: int, epochs: int) -> int:
+    """How many validations `epochs` epochs of `steps` optimizer steps have; 0 where they come by the clock."""
+    interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if not isinstance(interval, (int, float)) or not trainer.limit_val_batches:
+        return 0
+    between = interval if isinstance(interval, int) else max(1, int(steps * interval))
+    return steps * epochs // between if every is None else steps // between * (epochs // every)
+
+
 def at_start(trainer: L.Trainer, validated: bool) -> None:
     """In `on_train_start`: count validations in optimizer steps, and decide about one at the place of a resume.
 

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def device_name(device: str) -> str:
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def gpu_uuids(devices: Sequence[int]) -> list[str]:
+    """The UUIDs of CUDA devices, by which NVML knows them whatever CUDA_VISIBLE_DEVICES says."""
+    return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in devices]
 
 
 def versions() -> dict[str, str]:

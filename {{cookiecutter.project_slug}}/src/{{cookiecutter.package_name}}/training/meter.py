@@ -1,4 +1,4 @@
-"""Speed as it is: images per second, the share of time spent waiting for data, and the seconds of training."""
+"""Speed as it is: images per second, the share of time spent waiting for data, and what the training takes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from ..costs.amount import Amount, money, number
+from . import counters
+from .spending import Spending
+
+EXPECT_AFTER = 10.0  # seconds of training from which its rate is known
+VALIDATION = 0.5  # time of an image in validation, for one in training: a forward of forward and backward, and decoding
+
 
 class Meter(L.Callback):
-    """Measures a training, validation excluded, over all its attempts.
+    """Measures the speed of a training, validation excluded, and its time, energy and money, over all its attempts.
 
-    Every `trainer.log_every_n_steps` steps `speed/...` goes to the loggers. The rate of the whole run leaves out the
-    first batch of each attempt: starting threads, compiling and choosing kernels is no speed.
+    Every `trainer.log_every_n_steps` steps `speed/...` and `cost/...` go to the loggers. The rate of the whole run
+    leaves out the first batch of each attempt: starting threads, compiling and choosing kernels is no speed. Once the
+    rate is known, a line says what the run is expected to take.
     """
 
-    def __init__(self) -> None:
-        self.seconds = 0.0  # training and validation, all attempts
+    def __init__(self, spending: Spending) -> None:
+        self.spending = spending
         self.rate = 0.0  # images per second, of late
         self.wait = 0.0  # share of the time that the trainer waited for batches, of late
+        self.total = Amount(0.0)  # what the run has taken, of late
         self._totals = {"images": 0, "seconds": 0.0, "waited": 0.0}  # without each attempt's first batch
-        self._began = self._since = self._waited = 0.0
+        self._since = self._waited = 0.0
+        self._before = dict(self._totals)  # what earlier attempts did
+        self._told = False
         self._images = 0
         self._warm = False
 
@@ -38,13 +49,14 @@ class Meter(L.Callback):
         return self._totals["waited"] / seconds if seconds else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds + time.monotonic() - self._began, "totals": dict(self._totals)}
+        return {"spending": self.spending.state_dict(), "totals": dict(self._totals)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self._totals = state_dict["seconds"], dict(state_dict["totals"])
+        self.spending.load_state_dict(state_dict["spending"])
+        self._totals, self._before = dict(state_dict["totals"]), dict(state_dict["totals"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = time.monotonic()
+        self.spending.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,10 +68,13 @@ class Meter(L.Callback):
         self._images += len(batch.ids) * trainer.world_size
         if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
             self._flush(trainer)
+            if self._totals["seconds"] - self._before["seconds"] > EXPECT_AFTER:
+                self._tell_expected(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._warm and trainer.state.fn == "fit":
             self._flush(trainer)
+            self._tell_expected(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -73,12 +88,10 @@ class Meter(L.Callback):
 
     def close(self, trainer: L.Trainer) -> None:
         """Count what has run so far."""
-        if self._began:
-            if self._warm:
-                self._flush(trainer)
-            self.seconds += time.monotonic() - self._began
-            self._began = 0.0
-            self._since = 0.0
+        if self._warm:
+            self._flush(trainer)
+        self.spending.stop()
+        self._since = 0.0
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._since if self._since else 0.0
@@ -100,9 +113,29 @@ class Meter(L.Callback):
         figures = {"speed/images_per_second": self.rate, "speed/data_wait_fraction": self.wait}
         if trainer.strategy.root_device.type == "cuda":
             figures["speed/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self.total = self.spending.total
+        figures |= {"cost/kwh": self.total.kwh} if self.total.kwh is not None else {}
+        figures |= {"cost/money": self.total.cost} if self.total.cost is not None else {}
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
         self._restart(trainer)
+
+    def _tell_expected(self, trainer: L.Trainer) -> None:
+        """Say once what the whole run will take, at this attempt's rate."""
+        images, seconds = (self._totals[name] - self._before[name] for name in ("images", "seconds"))
+        if self._told or not images or not trainer.is_global_zero:
+            return
+        self._told = True
+        data, epochs = trainer.datamodule, trainer.max_epochs or 1  # type: ignore[attr-defined]
+        steps, left = sum(data.batches(1)), data.batches(1)[1]
+        ahead = (left + (epochs - data.epoch - 1) * steps) / (epochs * steps)
+        held_out = data.dataset.samples("val") if data.dataset.splits.get("val") else 0
+        validated = counters.validations(trainer, steps, epochs) * held_out * VALIDATION
+        total = (epochs * steps * data.global_batch_size + validated) * ahead
+        expected = self.spending.expect(total * seconds / images)
+        bar = trainer.progress_bar_callback
+        tell = bar.print if isinstance(bar, ProgressBar) else print
+        tell(f"expected: {expected} in all, at {images / seconds:,.0f} images/s")
 
 
 class ProgressBar(TQDMProgressBar):
@@ -125,4 +158,7 @@ class ProgressBar(TQDMProgressBar):
             items = {"train/loss": float(loss), **items}
         if self.meter.rate:
             items |= {"img/s": f"{self.meter.rate:,.0f}", "wait": f"{self.meter.wait:.0%}"}
+            total = self.meter.total
+            items |= {"kWh": number(total.kwh)} if total.kwh is not None else {}
+            items |= {str(total.currency): money(total.cost)} if total.cost is not None else {}
         return items

@@ -16,11 +16,12 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from ..costs.amount import Amount, duration
 from ..reporting.folder import RUNS, checked, flat, skipped_samples
 from ..shards.dataset import write_durably
 from ..shards.errors import InputError
 from . import logs
-from .stop import STOPPED, StopRequest
+from .stop import Stopped, StopRequest
 
 _NAME_VARIABLE = "LIGHTNING_SHARDS_RUN"  # one host's ranks learn the run's name by it
 _LAUNCHED = "LOCAL_RANK" in os.environ  # torchrun or Lightning's launcher started this process
@@ -117,14 +118,13 @@ class Run:
             self.stop.__exit__(kind, error, traceback)
 
     def _finish(self, error: BaseException | None) -> None:
-        stopped = isinstance(error, SystemExit) and error.code == STOPPED
+        status = "done" if error is None else error.status if isinstance(error, Stopped) else "failed"
         if isinstance(error, InputError):
             logs.finish(None, None, failed=True)
             self._remove_if_empty()
             return
-        status = "done" if error is None else "stopped" if stopped else "failed"
-        self._write(status, None if error is None or stopped else f"{type(error).__name__}: {error}")
-        if stopped and _LAUNCHED:
+        self._write(status, f"{type(error).__name__}: {error}" if status == "failed" else None)
+        if status == "stopped" and _LAUNCHED:
             raise SystemExit(0)  # so that no launcher restarts or kills the others; summary.json tells
 
     @rank_zero_only
@@ -148,8 +148,12 @@ class Run:
         except Exception as defect:  # the training is what counts, and its figures are saved
             print(f"{self.folder}/report.html could not be made: {type(defect).__name__}: {defect}", file=sys.stderr)
         logs.finish(content, page, failed=status == "failed")
+        again = f"Go on with: uv run train.py --resume {self.folder.name}"
         if status == "stopped":
-            print(f"\nStopped; everything is saved. Go on with: uv run train.py --resume {self.folder.name}")
+            print(f"\nStopped; everything is saved. {again}")
+        if status == "budget":
+            limit, value = self.stop.budget.split()
+            print(f"\nStopped at {limit} {value}; everything is saved. {again} --{limit} {2 * float(value):g}")
 
     def _changed(self) -> dict[str, Any]:
         """Settings with which this attempt went on that differ from those in `config.yaml`."""
@@ -169,7 +173,7 @@ class Run:
         rate, wait = summary["images_per_second"], summary["data_wait_fraction"]
         rows += [
             ("images trained on", f"{summary['images_seen']:,}"),
-            ("seconds", f"{summary['seconds']:.1f}"),
+            ("took", _took(summary)),
         ]
         if rate:
             rows.append(("images per second", f"{rate:,.0f} (waiting for data {wait or 0:.0%})"))
@@ -186,3 +190,14 @@ class Run:
         """Bad input that shows only now leaves nothing behind."""
         if not self.resumed and not (self.folder / "checkpoints").exists():
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _took(summary: dict[str, Any]) -> str:
+    """Time, energy and money of a run, and how far off what was expected was."""
+    took, expected = (
+        Amount(part["seconds"], part["kwh"], part["cost"], summary["currency"])
+        for part in (summary, summary["expected"] or summary)
+    )
+    if not summary["expected"]:
+        return str(took)
+    return f"{took} (expected {duration(expected.seconds)}: {took.seconds / expected.seconds - 1:+.0%})"

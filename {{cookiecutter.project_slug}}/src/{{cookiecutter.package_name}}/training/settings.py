@@ -50,6 +50,10 @@ SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
     "trainer.precision",
     "trainer.gradient_clip_val",
     "trainer.val_check_interval",
+    "max_hours",
+    "max_kwh",
+    "max_cost",
+    "prices",
 ]
 
 _WORDS = {
