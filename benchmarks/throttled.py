@@ -4,8 +4,8 @@
     uv run python ../../benchmarks/throttled.py --json ../../docs/results/throttled.json
 
 The disk is simulated: `os.pread` sleeps, one reader at a time, unless the bytes were read before and are in its
-simulated page cache. Everything else is the decoder as training uses it, but in this process. Images are tiny but weigh 100 kB each (JPEG
-comments), so that the disk and not the decoder is the limit.
+simulated page cache. Everything else is the decoder as training uses it, but in this process. Images are tiny but weigh
+100 kB each (JPEG comments), so that the disk and not the decoder is the limit.
 """
 
 from __future__ import annotations
