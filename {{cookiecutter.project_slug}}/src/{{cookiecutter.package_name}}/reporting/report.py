@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..shards.dataset import write_durably
 from . import charts, findings, numbers
-from .folder import RunFiles, read
+from .files import RunFiles, read
 
 _STATUS = {  # what a status means for whoever opens the report
     "done": "The run came to its end.",
