@@ -195,7 +195,7 @@ MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside 
         {"shards", "fetching", "packing"},
         {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "webdataset"},
     ),
-    "reporting": ({"shards", "reporting"}, {"numpy", "jinja2", "matplotlib", "rich", "yaml"}),
+    "reporting": ({"shards", "costs", "reporting"}, {"numpy", "jinja2", "matplotlib", "rich", "yaml"}),
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),
     "decoding": ({"shards", "fetching", "decoding"}, {"numpy", "cv2"}),
     "loading": ({"shards", "fetching", "decoding", "loading"}, {"numpy", "torch", "lightning"}),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import charts
-from .folder import RunFiles
+from .files import RunFiles
 
 _GROUPS = {  # kind of example -> its heading, for classes and for numbers
     "surest": ("Wrong, and most sure of it", "Furthest off"),

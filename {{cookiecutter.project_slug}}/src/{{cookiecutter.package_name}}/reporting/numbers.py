@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..costs import amount
+
 SHARES = ("accuracy", "accuracy_top5", "average_precision", "f1", "precision", "recall", "data_wait_fraction")
 NOT_KNOWN = "-"
 
@@ -26,28 +28,15 @@ def rate(images_per_second: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return NOT_KNOWN
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours < 1:
-        return f"{int(minutes)} min {seconds % 60:.0f} s" if minutes < 10 else f"{minutes:.0f} min"
-    return f"{int(hours)} h {minutes % 60:.0f} min" if hours < 48 else f"{hours / 24:.1f} days"
+    return NOT_KNOWN if seconds is None else amount.duration(seconds)
 
 
 def energy(kwh: float | None) -> str:
-    if kwh is None:
-        return NOT_KNOWN
-    return f"{kwh * 1000:.3g} Wh" if kwh < 0.1 else f"{kwh:,.3g} kWh" if kwh < 1000 else f"{kwh:,.0f} kWh"
+    return NOT_KNOWN if kwh is None else f"{amount.number(kwh)} kWh"
 
 
 def money(cost: float | None, currency: Any = None) -> str:
-    """With its currency, where that is known."""
-    if cost is None:
-        return NOT_KNOWN
-    amount = f"{cost:,.2f}" if cost >= 1 else f"{cost:.2g}"
-    return f"{amount} {currency}" if currency else amount
+    return NOT_KNOWN if cost is None else amount.money(cost, currency)
 
 
 def interval(share: float, total: int) -> tuple[float, float]:

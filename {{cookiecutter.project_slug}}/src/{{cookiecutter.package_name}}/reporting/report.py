@@ -12,12 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..shards.dataset import write_durably
 from . import charts, findings, numbers
-from .folder import RunFiles, read
+from .files import RunFiles, read
 
 _STATUS = {  # what a status means for whoever opens the report
     "done": "The run came to its end.",
     "stopped": "A signal stopped the run, and everything is saved.",
-    "budget": "The run came to the end of its budget, and everything is saved.",
+    "budget": "The run came to the end of its budget, and everything is saved; with a larger one it goes on.",
     "failed": "The run failed.",
     "unfinished": "The run goes on still, or was killed.",
 }
@@ -106,10 +106,11 @@ def _metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
 
 def _tiles(run: RunFiles) -> list[dict[str, str]]:
     told = run.summary
+    expected = told["expected"].get("seconds") if isinstance(told.get("expected"), dict) else None
     rate, wait, epochs = (told.get(name) for name in ("images_per_second", "data_wait_fraction", "epochs"))
     tiles = [
         ("Images seen", numbers.count(told.get("images_seen")), f"{epochs:g} whole epochs" if epochs else ""),
-        ("Time", numbers.duration(told.get("seconds")), "training and validation"),
+        ("Time", numbers.duration(told.get("seconds")), f"{numbers.duration(expected)} expected" if expected else ""),
         ("Images per second", numbers.count(rate), "while training"),
         ("Waiting for data", "-" if wait is None else f"{wait:.1%}", "of the training time"),
         ("Energy", numbers.energy(told.get("kwh")), str(told.get("energy_source", ""))),
@@ -141,11 +142,11 @@ def _learning(run: RunFiles) -> list[str]:
 
 
 def _speed(run: RunFiles) -> list[str]:
-    """Charts of everything that was logged of speed and cost."""
+    """Charts of everything that was logged of speed. Energy and money grow by the step: their sums say it all."""
     drawn = []
     for name, points in run.curves.items():
         kind, _, short = name.partition("/")
-        if kind in ("speed", "cost") and points:
+        if kind == "speed" and points:
             title = {"data_wait_fraction": "Share of time waiting for data"}.get(short, short.replace("_", " "))
             drawn.append(charts.lines(title[:1].upper() + title[1:], {"": points}, short in numbers.SHARES))
     return drawn

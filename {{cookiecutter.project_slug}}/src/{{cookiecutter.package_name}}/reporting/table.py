@@ -14,7 +14,8 @@ from rich.text import Text
 
 from ..shards.errors import InputError
 from . import numbers
-from .folder import HEADLINES, RUNS, RunFiles, read
+from .files import HEADLINES, RunFiles, read
+from .folder import RUNS
 
 _COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "budget": "yellow", "unfinished": "yellow"}
 _BESIDE = ("log.", "trainer.enable_")  # settings that change nothing of a training

@@ -173,7 +173,7 @@ def _figures(summary: dict[str, Any]) -> dict[str, Any]:
         "speed/data_wait_fraction": summary.get("data_wait_fraction"),
         "speed/seconds": summary.get("seconds"),
         "cost/kwh": summary.get("kwh"),
-        "cost/total": summary.get("cost"),
+        "cost/money": summary.get("cost"),
         **summary.get("metrics", {}),
         "status": summary.get("status"),
     }

@@ -17,7 +17,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..costs.amount import Amount, duration
-from ..reporting.folder import RUNS, checked, flat, skipped_samples
+from ..reporting.files import flat, skipped_samples
+from ..reporting.folder import RUNS, checked
 from ..shards.dataset import write_durably
 from ..shards.errors import InputError
 from . import logs
@@ -103,7 +104,9 @@ class Run:
     @rank_zero_only
     def _create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for litter in (*self.folder.glob("*.tmp"), *self.folder.glob("checkpoints/.*.tmp")):
+        for litter in (
+            f for name in ("*.tmp", "evaluation/*.tmp", "checkpoints/.*.tmp") for f in self.folder.glob(name)
+        ):
             litter.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
         if not (self.folder / "config.yaml").exists():
             write_durably(self.folder / "config.yaml", self.config.encode())
