@@ -113,7 +113,7 @@ def _tiles(run: RunFiles) -> list[dict[str, str]]:
         ("Time", numbers.duration(told.get("seconds")), f"{numbers.duration(expected)} expected" if expected else ""),
         ("Images per second", numbers.count(rate), "while training"),
         ("Waiting for data", "-" if wait is None else f"{wait:.1%}", "of the training time"),
-        ("Energy", numbers.energy(told.get("kwh")), str(told.get("energy_source", ""))),
+        ("Energy", numbers.energy(told.get("kwh")), str(told.get("energy_source") or "")),
         ("Cost", numbers.money(told.get("cost"), told.get("currency")), ""),
         ("Skipped samples", numbers.count(told.get("skipped")), "could not be decoded" if told.get("skipped") else ""),
     ]
