@@ -158,9 +158,12 @@ class Bench(TrainingCLI):
     def _batches(self) -> Generator[Batch, None, None]:
         """Training batches, epoch after epoch."""
         loader = self.data.train_dataloader()
-        for epoch in itertools.count():
-            loader.sampler.set_epoch(epoch)
-            yield from loader
+        try:
+            for epoch in itertools.count():
+                loader.sampler.set_epoch(epoch)
+                yield from loader
+        finally:
+            loader.close()
 
 
 @contextmanager
