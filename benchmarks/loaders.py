@@ -17,103 +17,36 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import photos
 import report
 from peers import PEERS, Spec
+from pixel_error import FILTERS
 
 CASES = {"500": 224, "256short": 224, "256long": 224, "32": 32}  # and the side of their crops
-LIBRARIES = (
-    "torch torchvision pillow opencv-python-headless numpy webdataset litdata mosaicml-streaming nvidia-dali-cuda130"
-    " spdl-io ffcv numba"
-).split()
+# whose versions are noted with the figures
+LIBRARIES = ["torch", "torchvision", "pillow", "opencv-python-headless", "numpy", "numba", "ffcv", "spdl-io"]
+LIBRARIES += ["nvidia-dali-cuda130", "litdata", "mosaicml-streaming", "webdataset"]
 BATCH = 128
-DISTURBED, TRIES = 0.05, 4  # share of the machine's cores that others may use while one loader runs
-
-
-def tree(pid: int) -> Iterator[int]:
-    """A process and all below it."""
-    yield pid
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in thread.read_text().split():
-            yield from tree(int(child))
-
-
-def memory_mb() -> float:
-    """Memory of this process and those below it: anonymous and shared, each shared page counted once (PSS).
-
-    Mapped files are left out: they are page cache, which the kernel takes back when it needs room.
-    """
-    total = 0
-    for pid in tree(os.getpid()):
-        with contextlib.suppress(OSError):
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += sum(int(kb) for kb in re.findall(r"^Pss_(?:Anon|Shmem): +(\d+)", rollup, re.MULTILINE))
-    return total / 1024
-
-
-def cpu_seconds() -> tuple[float, float]:
-    """CPU time of this process and those below it, and of the whole machine."""
-    ticks = 0
-    for pid in tree(os.getpid()):
-        with contextlib.suppress(OSError):
-            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    user, nice, system, _, _, interrupts, soft, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
-    hertz = os.sysconf("SC_CLK_TCK")
-    return ticks / hertz, (user + nice + system + interrupts + soft) / hertz
-
-
-def measure(name: str, data: Path, spec: Spec, warmup: float, seconds: float) -> dict[str, float]:
-    """Images per second of one loader in this process, and its memory: the most seen in the warm-up and at the end."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: spec.cores])
-    batches = PEERS[name].batches(data, spec)
-    first = next(batches)
-    if str(first.dtype).split(".")[-1] != "uint8" or sorted((*first.shape[1:], 3))[2:] != [spec.size, spec.size]:
-        raise SystemExit(f"{name} gives {first.dtype} {tuple(first.shape)}, not uint8 crops of {spec.size} pixels")
-    memory, began = 0.0, time.perf_counter()
-    while time.perf_counter() - began < warmup:
-        next(batches)
-        memory = max(memory, memory_mb())
-    own, machine = cpu_seconds()
-    rows, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds:
-        rows += len(next(batches))
-    own, machine = (after - before for after, before in zip(cpu_seconds(), (own, machine), strict=True))
-    memory = max(memory, memory_mb())
-    return {
-        "images_per_second": rows / elapsed,
-        "images_per_cpu_second": rows / own,
-        "others": max(0.0, machine - own) / elapsed / (os.cpu_count() or 1),
-        "memory_mb": memory,
-        "mean": float(first[: spec.batch].numpy().mean() if hasattr(first, "numpy") else first.mean()),
-    }
-
-
-def child(task: dict[str, Any]) -> None:
-    """What a process of its own does: pack, or measure and print the figures as JSON."""
-    spec, data = Spec(**task["spec"]), Path(task["data"])
-    if "images" in task:
-        PEERS[task["name"]].pack(Path(task["images"]), data, spec)
-        return
-    print(json.dumps(measure(task["name"], data, spec, task["warmup"], task["seconds"])), flush=True)
-    os._exit(0)  # worker processes and threads that do not want to end are not our concern
+DISTURBED = 0.05  # share of the machine's cores that others may use while one loader runs
 
 
 def in_own_process(task: dict[str, Any]) -> dict[str, float] | str:
     """The figures of a task, or why there are none."""
-    command = [sys.executable, __file__, "--task", json.dumps(task)]
+    command = [sys.executable, str(Path(__file__).with_name("measure.py")), json.dumps(task)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:
@@ -122,15 +55,15 @@ def in_own_process(task: dict[str, Any]) -> dict[str, float] | str:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         missing = re.search(r"No module named '(\w+)", done.stderr)
         why = f"not installed: no module {missing[1]}" if missing else f"failed: {said[-1][:300]}"
-        needs = PEERS[task["name"]].needs
+        needs = PEERS[task["name"]].needs if task["name"] in PEERS else ""
         return why + f"; on Debian it needs: apt install {needs}" * bool(needs)
-    return json.loads(done.stdout.splitlines()[-1]) if "seconds" in task else {}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def undisturbed(task: dict[str, Any]) -> dict[str, float] | str:
-    """The figures of a task; measured again, a few times, while other programs use the machine, the best is kept."""
+def undisturbed(task: dict[str, Any], again: int) -> dict[str, float] | str:
+    """The figures of a task; where other programs used the machine, of the quietest of several measurements."""
     runs: list[dict[str, float]] = []
-    for _ in range(TRIES):
+    for _ in range(1 + again):
         found = in_own_process(task)
         if isinstance(found, str):
             return found
@@ -142,51 +75,59 @@ def undisturbed(task: dict[str, Any]) -> dict[str, float] | str:
 
 def prepare(arguments: argparse.Namespace, cases: list[str]) -> dict[str, Path]:
     """The folder of images of each case, made where it is missing."""
-    import photos
-
-    work = arguments.work
+    if source := arguments.images:
+        work = arguments.work / hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+    else:
+        work = arguments.work / f"made-{arguments.photos}"
     work.mkdir(parents=True, exist_ok=True)
-    source = arguments.images
     if not source:
         source = photos.once(work / "photos", lambda folder: photos.make_photos(folder, arguments.photos))
     folders = {}
     for case in dict.fromkeys([*cases, "500"]):
-        count = min(photos.IMAGES[case], arguments.epoch or photos.IMAGES[case])
-        folders[case] = photos.once(
-            work / case / "images", lambda folder, case=case, count=count: photos.make_case(case, source, folder, count)
-        )
+        count = arguments.epoch or photos.IMAGES[case]
+        (work / f"{case}-{count}").mkdir(exist_ok=True)
+        make = functools.partial(photos.make_case, case, source, images=count)
+        folders[case] = photos.once(work / f"{case}-{count}" / "images", make)
     return folders
+
+
+def pack(case: str, name: str, images: Path, spec: dict[str, Any]) -> Path:
+    """What the loader `name` reads in this case, packed where it is missing. Raises RuntimeError."""
+
+    def make(folder: Path) -> None:
+        task = {"do": "pack", "name": name, "images": str(images), "data": str(folder), "spec": spec}
+        if isinstance(reason := in_own_process(task), str):
+            raise RuntimeError(reason)
+
+    return photos.once(images.with_name(name), make)
 
 
 def run_case(case: str, names: list[str], folders: dict[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
     """All rounds of one case: the figures of each loader, and the loaders that could not run."""
-    import photos
-
     spec = asdict(Spec(CASES[case], BATCH, arguments.cores))
-    data, missing = {}, {}
+    data: dict[str, Path] = {}
+    missing: dict[str, str] = {}
     for name in names:
         reads = PEERS[name].reads
-        if reads in ("images", "originals"):
-            data[name] = folders[case if reads == "images" else "500"]
-            continue
-        dest = folders[case].with_name(reads)
-
-        def pack(folder: Path, reads: str = reads) -> None:
-            task = {"name": reads, "images": str(folders[case]), "data": str(folder), "spec": spec}
-            if isinstance(reason := in_own_process(task), str):
-                raise RuntimeError(reason)
-
         try:
-            data[name] = photos.once(dest, pack)
+            given = {"images": folders[case], "originals": folders["500"]}
+            data[name] = given.get(reads) or pack(case, reads, folders[case], spec)
         except RuntimeError as error:
             missing[name] = str(error)
+    errors = {}
+    for name in [*data, *FILTERS]:
+        found = in_own_process({"do": "compare", "name": name, "data": str(folders[case]), "spec": spec})
+        errors[name] = found if isinstance(found, str) else round(found["pixel_error"], 3)
+    result = {"case": case, "size": CASES[case], **photos.facts(folders[case]), "pixel_error": errors}
+    if arguments.quality:
+        return result
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in data}
     for number in range(arguments.rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:  # nobody is always the first
-            if name not in data or name in missing:
+            if name in missing:
                 continue
-            task = {"name": name, "data": str(data[name]), "spec": spec}
-            found = undisturbed(task | {"warmup": arguments.warmup, "seconds": arguments.seconds})
+            task = {"do": "measure", "name": name, "data": str(data[name]), "spec": spec}
+            found = undisturbed(task | {"warmup": arguments.warmup, "seconds": arguments.seconds}, arguments.again)
             if isinstance(found, str):
                 missing[name] = found
             else:
@@ -194,7 +135,7 @@ def run_case(case: str, names: list[str], folders: dict[str, Path], arguments: a
                 said = "{images_per_second:,.0f} images/s, others {others:.0%}".format(**found)
                 print(f"{case} {name}: {said}", file=sys.stderr, flush=True)
     rows = [row(name, runs[name], runs.get("ours", []), arguments.cores) for name in data if name not in missing]
-    return {"case": case, "size": CASES[case], **photos.facts(folders[case]), "rows": rows, "missing": missing}
+    return result | {"rows": rows, "missing": missing}
 
 
 def row(name: str, runs: list[dict[str, float]], ours: list[dict[str, float]], cores: int) -> dict[str, Any]:
@@ -251,13 +192,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each loader (%(default)s)")
     parser.add_argument("--seconds", type=float, default=6, help="of one measurement (%(default)s)")
     parser.add_argument("--warmup", type=float, default=3, help="seconds from the first batch on (%(default)s)")
-    parser.add_argument("--epoch", type=int, help="fewer images in an epoch, for a trial")
+    parser.add_argument("--again", type=int, default=3, help="times to repeat what others disturbed (%(default)s)")
+    parser.add_argument("--quality", action="store_true", help="compare the pixels, and nothing else")
+    parser.add_argument("--epoch", type=int, help="images in an epoch, at least (by case)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.task:
-        child(arguments.task)
-        return
     cases = chosen(arguments.cases, list(CASES), "case")
     names = chosen(arguments.only, list(PEERS), "loader")
     folders = prepare(arguments, cases)

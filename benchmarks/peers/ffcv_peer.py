@@ -5,18 +5,23 @@ Small images are stored raw, as in its CIFAR example. FFCV encodes every image a
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.libffcv import imdecode, resize_crop
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 from ffcv.writer import DatasetWriter
+from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from . import CROP_SCALE, QUALITY, Spec
+from . import CROP_SCALE, QUALITY, Box, Spec
 
 
 def pack(images: Path, dest: Path, spec: Spec) -> None:
@@ -24,6 +29,16 @@ def pack(images: Path, dest: Path, spec: Spec) -> None:
     field = RGBImageField(write_mode="raw" if spec.size <= 64 else "jpg", jpeg_quality=QUALITY)
     writer = DatasetWriter(str(dest / "train.beton"), {"image": field, "label": IntField()}, num_workers=spec.cores)
     writer.from_indexed_dataset(ImageFolder(str(images)), shuffle_indices=True)
+
+
+def crop(data: bytes, box: Box, size: int) -> Any:
+    top, left, height, width = box
+    picture = Image.open(io.BytesIO(data))
+    image, out = np.array(picture.convert("RGB")), np.empty((size, size, 3), np.uint8)
+    if picture.format == "JPEG":
+        imdecode(np.frombuffer(data, np.uint8), image, *image.shape[:2], *image.shape[:2])
+    resize_crop(image, top, top + height, left, left + width, out)
+    return out
 
 
 def batches(data: Path, spec: Spec) -> Iterator[torch.Tensor]:

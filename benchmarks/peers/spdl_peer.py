@@ -10,7 +10,7 @@ from typing import Any
 import spdl.io
 from spdl.pipeline import PipelineBuilder
 
-from . import CROP_SCALE, Spec
+from . import CROP_SCALE, Box, Spec
 
 
 def _paths(folder: Path) -> Iterator[str]:
@@ -21,7 +21,7 @@ def _paths(folder: Path) -> Iterator[str]:
         yield from paths
 
 
-def _box(height: int, width: int) -> tuple[int, int, int, int]:
+def _box(height: int, width: int) -> Box:
     """torchvision's RandomResizedCrop without a tensor: top, left, height, width."""
     for _ in range(10):
         area = random.uniform(*CROP_SCALE) * height * width
@@ -33,13 +33,20 @@ def _box(height: int, width: int) -> tuple[int, int, int, int]:
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def _decode(source: str | bytes, box: Box | None, size: int, flip: bool) -> Any:
+    packets = spdl.io.demux_image(source)
+    top, left, h, w = box or _box(packets.height, packets.width)
+    graph = f"crop={w}:{h}:{left}:{top},scale={size}:{size}:flags=bilinear{',hflip' * flip},format=rgb24"
+    return spdl.io.decode_packets(packets, filter_desc=graph)
+
+
+def crop(data: bytes, box: Box, size: int) -> Any:
+    return spdl.io.to_numpy(spdl.io.convert_frames(_decode(data, box, size, False)))
+
+
 def batches(data: Path, spec: Spec) -> Iterator[Any]:
     def decode(path: str) -> Any:
-        packets = spdl.io.demux_image(path)
-        top, left, h, w = _box(packets.height, packets.width)
-        flip = ",hflip" if random.random() < 0.5 else ""
-        graph = f"crop={w}:{h}:{left}:{top},scale={spec.size}:{spec.size}:flags=bilinear{flip},format=rgb24"
-        return spdl.io.decode_packets(packets, filter_desc=graph)
+        return _decode(path, None, spec.size, random.random() < 0.5)
 
     decode(next(_paths(data)))  # a missing FFmpeg is told here; the pipeline would only end
     builder = PipelineBuilder().add_source(_paths(data)).pipe(decode, concurrency=spec.cores)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from . import CROP_SCALE, Spec
+from . import CROP_SCALE, Box, Spec
 
 
 def _transform(size: int) -> v2.Compose:
@@ -29,6 +33,18 @@ def _forever(loader: Iterable[Any]) -> Iterator[torch.Tensor]:
     while True:
         for images, _ in loader:
             yield images
+
+
+def crop_pil(data: bytes, box: Box, size: int) -> Any:
+    """The reference that the others' pixels are compared with."""
+    top, left, height, width = box
+    image = Image.open(io.BytesIO(data)).convert("RGB").crop((left, top, left + width, top + height))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def crop_tensor(data: bytes, box: Box, size: int) -> Any:
+    image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    return v2.functional.resized_crop(image, *box, [size, size], antialias=True).permute(1, 2, 0).numpy()
 
 
 def imagefolder(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
@@ -49,8 +65,6 @@ def webdataset(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
 
 
 def _open_sample(sample: tuple[str, int]) -> dict[str, Any]:
-    from PIL import Image
-
     return {"image": Image.open(sample[0]), "label": sample[1]}  # a JPEG keeps its bytes
 
 
@@ -78,8 +92,7 @@ def litdata(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
     )
 
 
-def pack_mds(images: Path, dest: Path, spec: Spec) -> None:
-    from PIL import Image
+def pack_mosaic(images: Path, dest: Path, spec: Spec) -> None:
     from streaming import MDSWriter
 
     folder = ImageFolder(str(images))
