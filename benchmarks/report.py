@@ -95,16 +95,16 @@ def picture(results: dict[str, Any]) -> str:
     return f'{head} font-size="14">\n  {body}\n</svg>\n'
 
 
-def main(figures: Path) -> None:
+def main(figures: Path, docs: Path = DOCS) -> None:
     results = json.loads(figures.read_text())
-    kept = DOCS / "results" / "loaders.json"
+    kept = docs / "results" / "loaders.json"
     if figures.resolve() != kept:
         shutil.copyfile(figures, kept)
-    (DOCS / "loaders.svg").write_text(picture(results))
+    (docs / "loaders.svg").write_text(picture(results))
     block = "\n".join(["<!-- loaders -->", conditions(results), "", *map(table, results["cases"])]) + "<!-- end -->"
-    page = DOCS / "performance.md"
+    page = docs / "performance.md"
     page.write_text(re.sub("<!-- loaders -->.*?<!-- end -->", lambda _: block, page.read_text(), flags=re.DOTALL))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

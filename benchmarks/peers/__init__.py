@@ -45,6 +45,11 @@ class Peer:
     def batches(self, data: Path, spec: Spec) -> Iterator[Any]:
         return getattr(self._module, self.function)(data, spec)
 
+    @property
+    def pixels(self) -> str:
+        """The same for loaders that decode, crop and resize alike."""
+        return f"{self.module}.{self.crop}"
+
     def cropper(self) -> Callable[[bytes, Box, int], Any]:
         return getattr(self._module, self.crop)
 

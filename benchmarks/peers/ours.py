@@ -64,7 +64,7 @@ def crop(data: bytes, box: Box, size: int) -> Any:
     """Through the loader's own class, whose choice of a box is replaced by `box`."""
     import numpy as np
 
-    decode = project("loading.decode")
+    decode = project("decoding.decode")
 
     class Fixed(decode.Crop):
         def box(self, height: int, width: int, draws: Any) -> Box:
@@ -79,7 +79,7 @@ def bare(data: Path, spec: Spec) -> Iterator[Any]:
     """Decode, crop, resize and flip files that are in memory, in a thread a core; nothing is read, ordered or kept."""
     import numpy as np
 
-    decode = project("loading.decode")
+    decode = project("decoding.decode")
     crop = decode.Crop(spec.size, scale=CROP_SCALE)
     files = [path.read_bytes() for path in sorted(data.glob("*/*"))]
     random = np.random.default_rng(0)
