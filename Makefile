@@ -1,6 +1,6 @@
 # The template's own verbs; a generated project has setup, demo, test and lint too. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo new bake test lint format clean
+.PHONY: help demo new bake test lint bench format clean
 
 # uv runs everything; where it is not installed, a copy is put into .uv/. The bake, two folders down, uses the same one.
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -41,6 +41,17 @@ lint: bake  ## format, lint and types, of the template's own code and of a bake
 	@$(UV) run --quiet ruff check $(CODE)
 	@$(UV) run --quiet mypy $(CODE)
 	@$(IN_BAKE) lint
+
+BENCH_ENV := build/bench
+bench: bake $(BENCH_ENV)/ready  ## this loader beside others on the same images; BENCH="--help" says what can be chosen
+	@cd $(BAKE) && ../../$(BENCH_ENV)/bin/python ../../benchmarks/loaders.py --json ../loaders.json $(BENCH)
+
+# FFCV comes as source and needs Debian's g++ pkg-config libopencv-dev libturbojpeg0-dev; without it, the rest is compared.
+$(BENCH_ENV)/ready: benchmarks/requirements.txt | bake $(UV)
+	@$(UV) venv --quiet --clear --python 3.11 $(BENCH_ENV)
+	@$(UV) pip install --quiet --python $(BENCH_ENV) -r $(BAKE)/pyproject.toml -r benchmarks/requirements.txt
+	@$(UV) pip install --quiet --python $(BENCH_ENV) --no-build-isolation --no-deps ffcv || echo "FFCV could not be built" >&2
+	@touch $@
 
 format: | $(UV)  ## put the code in order: the template's own, and the package, which has no template syntax
 	@$(UV) run --quiet ruff check --fix-only --quiet $(CODE)

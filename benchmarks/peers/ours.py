@@ -1,0 +1,100 @@
+"""This project's loader, and its decoder alone: what the loader could deliver if all else cost nothing.
+
+Both come from the project in whose folder the benchmark runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from . import CROP_SCALE, Box, Spec
+
+CHUNK = 64  # images that a thread of `bare` decodes in one go
+
+
+def project(module: str) -> Any:
+    """A module of the project whose folder this runs in."""
+    package = next(path.parent for path in Path("src").glob("*/__init__.py"))
+    if (source := str(Path("src").absolute())) not in sys.path:
+        sys.path.insert(0, source)
+    return importlib.import_module(f"{package.name}.{module}")
+
+
+def pack(images: Path, dest: Path, spec: Spec) -> None:
+    """The command `pack`, with every file's bytes kept, in about 16 shards."""
+    package = next(path.parent for path in Path("src").glob("*/__init__.py")).name
+    shard = sum(path.stat().st_size for path in images.glob("*/*")) // 16
+    settings = ["--copy", "--val", "0", "--test", "0", "--shard-bytes", str(shard), "--force"]
+    command = [sys.executable, "-m", package, "pack", str(images.absolute()), str(dest.absolute()), *settings]
+    subprocess.run(command, check=True, cwd="src", stdout=subprocess.DEVNULL)
+
+
+class Trainer:
+    """What the datamodule asks a trainer."""
+
+    world_size, global_rank, num_devices = 1, 0, 1
+    strategy = type("Strategy", (), {"root_device": None})()
+    fit_loop = type("Loop", (), {"restarting": False})()
+
+    def __init__(self, folder: Path) -> None:
+        self.default_root_dir = str(folder)
+
+
+def ours(data: Path, spec: Spec) -> Iterator[Any]:
+    module = project("loading.datamodule").ShardDataModule(
+        str(data), global_batch_size=spec.batch, image_size=spec.size, crop_scale=CROP_SCALE
+    )
+    module.trainer = Trainer(data)
+    loader = module.train_dataloader()
+    for epoch in itertools.count():
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            yield batch.images
+
+
+def crop(data: bytes, box: Box, size: int) -> Any:
+    """Through the loader's own class, whose choice of a box is replaced by `box`."""
+    import numpy as np
+
+    decode = project("decoding.decode")
+
+    fixed = type("Fixed", (decode.Crop,), {"box": lambda *_: box})
+    out = np.empty((size, size, 3), np.uint8)
+    fixed(size, flip=0)(decode.decode_image(data), None, out)
+    return out
+
+
+def bare(data: Path, spec: Spec) -> Iterator[Any]:
+    """Decode, crop, resize and flip files that are in memory, in a thread a core; nothing is read, ordered or kept."""
+    import numpy as np
+
+    decode = project("decoding.decode")
+    crop = decode.Crop(spec.size, scale=CROP_SCALE)
+    files = [path.read_bytes() for path in sorted(data.glob("*/*"))]
+    random = np.random.default_rng(0)
+    draws = random.random((1024, crop.draws))
+    order = random.permutation(len(files)).tolist()
+
+    waiting = 2 * spec.cores  # chunks in the making
+    outs = [np.empty((CHUNK, spec.size, spec.size, 3), np.uint8) for _ in range(waiting + 1)]
+
+    def work(number: int) -> Any:
+        out = outs[number % len(outs)]
+        for row in range(CHUNK):
+            at = number * CHUNK + row
+            crop(decode.decode_image(files[order[at % len(files)]]), draws[at % len(draws)], out[row])
+        return out
+
+    with ThreadPoolExecutor(spec.cores) as pool:
+        chunks = deque(pool.submit(work, number) for number in range(waiting))
+        for number in itertools.count(waiting):
+            chunks.append(pool.submit(work, number))
+            yield chunks.popleft().result()

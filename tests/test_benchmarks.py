@@ -1,0 +1,60 @@
+"""The benchmark of loaders runs with what a project has installed, and its figures become a table and a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from template import ROOT, python_of, run, succeed
+
+pytestmark = pytest.mark.project
+PHOTOS = """
+import cv2, numpy, pathlib
+random = numpy.random.default_rng(0)
+for number in range(40):
+    folder = pathlib.Path({folder!r}, str(number % 2))
+    folder.mkdir(parents=True, exist_ok=True)
+    coarse = random.integers(0, 255, (15, 20, 3), numpy.uint8)
+    cv2.imwrite(str(folder / f"{{number}}.jpg"), cv2.resize(coarse, (500, 375)))
+"""
+TRIAL = ["--rounds", "1", "--seconds", "0.3", "--warmup", "0.1", "--again", "0", "--epoch", "256"]
+
+
+@pytest.fixture(scope="module")
+def photos(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    succeed([python_of(project), "-c", PHOTOS.format(folder=str(folder))], project)
+    return folder
+
+
+def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> None:
+    """Ours, the bare decoder and what the project's own libraries can do; a loader that is not there is named."""
+    command = [python_of(project), str(ROOT / "benchmarks/loaders.py"), "--images", str(photos), *TRIAL]
+    command += ["--only", "ours,bare,webdataset,originals,ffcv", "--cases", "256short"]
+    command += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "loaders.json")]
+    said = succeed(command, project)
+    (case,) = json.loads((tmp_path / "loaders.json").read_text())["cases"]
+    assert [row["name"] for row in case["rows"]] == ["ours", "bare", "webdataset", "originals"]
+    assert case["images"] >= 256 and case["size"] == 224
+    assert "no module ffcv" in case["missing"]["ffcv"] and "Not measured: ffcv" in said
+    means = [row["mean_pixel"] for row in case["rows"]]
+    assert max(means) - min(means) < 15, means  # all decode the same images
+    for row in case["rows"]:
+        assert row["min"] == row["median"] > 0 and row["memory_mb"] > 10, row
+        assert row["ours_is_times"][0] == round(case["rows"][0]["rates"][0] / row["rates"][0], 2), row
+    assert case["pixel_error"]["webdataset"] == 0 < case["pixel_error"]["ours"] < case["pixel_error"]["OpenCV area"]
+
+    docs = tmp_path / "docs"
+    (docs / "results").mkdir(parents=True)
+    (docs / "performance.md").write_text("before\n<!-- loaders -->\nstale\n<!-- end -->\nbehind\n")
+    succeed([python_of(project), str(ROOT / "benchmarks/report.py"), str(tmp_path / "loaders.json"), str(docs)], ROOT)
+    page = (docs / "performance.md").read_text()
+    assert page.startswith("before\n") and page.endswith("\nbehind\n") and "stale" not in page
+    assert f"| {case['rows'][1]['median']:,} |" in page
+    assert (docs / "loaders.svg").read_text().count("<rect") == 1 + len(case["rows"])
+
+
+def test_unknown_names_are_refused(project: Path) -> None:
+    done = run([python_of(project), str(ROOT / "benchmarks/loaders.py"), "--only", "ours,nobody"], project)
+    assert done.returncode and "no loader nobody" in done.stderr
