@@ -40,7 +40,7 @@ INSTALLED = words(
     fontTools frozenlist fsspec functorch gcsfs git gitdb google grpc h11 h5py httpcore httpx
     huggingface_hub hydra hypothesis idna imageio importlib_metadata iniconfig IPython isympy jax jinja2
     joblib jsonargparse jsonschema jupyter keras kornia librt lightning lightning_cloud lightning_fabric
-    lightning_utilities litdata llvmlite markdown markdown_it markupsafe matplotlib mdurl mpmath multidict
+    lightning_utilities litdata llvmlite markdown markdown_it markupsafe matplotlib mdurl mpl_toolkits mpmath multidict
     mypy mypy_extensions mypyc networkx ninja nodeenv numba numpy nvidia omegaconf onnx onnxruntime opencv
     opentelemetry orjson packaging pandas pathspec peft PIL pip pkg_resources platformdirs pluggy polars
     propcache proto protobuf psutil py pyarrow pycocotools pycparser pydantic pydantic_core pygments pylab

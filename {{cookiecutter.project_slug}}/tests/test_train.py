@@ -45,6 +45,7 @@ def project(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> P
     settings = {**SMALL, "data": {**SMALL["data"], "path": str(dataset)}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")  # the tests of resuming have switched it off
     return tmp_path
 
 
