@@ -20,6 +20,7 @@ from ..costs.prices import Prices
 from ..loading.datamodule import ShardDataModule
 from ..shards.errors import InputError, RunError
 from . import hardware, logs
+from .averages import WeightAverage
 from .checkpoints import Checkpoints, DurableCheckpointIO
 from .meter import Meter, ProgressBar
 from .model import ImageModel
@@ -82,6 +83,9 @@ class TrainingCLI(LightningCLI):
             ("resume", str | None, None, "Go on with this run; `last` is the newest."),
             ("ledger", bool, False, "Write down which samples each step was made of."),
             ("save_every_minutes", float, 10.0, "Time between checkpoints within an epoch."),
+            ("keep_checkpoints", int, 2, "How many of the last checkpoints stay, beside the best one."),
+            ("patience", int | None, None, "End after so many epochs in which validation did not get better."),
+            ("ema_decay", float | None, None, "Evaluate a moving average of the weights: 0.999 is usual; null: off."),
             ("max_hours", float | None, None, "Stop, with everything saved, after so long in all attempts."),
             ("max_kwh", float | None, None, "The same by energy."),
             ("max_cost", float | None, None, "The same by money, in the currency of the prices."),
@@ -105,15 +109,21 @@ class TrainingCLI(LightningCLI):
         interval = self.config.trainer.val_check_interval
         if isinstance(interval, (int, float)) and (interval <= 0 or (isinstance(interval, float) and interval > 1)):
             raise InputError("trainer.val_check_interval must be a share of the epoch up to 1.0, or a number of steps")
-        if self.config.save_every_minutes <= 0:
-            raise InputError(f"save_every_minutes is {self.config.save_every_minutes}, it must be above 0")
         c, file = self.config, Path(self.config.prices)
+        for name, holds, rule in (
+            ("save_every_minutes", c.save_every_minutes > 0, "above 0"),
+            ("keep_checkpoints", c.keep_checkpoints >= 1, "at least 1"),
+            ("patience", c.patience is None or c.patience >= 1, "at least 1"),
+            ("ema_decay", c.ema_decay is None or 0 < c.ema_decay < 1, "above 0 and below 1"),
+        ):
+            if not holds:
+                raise InputError(f"{name} is {c[name]}, it must be {rule}")
         prices = Prices.read(file) if file.exists() or file != PRICES else None
         self.spending = Spending(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
         self.meter = Meter(self.spending)
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
-        if self.resumed and (self.resumed / "checkpoints" / "last.ckpt").exists():
+        if self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt")):
             self.config.model.weights = None  # the checkpoint has newer ones
         device = hardware.accelerator(self.config.trainer.accelerator)
         hardware.prepare(device)
@@ -126,6 +136,7 @@ class TrainingCLI(LightningCLI):
         world = self.trainer.world_size
         micro, accumulation = self.datamodule.split_batch(world)
         self.trainer.accumulate_grad_batches = accumulation
+        hardware.tune(self.trainer.strategy, accumulation)
         hparams = self.model.hparams
         if hparams["compile"] is None:
             hparams["compile"] = hardware.compiles(
@@ -151,9 +162,17 @@ class TrainingCLI(LightningCLI):
             self.meter,
             *([ProgressBar(self.meter)] if own["enable_progress_bar"] is not False else []),
             FiniteLoss(),
+            *([WeightAverage(self.config.ema_decay)] if self.config.ema_decay else []),
             Pictures(),
             *([Ledger()] if self.config.ledger else []),
-            Checkpoints(objective.monitor, objective.mode, self.config.save_every_minutes, stop),
+            Checkpoints(
+                objective.monitor,
+                objective.mode,
+                self.config.save_every_minutes,
+                self.config.keep_checkpoints,
+                self.config.patience,
+                stop,
+            ),
         ]
         trainer = self.build_trainer(
             default_root_dir=str(folder),
@@ -201,7 +220,9 @@ class TrainingCLI(LightningCLI):
         """Measure the best weights on the test split, if there is one."""
         if not self.data.dataset.splits.get("test"):
             return
-        weights = torch.load(self.run.best_checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        best = self.run.best_checkpoint
+        assert best is not None
+        weights = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
         self.model.load_state_dict(weights)
         self.trainer.test(self.model, datamodule=self.data, verbose=False)
 

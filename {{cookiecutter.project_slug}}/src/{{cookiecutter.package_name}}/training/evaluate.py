@@ -26,7 +26,7 @@ def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict
     Raises InputError where there is no checkpoint or split, or where the dataset has other targets than the model.
     """
     checkpoint = Run(folder, "", True, dict).best_checkpoint
-    if not checkpoint.exists():
+    if checkpoint is None:
         raise InputError(f"{folder} has no checkpoint yet")
     model = ImageModel.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     settings: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())["data"]

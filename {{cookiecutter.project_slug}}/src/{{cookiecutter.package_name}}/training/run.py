@@ -22,6 +22,7 @@ from ..reporting.folder import RUNS, checked
 from ..shards.dataset import write_durably
 from ..shards.errors import InputError
 from . import logs
+from .checkpoints import is_whole, newest
 from .stop import Stopped, StopRequest
 
 _NAME_VARIABLE = "LIGHTNING_SHARDS_RUN"  # one host's ranks learn the run's name by it
@@ -81,14 +82,13 @@ class Run:
     @property
     def last_checkpoint(self) -> Path | None:
         """Where a resumed run goes on; None: from the begin."""
-        path = self.folder / "checkpoints" / "last.ckpt"
-        return path if self.resumed and path.exists() else None
+        return newest(self.folder / "checkpoints") if self.resumed else None
 
     @property
-    def best_checkpoint(self) -> Path:
-        """The best weights, or the last ones where there is no validation."""
+    def best_checkpoint(self) -> Path | None:
+        """The best weights, or the last ones where there is no validation; None: there are none yet."""
         best = self.folder / "checkpoints" / "best.ckpt"
-        return best if best.exists() else best.with_name("last.ckpt")
+        return best if is_whole(best) else newest(best.parent)
 
     @property
     def skipped(self) -> int:

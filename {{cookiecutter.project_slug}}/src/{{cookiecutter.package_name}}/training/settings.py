@@ -45,6 +45,8 @@ SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
     "model.warmup",
     "model.label_smoothing",
     "model.compile",
+    "ema_decay",
+    "patience",
     "trainer.max_epochs",
     "trainer.devices",
     "trainer.precision",

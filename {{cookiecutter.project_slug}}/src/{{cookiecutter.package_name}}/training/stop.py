@@ -10,6 +10,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 EXIT = {  # statuses of ends with everything saved
     "stopped": 75,  # by a signal (EX_TEMPFAIL of sysexits.h: try again)
@@ -63,23 +66,69 @@ class StopRequest:
 
     @staticmethod
     def take_over(trainer: L.Trainer) -> None:
-        """Keep Lightning from setting handlers of its own over ours."""
+        """Keep Lightning from setting handlers of its own over ours, and from asking them in every step.
+
+        With several ranks it broadcasts in every micro-batch whether SIGTERM came, and reads that back from the
+        device, which makes the host wait for it.
+        """
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
-    def agreed(self, trainer: L.Trainer) -> bool:
-        """Whether any rank was told to stop; asks all of them."""
-        return agree(trainer, bool(self.number))
-
-    def due(self, trainer: L.Trainer) -> Stopped | None:
-        """How all ranks are to end here: for a signal on any of them, or for the budget; None: not yet."""
+    def wishes(self) -> tuple[bool, bool]:
+        """(a signal came, the budget is used up) on this rank."""
         self.budget = self._spent()
-        if not agree(trainer, bool(self.number or self.budget)):
-            return None
-        return Stopped("stopped" if self.agreed(trainer) else "budget")
+        return bool(self.number), bool(self.budget)
 
 
-def agree(trainer: L.Trainer, flag: bool) -> bool:
-    """True on every rank if it is on one: ranks must save and stop at the same step."""
-    if trainer.world_size == 1:
-        return flag
-    return bool(trainer.strategy.reduce_boolean_decision(flag, all=False))
+def ended(signal_came: bool, budget_spent: bool) -> Stopped | None:
+    """How all ranks end, for what any of them wished; None: they go on."""
+    return Stopped("stopped") if signal_came else Stopped("budget") if budget_spent else None
+
+
+class Agreement:
+    """Flags that are true on all ranks once they are on one, at the same step of each.
+
+    With one rank at once. With several about once a second: hosts put their flags together over a gloo group of
+    their own while the training goes on, and read the result a second later, so that neither a device nor another host
+    is waited for. How many calls that is follows from the slowest rank's time between them: all ranks count alike.
+    """
+
+    def __init__(self, every_seconds: float = 1.0, most_calls: int = 1000) -> None:
+        self.every_seconds, self.most_calls = every_seconds, most_calls
+        self._group: Any = None
+        self._pending: tuple[Any, Tensor] | None = None
+        self._calls = self._left = 1  # between two exchanges, and until the next
+        self._began = 0.0
+
+    def start(self, trainer: L.Trainer) -> None:
+        """On all ranks, before the first call."""
+        if trainer.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        self._began = time.monotonic()
+
+    def ask(self, *flags: bool) -> tuple[bool, ...]:
+        """What the ranks wished when they last put their flags together; each calls it at the same steps."""
+        if self._group is None:
+            return flags
+        self._left -= 1
+        if self._left:
+            return (False,) * len(flags)
+        answer = (False,) * len(flags)
+        if self._pending:
+            work, agreed = self._pending
+            work.wait()
+            answer = tuple(value > 0 for value in agreed[:-1].tolist())
+            self._calls = min(self.most_calls, max(1, int(self.every_seconds / max(1e-9, float(agreed[-1])))))
+        now = time.monotonic()
+        wished = torch.tensor([*map(float, flags), (now - self._began) / self._calls], dtype=torch.float64)
+        self._pending = dist.all_reduce(wished, dist.ReduceOp.MAX, self._group, async_op=True), wished
+        self._began, self._left = now, self._calls
+        return answer
+
+    def now(self, *flags: bool) -> tuple[bool, ...]:
+        """What the ranks wish now: waits for all of them to ask it."""
+        if self._group is None:
+            return flags
+        wished = torch.tensor(flags, dtype=torch.int8)
+        dist.all_reduce(wished, dist.ReduceOp.MAX, self._group)
+        return tuple(bool(value) for value in wished.tolist())
