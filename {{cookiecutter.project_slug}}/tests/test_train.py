@@ -102,7 +102,8 @@ def test_a_run_learns_and_leaves_everything_behind(project: Path, monkeypatch: p
     assert {"config.yaml", "checkpoints", "metrics.csv", "summary.json", "tensorboard"} <= {
         f.name for f in folder.iterdir()
     }
-    assert {f.name for f in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {"best.ckpt", "last.ckpt", "step-000000024.ckpt", "step-000000036.ckpt"}
+    assert {f.name for f in (folder / "checkpoints").iterdir()} == kept
     assert list((folder / "tensorboard").glob("events*"))
     told = summary("first")
     assert (told["status"], told["images_seen"], told["epochs"], told["skipped"]) == ("done", 3 * 96, 3, 0)
@@ -214,6 +215,9 @@ BAD = [
     (["--run", ""], "needs a name"),
     (["--resume", ""], "needs a name"),
     (["--save_every_minutes", "-1"], "save_every_minutes"),
+    (["--keep_checkpoints", "0"], "at least 1"),
+    (["--patience", "0"], "at least 1"),
+    (["--ema_decay", "1"], "below 1"),
     (["--trainer.val_check_interval", "5.0"], "val_check_interval"),
     (["--trainer.accelerator", "gpu"], "gpu"),
     (["--trainer.accelerator", "cuda8"], "accelerator"),

@@ -55,6 +55,12 @@ def swap_back(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         callback._swap_models(pl_module)
 
 
+def leave(trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Where weights are no longer averaged: go on with those that were trained, not with the average."""
+    if "current_model_state" in checkpoint and not _averages(trainer):
+        pl_module.load_state_dict(checkpoint["current_model_state"])
+
+
 @torch.no_grad()
 def share_statistics(trainer: L.Trainer) -> None:
     """Give the batch norms of all ranks the mean of their running statistics.

@@ -127,6 +127,7 @@ class Checkpoints(Checkpoint):
         data = _data(trainer)  # stands at the checkpoint's place already
         done, left = data.batches(trainer.accumulate_grad_batches) if data.position else (0, 0)
         counters.rewrite(checkpoint["loops"]["fit_loop"], data.epoch, done, left)
+        averages.leave(trainer, pl_module, checkpoint)
         if checkpoint["callbacks"][self.state_key]["is_best"]:
             self._name(trainer, "best.ckpt")  # a kill may have come between the two
 

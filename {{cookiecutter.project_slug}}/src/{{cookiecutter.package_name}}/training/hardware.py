@@ -46,7 +46,12 @@ def quiet() -> None:
     """Keep back what Lightning and torch tell their developers, and what our own first lines say."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*", ".*your dataloader is not resumable.*", ".*smaller than the logging interval.*"):
+    for message in (
+        ".*LeafSpec.*",
+        ".*srun. command is available.*",
+        ".*your dataloader is not resumable.*",
+        ".*smaller than the logging interval.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 

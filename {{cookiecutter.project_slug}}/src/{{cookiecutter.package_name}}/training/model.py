@@ -15,7 +15,6 @@ from ..loading.loader import Batch
 from ..shards.errors import InputError
 from . import backbones
 from .augment import Augment, Mix
-from .averages import WeightAverage
 from .measures import Measures
 from .objectives import OBJECTIVES, Objective
 
@@ -199,12 +198,6 @@ class ImageModel(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["targets"] = list(self.hparams["targets"])
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run that no longer averages its weights goes on with those it was trained with."""
-        averaged = any(isinstance(callback, WeightAverage) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if not averaged and "current_model_state" in checkpoint:
-            checkpoint["state_dict"] = checkpoint["current_model_state"]
 
 
 def schedule(progress: float, warmup: float) -> float:
