@@ -158,6 +158,17 @@ def test_options_not_asked_for_leave_nothing(baked: tuple[dict[str, str], Path])
     )
 
 
+def test_container_file_is_clean(baked: tuple[dict[str, str], Path]) -> None:
+    """To a linter: no container engine runs here."""
+    answers, project = baked
+    linter = Path(sys.executable).with_name("hadolint")
+    if answers["container_file"] != "true":
+        return
+    if not linter.exists():
+        pytest.skip("hadolint has no wheel for this machine")
+    succeed([str(linter), "--failure-threshold", "style", "Dockerfile"], project)
+
+
 def test_workflow_runs_the_steps_that_are_printed(default_bake: Path, tmp_path: Path) -> None:
     workflow = yaml.safe_load((default_bake / ".github/workflows/ci.yml").read_text())
     steps = [step["run"] for step in workflow["jobs"]["ci"]["steps"] if "run" in step]

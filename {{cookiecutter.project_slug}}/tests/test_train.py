@@ -215,6 +215,7 @@ BAD = [
     (["--run", ""], "needs a name"),
     (["--resume", ""], "needs a name"),
     (["--save_every_minutes", "-1"], "save_every_minutes"),
+    (["--trainer.sync_batchnorm", "true"], "GPUs only"),
     (["--keep_checkpoints", "0"], "at least 1"),
     (["--patience", "0"], "at least 1"),
     (["--ema_decay", "1"], "below 1"),

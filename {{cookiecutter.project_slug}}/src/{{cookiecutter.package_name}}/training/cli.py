@@ -128,6 +128,8 @@ class TrainingCLI(LightningCLI):
         device = hardware.accelerator(self.config.trainer.accelerator)
         hardware.prepare(device)
         self.device = device
+        if self.config.trainer.sync_batchnorm and device != "cuda":
+            raise InputError("trainer.sync_batchnorm works on NVIDIA GPUs only: set it false")
         self.config.trainer.precision = self.config.trainer.precision or hardware.precision(device)
 
     def instantiate_classes(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import logging
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.nn.parallel import DistributedDataParallel
 
 COMPILE_FROM_IMAGES = 2_000_000  # compiling costs about a minute; a run of this length earns it on any GPU
 
@@ -48,9 +50,10 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*",
-        ".*srun. command is available.*",
         ".*your dataloader is not resumable.*",
         ".*smaller than the logging interval.*",
+        ".*srun. command is available.*",  # on any machine that has Slurm installed
+        ".*sync_dist=True.*",  # what is logged was added up over the ranks before
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -68,7 +71,11 @@ def tune(strategy: Strategy, accumulation: int) -> None:
     Without accumulation the graph is the same in every step, which DDP then need not find out again and again.
     """
     if isinstance(strategy, DDPStrategy):
-        tuned = {"gradient_as_bucket_view": True, "broadcast_buffers": False, "static_graph": accumulation == 1}
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = (
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        )  # before torch 2.15
+        tuned = {"gradient_as_bucket_view": True, buffers: False, "static_graph": accumulation == 1}
         if strategy._ddp_kwargs.get("find_unused_parameters"):
             del tuned["static_graph"]
         strategy._ddp_kwargs = tuned | strategy._ddp_kwargs

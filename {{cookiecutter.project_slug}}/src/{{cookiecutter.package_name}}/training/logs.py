@@ -114,7 +114,7 @@ def _wandb(settings: LogSettings, folder: Path) -> WandbLogger:
     offline = os.environ.get("WANDB_MODE") == "offline" or not _has_key()
     return WandbLogger(
         name=folder.name,
-        id=known or secrets.token_hex(4),
+        id=known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),  # a sweep's agent gives one
         save_dir=folder,
         project=settings.project or Path.cwd().name,
         entity=settings.entity,
