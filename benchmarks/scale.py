@@ -86,7 +86,7 @@ def measure(root: Path, share: float) -> dict[str, float]:
         began = time.perf_counter()
         next(batches)
         times.append(time.perf_counter() - began)
-    decoding = Path(f"/proc/{data._loaders['train']._process._process.pid}/status").read_text().split("VmHWM:")[1]
+    decoding = Path(f"/proc/{data._loaders['train']._decoding[0]._process.pid}/status").read_text().split("VmHWM:")[1]
     batches.close()  # type: ignore[attr-defined]
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import {{cookiecutter.package_name}}
 from {{cookiecutter.package_name}}.decoding.process import DecodingProcess
@@ -28,8 +29,8 @@ def alive(process: int) -> bool:
 
 
 def number(loader: ShardLoader) -> int:
-    assert loader._process
-    return loader._process._process.pid
+    (process,) = loader._decoding
+    return process._process.pid
 
 
 def test_breaking_off_ends_it_and_the_next_epoch_has_another(dataset: Path) -> None:
@@ -41,6 +42,27 @@ def test_breaking_off_ends_it_and_the_next_epoch_has_another(dataset: Path) -> N
     assert not alive(before)
     assert next(iter(loader)).ids.tolist() == first.ids.tolist()
     loader.close()
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(2, 8), (3, 8), (3, 48), (2, 96)])  # 12, 12, 2 and 1 batches
+def test_several_take_turns(dataset: Path, processes: int, micro: int) -> None:
+    """The same batches in the same order, epoch after epoch, also where there are fewer than processes."""
+    one, several = make_loader(dataset, micro=micro), make_loader(dataset, micro=micro)
+    several.processes = processes
+    for epoch in range(2):
+        one.sampler.set_epoch(epoch)
+        several.sampler.set_epoch(epoch)
+        for a, b in zip(one, several, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    batches = iter(several)
+    next(batches)
+    before = [process._process.pid for process in several._decoding]
+    batches.close()  # type: ignore[attr-defined]
+    assert len(before) == processes
+    if micro == 8:
+        assert not any(map(alive, before)), "breaking off in the middle ends them all"
+    one.close()
+    several.close()
 
 
 def test_an_epoch_with_nothing_left_is_empty(dataset: Path) -> None:
@@ -100,7 +122,7 @@ from {__package__}.test_loading import make_loader
 loader = make_loader(Path(sys.argv[1]))
 batches = iter(loader)
 next(batches)
-print(loader._process._process.pid, flush=True)
+print(loader._decoding[0]._process.pid, flush=True)
 sys.stdin.read()
 """
     folders = [str(PROJECT), str(Path({{cookiecutter.package_name}}.__file__).parents[1])]

@@ -108,10 +108,10 @@ def test_pixels_do_not_depend_on_batches_or_threads(dataset: Path, micro: int, w
 def test_epochs_show_other_crops_and_another_order(dataset: Path) -> None:
     loader = make_loader(dataset)
     first = list(loader)
-    process = loader._process
+    processes = loader._decoding
     loader.sampler.set_epoch(1)
     second = list(loader)
-    assert process is loader._process, "it is kept for all epochs"
+    assert processes is loader._decoding, "they are kept for all epochs"
     assert [b.ids.tolist() for b in first] != [b.ids.tolist() for b in second]
     left, right = by_id(first), by_id(second)
     assert sum(torch.equal(left[i][0], right[i][0]) for i in range(96)) < 5

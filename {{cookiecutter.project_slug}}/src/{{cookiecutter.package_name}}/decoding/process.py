@@ -31,7 +31,7 @@ from ..fetching.store import Store
 from ..shards.dataset import Dataset
 from ..shards.errors import RunError
 from .decode import IMAGE_FIELDS, Crop, Pixels, target_decoder
-from .rows import PREFETCH, Decoder, Rows, Sampler
+from .rows import PREFETCH, Decoder, Rows, Sampler, Turns
 
 SLOTS = PREFETCH + 1  # one is copied while the others are filled
 GRACE = 10  # seconds in which the process breaks off downloads
@@ -91,7 +91,7 @@ class DecodingProcess:
         for slot in range(SLOTS):
             self.free(slot)
 
-    def begin(self, sampler: Sampler) -> None:
+    def begin(self, sampler: Sampler | Turns) -> None:
         self.busy = True
         self._connection.send(sampler)
 
@@ -134,7 +134,7 @@ def _end(end: socket.socket, process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _listen(connection: Connection, free: queue.Queue[int], epochs: queue.Queue[Sampler], store: Store) -> None:
+def _listen(connection: Connection, free: queue.Queue[int], epochs: queue.Queue[Sampler | Turns], store: Store) -> None:
     """Sort what the trainer sends; end the process when the trainer has closed its end, or has ended."""
     with suppress(EOFError, OSError):
         while True:
@@ -153,7 +153,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     job: Job = connection.recv()
-    slots, free, epochs = job.slots(int(sys.argv[2])), queue.Queue[int](), queue.Queue[Sampler]()
+    slots, free, epochs = job.slots(int(sys.argv[2])), queue.Queue[int](), queue.Queue[Sampler | Turns]()
     decoder = job.decoder
     threading.Thread(target=_listen, args=(connection, free, epochs, decoder.store), daemon=True).start()
 

@@ -6,6 +6,7 @@ A sample that cannot be read or decoded becomes a row with `valid` false, filled
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +41,25 @@ class Sampler(Protocol):
     def windows(self) -> list[NDArray[np.int64]]: ...
     def __iter__(self) -> Iterator[NDArray[np.int64]]: ...
     def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What one of `processes` that take turns makes of a sampler's epoch: every so many batches, from `first` on."""
+
+    sampler: Sampler
+    first: int
+    processes: int
+
+    @property
+    def epoch(self) -> int:
+        return self.sampler.epoch
+
+    def windows(self) -> list[NDArray[np.int64]]:
+        return self.sampler.windows()
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        return itertools.islice(self.sampler, self.first, None, self.processes)
 
 
 class Rows(NamedTuple):
@@ -82,7 +102,7 @@ class Decoder:
     def __post_init__(self) -> None:
         self.decode_target = target_decoder(self.task, self.targets)[1]
 
-    def batches(self, sampler: Sampler, take: Callable[[], tuple[int, Pixels]]) -> Iterator[Rows]:
+    def batches(self, sampler: Sampler | Turns, take: Callable[[], tuple[int, Pixels]]) -> Iterator[Rows]:
         """The batches of an epoch in the sampler's order, PREFETCH of them in the making.
 
         `take` gives the number and the memory, uint8 (B, S, S, 3), of a slot, and waits for one if need be. Breaking
@@ -104,7 +124,7 @@ class Decoder:
             self.store.close()
             pool.shutdown(wait=True)
 
-    def _expecter(self, sampler: Sampler) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None]:
+    def _expecter(self, sampler: Sampler | Turns) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None]:
         """A function that tells the store, of the oldest and the newest batch in the making, which shards come next:
         those of their windows, of the windows in between and of the one after."""
         windows = sampler.windows() or [np.array([number]) for number in range(len(self.store.shards))]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..costs.energy import EnergyMeter
 from ..costs.prices import Prices
 from ..loading.datamodule import ShardDataModule
-from ..loading.loader import MADE_AHEAD, Batch, ShardLoader
+from ..loading.loader import Batch, ShardLoader
 from ..shards.errors import InputError
 from ..training import hardware
 from ..training.cli import TrainingCLI
@@ -107,7 +107,7 @@ class Bench(TrainingCLI):
             for number, batch in enumerate(batches):
                 images += len(batch.ids) if began else 0
                 now = time.perf_counter()
-                if number == MADE_AHEAD:
+                if number == self.data.made_ahead:
                     began = now
                 if images and now - began > seconds:
                     break

@@ -10,9 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from ..costs.energy import EnergyMeter
-from ..loading.loader import MADE_AHEAD, Batch
+from ..loading.loader import Batch
 
-WARM_BATCHES = MADE_AHEAD + 1  # until what was made ahead of the clock is used up
 WARM_SECONDS = 20.0  # after the first batch; enough where a batch takes long
 
 
@@ -54,7 +53,8 @@ class Clock(L.Callback):
                 return True
             return False
         self._batches, self._first = self._batches + 1, self._first or now
-        if whole and (self._batches >= WARM_BATCHES or now - self._first > WARM_SECONDS):
+        ahead = trainer.datamodule.made_ahead  # type: ignore[attr-defined]  # is used up before it counts
+        if whole and (self._batches > ahead or now - self._first > WARM_SECONDS):
             _synchronize(trainer)
             self._joules = self.meter.joules() if self.meter else None
             self._began = time.perf_counter()

@@ -25,6 +25,8 @@ from .order import Order
 from .sampler import EvalSampler, TrainSampler
 
 WINDOW_BYTES = 4 << 30
+SMALL = 8192  # bytes of an image on average
+MOST_PROCESSES = 4  # for small images: each hands out tens of thousands a second
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -36,7 +38,7 @@ class ShardDataModule(L.LightningDataModule):
         micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
             Where it is smaller, gradients are accumulated.
         image_size: side of the squares that the model sees, in pixels.
-        workers: decoding threads a device; null: this process's CPU cores / devices, but one for images of a few KB.
+        workers: decoding threads a device (for images of a few KB up to four processes); null: CPU cores / devices.
         seed: of the order and of all random crops.
         fraction: share of the training samples to use; the same samples in every epoch.
         window_samples: samples that are mixed with each other at a time.
@@ -115,11 +117,15 @@ class ShardDataModule(L.LightningDataModule):
         micro = micro or total // world
         return micro, total // (micro * world)
 
-    def threads(self, devices: int) -> int:
-        """Decoding threads of each of `devices` processes on this host."""
-        small = sum(shard.bytes for shard in self.dataset.splits["train"]) < 8192 * self.dataset.samples("train")
-        cores = 1 if small else len(os.sched_getaffinity(0))  # for a few KB, a second thread only gets in Python's way
-        return self.workers or max(1, cores // devices)
+    def decoders(self, devices: int) -> tuple[int, int]:
+        """(processes, threads of each) that decode for each of `devices` on this host.
+
+        Images of a few KB take less time to decode than Python takes around it, so threads of one process would wait
+        for each other's interpreter lock: these have processes.
+        """
+        workers = self.workers or max(1, len(os.sched_getaffinity(0)) // devices)
+        small = sum(shard.bytes for shard in self.dataset.splits["train"]) < SMALL * self.dataset.samples("train")
+        return (min(workers, MOST_PROCESSES), 1) if small else (1, workers)
 
     def progress(self, epochs: int) -> float:
         """Share of a training of `epochs` epochs that is done, 0..1: what schedules follow."""
@@ -186,6 +192,11 @@ class ShardDataModule(L.LightningDataModule):
             loader.close()
 
     @property
+    def made_ahead(self) -> int:
+        """Training batches at most that are there, or in the making, before the trainer asks."""
+        return self._loaders["train"].made_ahead if "train" in self._loaders else 0
+
+    @property
     def wait_seconds(self) -> float:
         """Time that this process has waited for training batches."""
         return self._loaders["train"].wait_seconds if "train" in self._loaders else 0.0
@@ -207,11 +218,13 @@ class ShardDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
         assert self.trainer is not None
-        trainer, threads = self.trainer, self.threads(self.trainer.num_devices)
+        trainer, (processes, threads) = self.trainer, self.decoders(self.trainer.num_devices)
         log = Path(trainer.default_root_dir) / "skipped" / f"rank-{trainer.global_rank}.jsonl"
         skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / trainer.world_size)
         job = Job(self.dataset, split, self.crop, sampler.micro, seed, threads, self._cache)
-        self._loaders[split] = ShardLoader(job, sampler, skipped, trainer.strategy.root_device)
+        self._loaders[split] = ShardLoader(
+            job, sampler, skipped, trainer.strategy.root_device, processes if split == "train" else 1
+        )
         return self._loaders[split]
 
 

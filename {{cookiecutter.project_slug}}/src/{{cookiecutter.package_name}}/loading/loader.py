@@ -1,10 +1,11 @@
 """Batches of decoded samples on the trainer's device, ahead of the trainer.
 
-sampler (ids of each batch) -> rows, decoded in a process of its own -> Batch, copied to the device, in order
+sampler (ids of each batch) -> rows, decoded in other processes -> Batch, copied to the device, in order
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import deque
@@ -18,11 +19,10 @@ from torch import Tensor
 
 from ..decoding.hashing import sample_keys
 from ..decoding.process import SLOTS, DecodingProcess, Job
-from ..decoding.rows import Sampler, Skipped
+from ..decoding.rows import Sampler, Skipped, Turns
 from ..shards.errors import RunError
 
 AHEAD = 2  # batches that wait for the trainer, on its device
-MADE_AHEAD = SLOTS + AHEAD  # batches at most that are there, or in the making, before the trainer asks
 
 
 class Batch(NamedTuple):
@@ -64,36 +64,51 @@ class ShardLoader:
     """Iterate over one epoch's batches of one rank.
 
     Args:
-        job: what the decoding process does. It is started by the first epoch and kept for the others.
+        job: what a decoding process does. They are started by the first epoch and kept for the others.
         sampler: which ids make each batch.
         skipped: where skipped samples are noted.
+        processes: how many decode; they take turns.
         device: where batches are wanted: to a CUDA device they are copied ahead, from page-locked memory on a stream of
             their own, while it computes.
     """
 
     batch_sampler = None  # Lightning looks for it beside `sampler`
 
-    def __init__(self, job: Job, sampler: Sampler, skipped: SkipLog, device: torch.device | None = None) -> None:
-        self.job, self.sampler, self.skipped = job, sampler, skipped
+    def __init__(
+        self,
+        job: Job,
+        sampler: Sampler,
+        skipped: SkipLog,
+        device: torch.device | None = None,
+        processes: int = 1,
+    ) -> None:
+        self.job, self.sampler, self.skipped, self.processes = job, sampler, skipped, processes
         self.wait_seconds = 0.0  # time that the trainer has waited for batches, in total
         self._device = device if device and device.type == "cuda" else None
-        self._process: DecodingProcess | None = None
+        self._decoding: list[DecodingProcess] = []
+
+    @property
+    def made_ahead(self) -> int:
+        """Batches at most that are there, or in the making, before the trainer asks."""
+        return self.processes * SLOTS + AHEAD
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches. Breaking off ends the decoding process; an error in it is raised here."""
+        """Yield the batches. Breaking off ends the decoding processes; an error in one is raised here."""
         self.skipped.in_pass = 0
-        if self._process and self._process.busy:
+        if any(process.busy for process in self._decoding):
             self.close()
-        process = self._process = self._process or DecodingProcess(self.job)
-        process.begin(self.sampler)
+        decoding = self._decoding = self._decoding or [DecodingProcess(self.job) for _ in range(self.processes)]
+        for number, process in enumerate(decoding):
+            process.begin(Turns(self.sampler, number, self.processes))
+        turns = itertools.cycle(decoding)
         stream = torch.cuda.Stream(self._device) if self._device else None
         thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
         epoch = self.sampler.epoch
         try:
-            pending = deque(thread.submit(self._receive, process, epoch, stream) for _ in range(AHEAD))
+            pending = deque(thread.submit(self._receive, next(turns), epoch, stream) for _ in range(AHEAD))
             while True:
                 began = time.perf_counter()
                 received = pending.popleft().result()
@@ -105,18 +120,18 @@ class ShardLoader:
                 if stream:
                     for tensor in batch:  # made on the other stream, it must outlive what this one does with it
                         tensor.record_stream(torch.cuda.current_stream(self._device))
-                pending.append(thread.submit(self._receive, process, epoch, stream))
+                pending.append(thread.submit(self._receive, next(turns), epoch, stream))
                 yield batch
         finally:
-            if process.busy:
-                process.close()
+            if any(process.busy for process in decoding):
+                self.close()
             thread.shutdown(cancel_futures=True)
 
     def close(self) -> None:
-        """End the decoding process; the next epoch starts another."""
-        if self._process:
-            self._process.close()
-        self._process = None
+        """End the decoding processes; the next epoch starts others."""
+        for process in self._decoding:
+            process.close()
+        self._decoding = []
 
     def _receive(
         self, process: DecodingProcess, epoch: int, stream: torch.cuda.Stream | None

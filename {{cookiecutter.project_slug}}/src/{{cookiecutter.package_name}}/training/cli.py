@@ -5,6 +5,7 @@ Nothing is written before all settings are checked. Where they come from is in `
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ class TrainingCLI(LightningCLI):
             "precision": str(self.trainer.precision),
             "micro_batch_size": micro,
             "accumulation": accumulation,
-            "workers": self.datamodule.threads(self.trainer.num_devices),
+            "workers": math.prod(self.datamodule.decoders(self.trainer.num_devices)),
             "compile": hparams["compile"],
             "channels_last": hparams["channels_last"],
             "fused": hparams["fused"],
