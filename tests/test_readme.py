@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from template import DEFAULT, LITTER, ROOT, bake, succeed
+from template import DEFAULT, LITTER, PROJECT, ROOT, bake, succeed
 
 BLOCK = re.compile(r"^<!-- run -->\n+```bash\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
@@ -48,6 +48,13 @@ def test_other_commands_of_the_template(clone: Path) -> None:
     for command in others:
         succeed(command, clone)
     assert 'license = "Apache-2.0"' in (clone.parent / "cat-pictures" / "pyproject.toml").read_text()
+
+
+def test_slurm_commands_of_the_docs() -> None:
+    """They are those of the project's README, which its tests hand to a real Slurm."""
+    readme = (PROJECT / "README.md").read_text()
+    commands = re.findall(r"^sbatch .*$", (ROOT / "docs" / "scaling.md").read_text(), flags=re.MULTILINE)
+    assert len(commands) == 3 and all(command in readme for command in commands)
 
 
 def test_links_of_the_template() -> None:
