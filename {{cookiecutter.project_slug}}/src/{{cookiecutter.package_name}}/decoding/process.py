@@ -2,8 +2,7 @@
 
 The pixels go through memory that both processes map. Over a socket go the sampler of each epoch and freed slots one
 way, `Rows` or an error the other. The process ends when the socket does, however the trainer ended; signals to all of a
-process group are for the trainer to obey, so it begins its life with them blocked. It is started like any program: it
-inherits no thread and no device.
+process group are for the trainer to obey. It is started like any program: it inherits no thread and no device.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from .decode import IMAGE_FIELDS, Crop, Pixels, target_decoder
 from .rows import PREFETCH, Decoder, Rows, Sampler, Turns
 
 SLOTS = PREFETCH + 1  # one is copied while the others are filled
+_TRAINERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # the trainer's to obey
 GRACE = 10  # seconds in which the process breaks off downloads
-FOR_THE_TRAINER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,9 @@ class DecodingProcess:
         os.ftruncate(file, SLOTS * job.batch * job.crop.size**2 * 3)
         command = [sys.executable, "-m", __name__, str(there.fileno()), str(file)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_TRAINER)  # a child inherits it, from its first moment
-        try:
-            self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)  # inherited, for until it ignores them
+        self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
         self.pixels = job.slots(file)
         os.close(file)
@@ -155,6 +152,8 @@ def _listen(connection: Connection, free: queue.Queue[int], epochs: queue.Queue[
 
 def main() -> None:
     """The other end."""
+    for number in _TRAINERS:
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     job: Job = connection.recv()
     slots, free, epochs = job.slots(int(sys.argv[2])), queue.Queue[int](), queue.Queue[Sampler | Turns]()
