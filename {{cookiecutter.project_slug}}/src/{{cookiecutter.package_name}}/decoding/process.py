@@ -34,6 +34,7 @@ from .decode import IMAGE_FIELDS, Crop, Pixels, target_decoder
 from .rows import PREFETCH, Decoder, Rows, Sampler
 
 SLOTS = PREFETCH + 1  # one is copied while the others are filled
+_TRAINERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # the trainer's to obey
 GRACE = 10  # seconds in which the process breaks off downloads
 
 
@@ -81,7 +82,9 @@ class DecodingProcess:
         os.ftruncate(file, SLOTS * job.batch * job.crop.size**2 * 3)
         command = [sys.executable, "-m", __name__, str(there.fileno()), str(file)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)  # inherited, for until it ignores them
         self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
         self.pixels = job.slots(file)
         os.close(file)
@@ -149,7 +152,7 @@ def _listen(connection: Connection, free: queue.Queue[int], epochs: queue.Queue[
 
 def main() -> None:
     """The other end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _TRAINERS:
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     job: Job = connection.recv()
