@@ -202,10 +202,11 @@ class TrainingCLI(LightningCLI):
     def start(self) -> None:
         """Train, from the begin or from where the run was left. Out of memory becomes a sentence with what to try."""
         self._announce()
-        self.run.note_start()
+        checkpoint = self.run.last_checkpoint
+        self.run.note_start(checkpoint)
         logs.keep_identity(self.trainer.loggers, self.run.folder, {**self.asked, "resolved": self.resolved})
         try:
-            self.trainer.fit(self.model, datamodule=self.data, ckpt_path=self.run.last_checkpoint, weights_only=True)
+            self.trainer.fit(self.model, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except torch.OutOfMemoryError:
             raise RunError(self._smaller_batch()) from None
         self._note_metrics()

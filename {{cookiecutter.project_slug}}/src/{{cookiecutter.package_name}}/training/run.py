@@ -115,9 +115,9 @@ class Run:
             write_durably(self.folder / "config.yaml", self.config.encode())
 
     @rank_zero_only
-    def note_start(self) -> None:
-        """Raises RunError where a scheduler starts the run again and again without progress."""
-        note_start(self.folder, self.last_checkpoint)
+    def note_start(self, checkpoint: Path | None) -> None:
+        """The training goes on from `checkpoint`. Raises RunError where a scheduler starts it in vain again and again."""
+        note_start(self.folder, checkpoint)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

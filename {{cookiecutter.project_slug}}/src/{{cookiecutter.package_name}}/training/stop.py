@@ -70,7 +70,7 @@ class StopRequest:
     @property
     def number(self) -> int:
         """The signal that came; 0: none yet."""
-        return self._number or int(signal.SIGUSR1 in signal.sigpending() and signal.SIGUSR1)
+        return self._number or (signal.SIGUSR1 if signal.SIGUSR1 in signal.sigpending() else 0)
 
     @staticmethod
     def take_over(trainer: L.Trainer) -> None:
