@@ -30,7 +30,7 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
@@ -80,7 +80,9 @@ class Cluster:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         try:
             self._configure()
-            self._start("munged", "--force", "--foreground", f"--key-file={self.folder}/munge.key", *self._munge_files())
+            self._start(
+                "munged", "--force", "--foreground", f"--key-file={self.folder}/munge.key", *self._munge_files()
+            )
             until((self.folder / "munge.socket").exists, 20, "munged")
             self._start("slurmctld", "-D", "-c")
             for node in NODES:

@@ -116,7 +116,7 @@ class Run:
 
     @rank_zero_only
     def note_start(self, checkpoint: Path | None) -> None:
-        """The training goes on from `checkpoint`. Raises RunError where a scheduler starts it in vain again and again."""
+        """The training goes on from `checkpoint`. Raises RunError where a scheduler starts it in vain."""
         note_start(self.folder, checkpoint)
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""`starts.jsonl`: from where each start of a run went on; a scheduler that starts it in vain again and again is ended."""
+"""`starts.jsonl`: from where each start of a run went on; a scheduler's starts in vain come to an end."""
 
 from __future__ import annotations
 

@@ -122,13 +122,14 @@ class Agreement:
         if self._left:
             return (False,) * len(flags)
         answer = (False,) * len(flags)
+        now = time.monotonic()
+        seconds = (now - self._began) / self._calls  # a call, by the number of calls that were made
         if self._pending:
             work, agreed = self._pending
             work.wait()
             answer = tuple(value > 0 for value in agreed[:-1].tolist())
             self._calls = min(self.most_calls, max(1, int(self.every_seconds / max(1e-9, float(agreed[-1])))))
-        now = time.monotonic()
-        wished = torch.tensor([*map(float, flags), (now - self._began) / self._calls], dtype=torch.float64)
+        wished = torch.tensor([*map(float, flags), seconds], dtype=torch.float64)
         self._pending = dist.all_reduce(wished, dist.ReduceOp.MAX, self._group, async_op=True), wished
         self._began, self._left = now, self._calls
         return answer
