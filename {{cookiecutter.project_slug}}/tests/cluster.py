@@ -64,7 +64,7 @@ def until(true: Callable[[], bool], seconds: float, what: str) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 class Cluster:
