@@ -24,7 +24,7 @@ def unwanted(answers: dict[str, Any]) -> list[str]:
     if answers["scaling"] == "one_gpu":
         paths += ["configs/many_gpus.yaml"]
     if answers["scaling"] != "slurm":
-        paths += ["configs/slurm.yaml", "slurm"]
+        paths += ["slurm", "tests/cluster.py", "tests/test_slurm.py"]
     return paths
 
 

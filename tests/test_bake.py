@@ -147,7 +147,8 @@ def test_options_not_asked_for_leave_nothing(baked: tuple[dict[str, str], Path])
     assert ("Dockerfile" in files, ".dockerignore" in files) == (container, container)
     assert (project / ".github").exists() == actions
     assert ("sample/targets.csv" in files) == (answers["task"] != "single_label")
-    assert (project / "slurm").exists() == (answers["scaling"] == "slurm")
+    slurm = {name for name in files if name.startswith(("slurm/", "tests/cluster", "tests/test_slurm"))}
+    assert len(slurm) == (3 if answers["scaling"] == "slurm" else 0) and not (project / "slurm").exists() == bool(slurm)
     if answers["scaling"] == "one_gpu":
         assert not (project / "configs" / "many_gpus.yaml").exists()
     readme = files["README.md"]

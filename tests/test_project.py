@@ -65,6 +65,13 @@ def test_other_tasks_pack_their_sample_and_learn(project: Path, other: Path, tmp
     assert metrics.get("test/average_precision", 1) > 0.8 and metrics.get("test/r2", 1) > 0.5, metrics
 
 
+@pytest.mark.parametrize("other", TASKS[:1], indirect=True)
+def test_jobs_on_a_real_slurm(project: Path, other: Path) -> None:
+    """Skipped there, with the reason, where Slurm cannot run."""
+    command = [python_of(project), "-m", "pytest", "-p", "no:cacheprovider", "tests/test_slurm.py"]
+    print(succeed(command, other, timeout=900, env=with_its_source(other)).strip().splitlines()[-1])
+
+
 def test_other_tasks_are_typed(project: Path, other: Path) -> None:
     succeed([python_of(project), "-m", "mypy"], other, env=with_its_source(other))
 

@@ -9,10 +9,13 @@ Everything that a run leaves behind is in runs/<run>/. Exit status: 0 done, 1 fa
 signal with everything saved.
 """
 
+import signal
+
 from {{cookiecutter.package_name}}.command import command
 
 
 def main() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # Slurm's: kept until a training can obey it
     with command():
         from {{cookiecutter.package_name}}.training.cli import TrainingCLI  # seconds of imports, in which Ctrl-C may come
 

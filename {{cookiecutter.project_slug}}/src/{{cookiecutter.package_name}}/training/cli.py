@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ..costs.prices import Prices
 from ..loading.datamodule import ShardDataModule
 from ..shards.errors import InputError, RunError
-from . import hardware, logs
+from . import hardware, launch, logs
 from .averages import WeightAverage
 from .checkpoints import Checkpoints, DurableCheckpointIO
 from .meter import Meter, ProgressBar
@@ -30,7 +30,7 @@ from .model import ImageModel
 from .pictures import Pictures
 from .ranks import Watch
 from .run import Run, choose, earlier_metrics
-from .settings import Parser, shorten, with_files
+from .settings import Parser, shorten, value_of, with_files
 from .spending import Budget, Spending
 from .stop import StopRequest
 from .witnesses import FiniteLoss, Ledger
@@ -59,7 +59,8 @@ class TrainingCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         hardware.quiet()
         arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
-        self._metrics: dict[str, float] = earlier_metrics(self.resumed) if self.resumed else {}
+        self._flags = {name: value_of(arguments, f"--trainer.{name}") for name in ("devices", "num_nodes")}
+        self._metrics: dict[str, float] = {}
         super().__init__(
             ImageModel,
             self.data_class,
@@ -129,6 +130,9 @@ class TrainingCLI(LightningCLI):
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         if self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt")):
             self.config.model.weights = None  # the checkpoint has newer ones
+        if found := launch.layout():  # whoever started the ranks has decided, whatever the configs say
+            launch.check_flags(found, **self._flags)
+            self.config.trainer.num_nodes, self.config.trainer.devices = found
         device = hardware.accelerator(self.config.trainer.accelerator)
         hardware.prepare(device)
         self.device = device
@@ -162,6 +166,8 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
+        if goes_on:
+            self._metrics = earlier_metrics(folder)
         objective = self.model.objective
         own, stop = self._get(self.config_init, "trainer"), StopRequest(self.spending.spent)
         callbacks = [
@@ -184,7 +190,7 @@ class TrainingCLI(LightningCLI):
             default_root_dir=str(folder),
             logger=logs.build(self.config_init["log"], folder),
             callbacks=[*(own["callbacks"] or []), *callbacks],
-            plugins=[*(own["plugins"] or []), DurableCheckpointIO()],
+            plugins=[*(own["plugins"] or []), *launch.cluster(), DurableCheckpointIO()],
         )
         text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
         self.run = Run(folder, text, goes_on, self.facts, stop)
@@ -201,9 +207,11 @@ class TrainingCLI(LightningCLI):
     def start(self) -> None:
         """Train, from the begin or from where the run was left."""
         self._announce()
+        checkpoint = self.run.last_checkpoint
+        self.run.note_start(checkpoint)
         logs.keep_identity(self.trainer.loggers, self.run.folder, {**self.asked, "resolved": self.resolved})
         with self._explained():
-            self.trainer.fit(self.model, datamodule=self.data, ckpt_path=self.run.last_checkpoint, weights_only=True)
+            self.trainer.fit(self.model, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         self._note_metrics()
 
     @rank_zero_only

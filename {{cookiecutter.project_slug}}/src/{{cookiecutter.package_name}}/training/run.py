@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,12 +22,14 @@ from ..reporting.files import flat, skipped_samples
 from ..reporting.folder import RUNS, checked
 from ..shards.dataset import write_durably
 from ..shards.errors import InputError
-from . import logs
+from . import launch, logs
 from .checkpoints import is_whole, newest
+from .starts import note_start
 from .stop import Stopped, StopRequest
 
 _NAME_VARIABLE = "LIGHTNING_SHARDS_RUN"  # one host's ranks learn the run's name by it
-_LAUNCHED = "LOCAL_RANK" in os.environ  # torchrun or Lightning's launcher started this process
+# Torchrun or Lightning's launcher started this process, or srun, as another rank than zero.
+_LAUNCHED = "LOCAL_RANK" in os.environ or launch.rank() > 0
 
 
 def earlier_metrics(folder: Path) -> dict[str, float]:
@@ -40,25 +43,25 @@ def earlier_metrics(folder: Path) -> dict[str, float]:
 def choose(name: str | None) -> tuple[Path, bool]:
     """(folder, whether it goes on): from `--run`, else the Slurm job's or torchrun's id, else the date and time.
 
-    A job that its scheduler starts again goes on with its run; a name that a person gives twice is refused.
+    A job that its scheduler starts again goes on with its run; a name that a person gives twice is refused. Rank zero
+    makes the folder, so no other rank may be surprised to find it.
     """
     inherited = os.environ.get(_NAME_VARIABLE)
     if inherited:
         return RUNS / inherited, False
-    restarted = int(os.environ.get("SLURM_RESTART_COUNT", 0)) + int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
-    if not name and job in (None, "none") and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+    if not name and launch.nameless():
         raise InputError(
             "torchrun on several hosts needs one name for the run: give --rdzv-id to torchrun, or --run to train.py"
         )
-    if not name and job in (None, "none") and "TORCHELASTIC_RUN_ID" in os.environ:
-        job = f"torchrun-{os.environ.get('MASTER_PORT', '')}-{os.getppid()}"
-    folder = RUNS / checked(name or (job if job != "none" else None) or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    if (folder / "config.yaml").exists():
-        if name and not restarted and int(os.environ.get("RANK", 0)) == 0 and not _LAUNCHED:
-            raise InputError(f"the run {folder} exists: go on with it by `--resume {name}`, or choose another --run")
-        return folder, restarted
-    return folder, False
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = RUNS / checked(name or launch.name() or now)
+    if not (folder / "config.yaml").exists():
+        return folder, False
+    if launch.goes_on() or launch.rank() > 0:
+        return folder, launch.goes_on()
+    if not name and launch.layout() in (None, (1, 1)):  # the second training of one job
+        return folder.with_name(f"{folder.name}_{now}"), False
+    raise InputError(f"the run {folder} exists: go on with it by `--resume {folder.name}`, or choose another --run")
 
 
 @dataclass
@@ -135,6 +138,11 @@ class Run:
         print(f"error: {sentence}. {self.how_to_go_on}", file=sys.stderr, flush=True)
         self._mark(status="failed", error=sentence)
 
+    @rank_zero_only
+    def note_start(self, checkpoint: Path | None) -> None:
+        """The training goes on from `checkpoint`. Raises RunError where a scheduler starts it in vain."""
+        note_start(self.folder, checkpoint)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -143,6 +151,9 @@ class Run:
             self._finish(error)
         finally:
             self.stop.__exit__(kind, error, traceback)
+        if isinstance(error, Stopped) and error.status == "stopped" and _LAUNCHED:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun and torchrun end those that are slower than rank zero
+            raise SystemExit(0)  # so that no launcher restarts or kills the others; summary.json tells
 
     def _finish(self, error: BaseException | None) -> None:
         status = "done" if error is None else error.status if isinstance(error, Stopped) else "failed"
@@ -153,8 +164,6 @@ class Run:
             self._remove_if_empty()
             return
         self._write(status, f"{type(error).__name__}: {error}" if status == "failed" else None)
-        if status == "stopped" and _LAUNCHED:
-            raise SystemExit(0)  # so that no launcher restarts or kills the others; summary.json tells
 
     @rank_zero_only
     def _write(self, status: str, error: str | None) -> None:

@@ -71,7 +71,7 @@ _WORDS = {
 
 def with_files(given: Sequence[str]) -> tuple[list[str], Path | None]:
     """The arguments with the config files that go before them, and the folder of the run that `--resume` names."""
-    arguments, resume, run = list(given), _value(given, "--resume"), _value(given, "--run")
+    arguments, resume, run = list(given), value_of(given, "--resume"), value_of(given, "--run")
     if resume and run:
         raise InputError("--resume goes on with a run and --run begins one: give one of them")
     folder = find(resume) if resume else None
@@ -99,7 +99,7 @@ def _check_files(arguments: list[str]) -> None:
             raise InputError(f"--config {name} is no YAML ({' '.join(str(error).split())})") from None
 
 
-def _value(arguments: Sequence[str], flag: str) -> str | None:
+def value_of(arguments: Sequence[str], flag: str) -> str | None:
     """What follows `flag` in the arguments."""
     for place, argument in enumerate(arguments):
         if argument == flag:

@@ -30,23 +30,26 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM while its context lasts; the ranks agree on it at the end of their batches.
+    """Notes SIGINT, SIGTERM and SIGUSR1 while its context lasts; the ranks agree on it at the end of their batches.
 
     It lasts from the run's first file to its last, so that a signal at any time has the same end. Lightning's own
     handlers are kept out (`take_over`): they hold a collective operation inside the handler, where ranks can miss each
-    other for good, and end with status 0 and nothing saved.
+    other for good, and end with status 0 and nothing saved. SIGUSR1 is Slurm's word that time is nearly up. It may come
+    during the imports, and goes to helping processes too, which it would kill: so it is blocked from train.py's first
+    line on, in them as well, and here it is asked whether it waits.
 
     Args:
         spent: which budget is used up, on the rank that keeps it; else empty.
     """
 
     def __init__(self, spent: Callable[[], str] = lambda: "") -> None:
-        self.number, self.budget = 0, ""
+        self._number, self.budget = 0, ""
         self._spent = spent
         self._noted_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)
         return self
@@ -59,10 +62,15 @@ class StopRequest:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self.number:
-            self.number, self._noted_at = number, time.monotonic()
+        if not self._number:
+            self._number, self._noted_at = number, time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._noted_at > SAME_PRESS:
             os._exit(128 + number)  # a second Ctrl-C: at once
+
+    @property
+    def number(self) -> int:
+        """The signal that came; 0: none yet."""
+        return self._number or (signal.SIGUSR1 if signal.SIGUSR1 in signal.sigpending() else 0)
 
     @staticmethod
     def take_over(trainer: L.Trainer) -> None:
@@ -114,13 +122,14 @@ class Agreement:
         if self._left:
             return (False,) * len(flags)
         answer = (False,) * len(flags)
+        now = time.monotonic()
+        seconds = (now - self._began) / self._calls  # a call, by the number of calls that were made
         if self._pending:
             work, agreed = self._pending
             work.wait()
             answer = tuple(value > 0 for value in agreed[:-1].tolist())
             self._calls = min(self.most_calls, max(1, int(self.every_seconds / max(1e-9, float(agreed[-1])))))
-        now = time.monotonic()
-        wished = torch.tensor([*map(float, flags), (now - self._began) / self._calls], dtype=torch.float64)
+        wished = torch.tensor([*map(float, flags), seconds], dtype=torch.float64)
         self._pending = dist.all_reduce(wished, dist.ReduceOp.MAX, self._group, async_op=True), wished
         self._began, self._left = now, self._calls
         return answer
