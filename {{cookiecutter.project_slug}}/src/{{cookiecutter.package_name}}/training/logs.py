@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import secrets
+import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,11 +150,14 @@ def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) ->
     run = wandb.run
     if run is None:
         return
-    if summary:
-        run.summary.update(_figures(summary))
-    if report and not run.offline:
-        keep_report(run, report)
-    run.finish(exit_code=int(failed))
+    try:
+        if summary:
+            run.summary.update(_figures(summary))
+        if report and not run.offline:
+            keep_report(run, report)
+        run.finish(exit_code=int(failed))
+    except Exception as defect:  # its helping process was ended by a signal to all processes; the run itself is saved
+        print(f"the W&B run could not be ended: {type(defect).__name__}: {defect}", file=sys.stderr)
 
 
 def keep_report(run: wandb.Run, report: Path) -> None:
