@@ -92,12 +92,17 @@ def test_errors_come_over_with_their_text(dataset: Path) -> None:
 
 def test_signals_to_the_whole_group_are_the_trainers(dataset: Path) -> None:
     process = DecodingProcess(make_job(dataset))
+
+    def strike() -> None:
+        for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(process._process.pid, sent)
+
+    strike()  # before it has run a line of its own
     process.begin(make_sampler(dataset))
     received = 0
     while rows := process.receive():
         received += 1
-        for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            os.kill(process._process.pid, sent)
+        strike()
         process.free(rows.slot)
     assert received == 12
     process.close()
