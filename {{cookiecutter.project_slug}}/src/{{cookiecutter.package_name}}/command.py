@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .shards.errors import InputError, RunError
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 @contextmanager
 def command() -> Iterator[None]:
     """Bad input ends with status 2, a run that failed with 1, Ctrl-C where nothing is half done with 130."""
+    _end_with_the_launcher()
     try:
         yield
     except InputError as error:
@@ -22,6 +28,20 @@ def command() -> Iterator[None]:
         sys.exit(_say("stopped; nothing was written", 130))
 
 
+def _end_with_the_launcher() -> None:
+    """A rank that a process on this host started (torchrun, Lightning's rank zero) dies with it, and never stays behind.
+
+    The kernel sees to it, on Linux: a rank that is busy, or waits for the others, could not.
+    """
+    if "LOCAL_RANK" not in os.environ or sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has just died
+        sys.exit(1)
+
+
 def _say(sentence: str, status: int) -> int:
-    print(sentence, file=sys.stderr)
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    print(sentence if rank == "0" else f"rank {rank}: {sentence}", file=sys.stderr)
     return status

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from .checkpoints import Checkpoints, DurableCheckpointIO
 from .meter import Meter, ProgressBar
 from .model import ImageModel
 from .pictures import Pictures
+from .ranks import Watch
 from .run import Run, choose, earlier_metrics
 from .settings import Parser, shorten, value_of, with_files
 from .spending import Budget, Spending
@@ -191,6 +194,7 @@ class TrainingCLI(LightningCLI):
         )
         text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
         self.run = Run(folder, text, goes_on, self.facts, stop)
+        self.watch = Watch(self.run.fail)
         return trainer
 
     def build_trainer(self, **changes: Any) -> Trainer:
@@ -201,15 +205,13 @@ class TrainingCLI(LightningCLI):
             raise InputError(f"trainer: {shorten(str(error))}") from None
 
     def start(self) -> None:
-        """Train, from the begin or from where the run was left. Out of memory becomes a sentence with what to try."""
+        """Train, from the begin or from where the run was left."""
         self._announce()
         checkpoint = self.run.last_checkpoint
         self.run.note_start(checkpoint)
         logs.keep_identity(self.trainer.loggers, self.run.folder, {**self.asked, "resolved": self.resolved})
-        try:
+        with self._explained():
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
-        except torch.OutOfMemoryError:
-            raise RunError(self._smaller_batch()) from None
         self._note_metrics()
 
     @rank_zero_only
@@ -235,7 +237,21 @@ class TrainingCLI(LightningCLI):
         assert best is not None
         weights = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
         self.model.load_state_dict(weights)
-        self.trainer.test(self.model, datamodule=self.data, verbose=False)
+        with self._explained():
+            self.trainer.test(self.model, datamodule=self.data, verbose=False)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Too little memory and the loss of another rank become a sentence."""
+        try:
+            yield
+        except BaseException as error:
+            self.watch.stand_down()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise RunError(self._smaller_batch()) from None
+            if isinstance(error, RuntimeError) and (sentence := self.watch.explain(error)):
+                raise RunError(f"{sentence}. {self.run.how_to_go_on}") from None
+            raise
 
     def facts(self) -> dict[str, Any]:
         """What `summary.json` says of the run so far."""

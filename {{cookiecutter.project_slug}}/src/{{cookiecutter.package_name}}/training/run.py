@@ -81,6 +81,7 @@ class Run:
     resumed: bool
     facts: Callable[[], dict[str, Any]]
     stop: StopRequest = field(default_factory=StopRequest)
+    _summary: bytes | None = None  # of the attempt before
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -113,6 +114,29 @@ class Run:
             litter.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
         if not (self.folder / "config.yaml").exists():
             write_durably(self.folder / "config.yaml", self.config.encode())
+        if (self.folder / "summary.json").exists():
+            self._summary = (self.folder / "summary.json").read_bytes()
+            self._mark(status="unfinished")  # what holds if this attempt is killed
+
+    def _mark(self, **changes: str) -> None:
+        """Change what an earlier attempt has left in `summary.json`."""
+        try:
+            told = dict(json.loads(self._summary or b"{}"))
+        except (ValueError, TypeError):
+            told = {}
+        write_durably(self.folder / "summary.json", (json.dumps(told | changes, indent=1) + "\n").encode())
+
+    @property
+    def how_to_go_on(self) -> str:
+        """The command that does, where something was saved."""
+        saved = (self.folder / "checkpoints" / "last.ckpt").exists()
+        command = f"uv run train.py --resume {self.folder.name}"
+        return f"Go on from the last checkpoint with: {command}" if saved else "There is no checkpoint yet"
+
+    def fail(self, sentence: str) -> None:
+        """Say why the run ends, where its own thread cannot."""
+        print(f"error: {sentence}. {self.how_to_go_on}", file=sys.stderr, flush=True)
+        self._mark(status="failed", error=sentence)
 
     @rank_zero_only
     def note_start(self, checkpoint: Path | None) -> None:
@@ -135,6 +159,8 @@ class Run:
         status = "done" if error is None else error.status if isinstance(error, Stopped) else "failed"
         if isinstance(error, InputError):
             logs.finish(None, None, failed=True)
+            if self._summary is not None:
+                write_durably(self.folder / "summary.json", self._summary)
             self._remove_if_empty()
             return
         self._write(status, f"{type(error).__name__}: {error}" if status == "failed" else None)
