@@ -173,6 +173,37 @@ class Launched:
         return [p for p in self._family if p != self._process.pid and _parent(p) is not None]
 
 
+class Host(Launched):
+    """One start of train.py on a host: its torchrun, on an address of its own, with one rank."""
+
+    def __init__(
+        self, folder: Path, address: str, port: int, nodes: str, restarts: int, arguments: Sequence[str]
+    ) -> None:
+        agent = {
+            "nnodes": nodes,
+            "nproc-per-node": 1,
+            "max-restarts": restarts,
+            "rdzv-id": "two",
+            "rdzv-backend": "c10d",
+            "rdzv-endpoint": f"127.0.0.1:{port}",
+            "rdzv-conf": "last_call_timeout=2,keep_alive_interval=1",
+            "local-addr": address,
+        }
+        options = [text for name, value in agent.items() for text in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "torch.distributed.run", *options, "--", str(PROJECT / "train.py"), *arguments]
+        environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        with (folder / f"{address}.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self._family = {self._process.pid}
+
+    def signal_agent(self, number: int) -> None:
+        """To torchrun alone."""
+        self.statuses()
+        self._process.send_signal(number)
+
+
 Start = Forked | Launched
 
 
