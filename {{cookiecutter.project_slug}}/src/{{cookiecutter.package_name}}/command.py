@@ -29,7 +29,7 @@ def command() -> Iterator[None]:
 
 
 def _end_with_the_launcher() -> None:
-    """A rank that a process on this host started (torchrun, Lightning's rank zero) dies with it, and never stays behind.
+    """A rank that a process on this host started (torchrun, Lightning's rank zero) dies with it.
 
     The kernel sees to it, on Linux: a rank that is busy, or waits for the others, could not.
     """

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
@@ -34,14 +35,14 @@ class Watch:
         end: is given the sentence before everything is ended.
     """
 
-    def __init__(self, end: Callable[[str], None]) -> None:
+    def __init__(self, end: Callable[[str], object]) -> None:
         self._end = end
-        self._processes: Sequence[subprocess.Popen[bytes]] = ()
+        self._processes: list[subprocess.Popen[Any]] = []
         self._ending = threading.Event()
         subprocess_script._launch_process_observer = self._begin
 
-    def _begin(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-        self._processes = processes
+    def _begin(self, child_processes: list[subprocess.Popen[Any]]) -> None:
+        self._processes = child_processes
         threading.Thread(target=self._run, name="watch-of-ranks", daemon=True).start()
 
     def _run(self) -> None:
