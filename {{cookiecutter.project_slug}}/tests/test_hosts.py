@@ -88,7 +88,7 @@ def test_hosts_are_stopped_go_on_together_and_one_dies(hosts: Hosts, dataset: Pa
     second.signal_agent(signal.SIGKILL)
     hosts.wait(lambda: not second.left_behind())  # the kernel has ended its rank
     hosts.wait(lambda: first.statuses() != [None])
-    assert first.statuses() == [0] and "rank 0 has lost another one" in hosts.output(), hosts.output()
+    assert first.statuses() == [0] and "rank 0 has lost another rank" in hosts.output(), hosts.output()
     assert not first.left_behind()
     assert proofs.summary(hosts.run)["devices"] == 1 and len({step.attempt for step in proofs.history(hosts.run)}) == 3
     shards = Dataset.open(dataset).splits["train"]

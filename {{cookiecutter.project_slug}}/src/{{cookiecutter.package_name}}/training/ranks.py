@@ -83,4 +83,4 @@ class Watch:
                 return sentence
             time.sleep(0.05)
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
-        return f"rank {rank} has lost another one, which has ended or does not answer, and says why itself ({text})"
+        return f"rank {rank} has lost another rank: it has ended, and said why itself, or does not answer ({text})"
