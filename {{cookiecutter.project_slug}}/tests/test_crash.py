@@ -101,7 +101,7 @@ def test_one_rank_ends_all(
     process = context.Process(target=rank_zero, args=(tmp_path, arguments, json.dumps([rank, how, busy])))
     process.start()
     try:
-        end = time.monotonic() + 2 * WITHIN
+        end = time.monotonic() + 3 * WITHIN  # a start takes long on a busy machine
         while not (tmp_path / f"trouble-{rank}").exists() and time.monotonic() < end and process.is_alive():
             time.sleep(0.05)
         assert (tmp_path / f"trouble-{rank}").exists(), (tmp_path / "output-0.log").read_text()

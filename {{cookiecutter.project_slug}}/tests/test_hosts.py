@@ -21,8 +21,8 @@ from {{cookiecutter.package_name}}.shards.dataset import Dataset
 from . import proofs, starts
 from .test_train import SMALL, start
 
-LIMIT = 60.0  # seconds for whatever is waited for: what the loss of a host may take, and more than a start does
-EPOCHS = 60
+LIMIT = 180.0  # seconds for whatever is waited for: on a busy machine, starts take long
+EPOCHS = 120
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this host on Linux only")
 
 
