@@ -7,7 +7,7 @@ Each case is `train.py` as a user starts it, with `--trainer.devices`: real imag
 has the same micro-batch and one decoding thread in each case, so that without waiting for cores or for each other the
 images per second of a rank would stay. The figures are of the second half of the steps of rank zero. Then the ranks, of
 which each holds a flag, measure what asking for it costs: as Lightning does in every micro-batch (a broadcast, read
-back), as an all-reduce that is waited for, and as one that is read later, which is what this project does once a second.
+back), as an all-reduce that is waited for, and as one that is read later, which this project does once a second.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def train() -> None:
             return self.layer(images.mean((2, 3)))
 
     training.Checkpoints.on_train_batch_end = timed
-    backbones.SmallCNN = Linear
+    vars(backbones)["SmallCNN"] = Linear
     import train as script
 
     script.main()
