@@ -124,12 +124,13 @@ class Run:
             told = dict(json.loads(self._summary or b"{}"))
         except (ValueError, TypeError):
             told = {}
+        told.pop("error", None)
         write_durably(self.folder / "summary.json", (json.dumps(told | changes, indent=1) + "\n").encode())
 
     @property
     def how_to_go_on(self) -> str:
         """The command that does, where something was saved."""
-        saved = (self.folder / "checkpoints" / "last.ckpt").exists()
+        saved = newest(self.folder / "checkpoints")
         command = f"uv run train.py --resume {self.folder.name}"
         return f"Go on from the last checkpoint with: {command}" if saved else "There is no checkpoint yet"
 
