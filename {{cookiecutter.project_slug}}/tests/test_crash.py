@@ -126,7 +126,12 @@ def busy(folder: Path) -> None:
     """Rank zero in a step without end, and two others, of which one is killed."""
     os.setsid()
     ranks.GRACE = 0.5
-    watch = ranks.Watch((folder / "said").write_text)
+
+    def end(sentence: str) -> None:
+        (folder / "said").write_text(sentence)
+        raise BrokenPipeError  # nobody listens any more
+
+    watch = ranks.Watch(end)
     others = [subprocess.Popen(["sleep", str(2 * WITHIN)]) for _ in range(2)]
     watch._begin(others)
     others[1].kill()

@@ -52,10 +52,12 @@ class Watch:
             time.sleep(POLL)
         if self._ending.wait(GRACE):
             return
-        self._end(sentence)
-        for process in self._processes:
-            process.kill()
-        os._exit(1)
+        try:
+            self._end(sentence)
+        finally:  # also where the terminal that it would print on is gone, or the disk is full
+            for process in self._processes:
+                process.kill()
+            os._exit(1)
 
     def stand_down(self) -> None:
         """Rank zero ends by itself."""
