@@ -16,6 +16,8 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
+from {{cookiecutter.package_name}}.training.objectives import OBJECTIVES
+
 from .conftest import PROJECT, write_dataset
 
 TRIAL = {"model.learning_rate": 0.003, "model.weight_decay": 0.05, "data.crop_scale": "[0.5, 1.0]"}
@@ -96,6 +98,8 @@ def test_an_agent_runs_a_trial(tmp_path: Path, server: str) -> None:
     assert yaml.safe_load(Sweeps.config)["metric"]["name"] in told["metrics"], "what the sweep looks at is measured"
 
 
-def test_wandb_takes_the_file() -> None:
+def test_wandb_takes_the_file_and_it_looks_at_what_picks_the_best_weights() -> None:
     config = load_sweep_config(str(PROJECT / "sweep.yaml"))
     assert config is not None and {"program", "method", "metric", "parameters", "early_terminate"} <= set(config)
+    goals = {f"val/{one.monitor}": {"max": "maximize", "min": "minimize"}[one.mode] for one in OBJECTIVES.values()}
+    assert goals[config["metric"]["name"]] == config["metric"]["goal"]

@@ -429,11 +429,35 @@ def test_wandb_is_online_with_a_key_and_off_when_asked(project: Path, monkeypatc
     wandb.teardown()
     for key in ("", "0123456789" * 4):
         monkeypatch.setenv("WANDB_API_KEY", key)
-        monkeypatch.setattr(logs, "WandbLogger", lambda **given: modes.append(given["mode"]))
+        monkeypatch.setattr(logs, "Wandb", lambda **given: modes.append(given["mode"]))
         logs.build(logs.LogSettings(), project / "run")
         wandb.teardown()
     assert modes == ["offline", "online"]
     assert len(logs.build(logs.LogSettings(wandb=False), project / "run")) == 1
+
+
+def test_a_training_goes_on_without_wandb(project: Path) -> None:
+    """Its helping process is ended in the middle of a training, as by a scheduler that signals all processes."""
+    process = spawn(project, "--run", "w", "--log.wandb", "true", "--ledger", "true", "--trainer.max_epochs", "12")
+    lines = Path("runs/w/ledger/rank-0.jsonl")
+    while not (lines.exists() and len(lines.read_text().splitlines()) > 14) and process.poll() is None:
+        time.sleep(0.01)
+    found = [p for p in Path("/proc").iterdir() if p.name.isdigit() and is_helper(p, process.pid)]
+    for helper in found:
+        os.kill(int(helper.name), signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and found, err
+    assert err.count("W&B gets no more of this attempt") == 1, err
+    told = summary("w")
+    assert (told["status"], told["images_seen"]) == ("done", 12 * 96) and told["metrics"]["test/accuracy"] > 0.9
+
+
+def is_helper(process: Path, of: int) -> bool:
+    try:
+        name, _, rest = process.joinpath("stat").read_text().rpartition(")")
+    except OSError:
+        return False
+    return "(wandb" in name and int(rest.split()[1]) == of
 
 
 def test_sigterm_saves_and_the_resume_ends_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

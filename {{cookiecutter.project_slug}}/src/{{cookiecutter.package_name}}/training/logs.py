@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,31 @@ class MetricsFile(Logger):
         self.save()
 
 
+class Wandb(WandbLogger):
+    """Weights & Biases. Where its helping process has gone, as by a signal to all processes of a job, the training goes
+    on without it: that W&B hears no more is no reason to lose an image."""
+
+    _gone = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.try_to(lambda: super(Wandb, self).log_metrics(metrics, step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        self.try_to(lambda: super(Wandb, self).log_hyperparams(params))
+
+    def try_to(self, act: Callable[[], object]) -> None:
+        """Do it, or say once why W&B gets no more."""
+        if self._gone:
+            return
+        try:
+            act()
+        except Exception as defect:
+            self._gone = True
+            print(f"W&B gets no more of this attempt: {type(defect).__name__}: {defect}", file=sys.stderr)
+
+
 def _line(row: dict[str, Any], columns: list[str]) -> str:
     return ",".join(str(row.get(name, "")) for name in columns)
 
@@ -106,14 +132,14 @@ def build(settings: LogSettings, folder: Path) -> list[Logger]:
     return loggers
 
 
-def _wandb(settings: LogSettings, folder: Path) -> WandbLogger:
+def _wandb(settings: LogSettings, folder: Path) -> Wandb:
     """One W&B run a run folder, however often it is resumed: its id is kept in `wandb-id.txt`."""
     identity = folder / "wandb-id.txt"
     known = identity.read_text().strip() if identity.exists() else None
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_CONSOLE", "off")  # the terminal's output stays in the terminal
     offline = os.environ.get("WANDB_MODE") == "offline" or not _has_key()
-    return WandbLogger(
+    return Wandb(
         name=folder.name,
         id=known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),  # a sweep's agent gives one
         save_dir=folder,

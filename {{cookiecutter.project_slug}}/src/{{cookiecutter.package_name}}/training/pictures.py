@@ -17,13 +17,13 @@ import cv2
 import lightning as L
 import torch
 import wandb
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import MetricCollection, SumMetric
 
 from ..loading.loader import Batch
 from ..shards.dataset import Shard, write_durably
 from .kept import Kept
+from .logs import Wandb
 from .model import ImageModel
 
 LARGEST_SIDE = 128  # pixels; larger images are made smaller
@@ -129,20 +129,26 @@ class Pictures(L.Callback):
 
     def _show(self, trainer: L.Trainer) -> None:
         """The images of the last pass, and the confusion matrix, in W&B."""
-        logger = next((x for x in trainer.loggers if isinstance(x, WandbLogger)), None)
+        logger = next((x for x in trainer.loggers if isinstance(x, Wandb)), None)
         if logger is None or not self._told:  # which it is on rank zero only
             return
-        told, split = self._told, self._told["split"]
-        shown: dict[str, Any] = {
-            f"{split}/predictions": [
-                wandb.Image(_pixels(example["image"]), caption=f"{kind}: {_caption(example, told['targets'])}")
-                for kind, examples in told["examples"].items()
-                for example in examples
-            ]
-        }
-        if "confusion" in told["counts"]:
-            shown[f"{split}/confusion_matrix"] = _matrix_plot(told["counts"]["confusion"], told["targets"], split)
-        logger.experiment.log(shown)
+        told = self._told
+        logger.try_to(lambda: logger.experiment.log(_shown(told)))
+
+
+def _shown(told: dict[str, Any]) -> dict[str, Any]:
+    """What was found on a split, as W&B's images and charts."""
+    split = told["split"]
+    shown: dict[str, Any] = {
+        f"{split}/predictions": [
+            wandb.Image(_pixels(example["image"]), caption=f"{kind}: {_caption(example, told['targets'])}")
+            for kind, examples in told["examples"].items()
+            for example in examples
+        ]
+    }
+    if "confusion" in told["counts"]:
+        shown[f"{split}/confusion_matrix"] = _matrix_plot(told["counts"]["confusion"], told["targets"], split)
+    return shown
 
 
 def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str) -> dict[str, Any]:
