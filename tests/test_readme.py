@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from template import DEFAULT, LITTER, PROJECT, ROOT, bake, succeed
+from template import DEFAULT, LITTER, PROJECT, ROOT, bake, python_of, succeed
 
 BLOCK = re.compile(r"^<!-- run -->\n+```bash\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
@@ -55,6 +55,30 @@ def test_slurm_commands_of_the_docs() -> None:
     readme = (PROJECT / "README.md").read_text()
     commands = re.findall(r"^sbatch .*$", (ROOT / "docs" / "scaling.md").read_text(), flags=re.MULTILINE)
     assert len(commands) == 3 and all(command in readme for command in commands)
+
+
+@pytest.mark.project
+def test_scaling_commands_of_the_docs(project: Path, tmp_path: Path) -> None:
+    """As they stand, but for a shorter training, in an environment that is there."""
+    uv = tmp_path / "uv"
+    shorter = "--trainer.max_epochs 1 --data.fraction 0.1 --log.wandb false"
+    uv.write_text(f'#!/bin/sh\nshift\nexec "{python_of(project)}" "$@" {shorter}\n')
+    uv.chmod(0o755)
+    succeed("make data/sample/dataset.json", project)
+    commands = blocks(ROOT / "docs" / "scaling.md")
+    assert len(commands) == 2
+    for command in commands:
+        said = succeed(f'PATH="{tmp_path}:$PATH"\n{command}', project)
+        assert "test/accuracy" in said and ("2 x " in said) == ("devices 2" in command)
+
+
+def test_torchrun_command_of_the_docs() -> None:
+    """It is the one of the project's README, with the options with which its tests start several hosts."""
+    docs, readme = (ROOT / "docs" / "scaling.md").read_text(), (PROJECT / "README.md").read_text()
+    command = re.findall(r"uv run torchrun .*?--config configs/desktop.yaml", docs, flags=re.DOTALL)[0]
+    options = re.findall(r"--[a-z-]+(?= )", command.partition(" -- ")[0])
+    starts = (PROJECT / "tests" / "starts.py").read_text()
+    assert len(options) >= 6 and all(name in readme and f'"{name[2:]}"' in starts for name in options), options
 
 
 def test_links_of_the_template() -> None:
