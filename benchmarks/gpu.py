@@ -160,9 +160,11 @@ def main() -> int:
         raise SystemExit("run this in the folder of a baked project: `make gpu` does")
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a machine with other work, threads would wait for each other
     elif subprocess.run([sys.executable, "-c", "import torch; torch.zeros(1).cuda()"], capture_output=True).returncode:
         print("torch sees no CUDA device: --device cpu --quick tries the command without one", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a part is ended then, too
     results = measure(arguments, names)
     print(tables.render(results))
     return int(any(part["status"] == "failed" for part in results["parts"].values()))
