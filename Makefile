@@ -1,6 +1,6 @@
 # The template's own verbs; a generated project has setup, demo, test and lint too. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo new bake test lint bench format clean
+.PHONY: help demo new bake test lint bench gpu format clean
 
 # uv runs everything; where it is not installed, a copy is put into .uv/. The bake, two folders down, uses the same one.
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -9,7 +9,8 @@ unexport VIRTUAL_ENV
 
 NAME := lightning-shards-demo
 BAKE := build/$(NAME)
-IN_BAKE = $(MAKE) --no-print-directory -C $(BAKE) UV=$(patsubst .uv/%,../../.uv/%,$(UV))
+UV_THERE = $(patsubst .uv/%,../../.uv/%,$(UV))
+IN_BAKE = $(MAKE) --no-print-directory -C $(BAKE) UV=$(UV_THERE)
 PACKAGE := '{{cookiecutter.project_slug}}/src'
 OUT := ..
 CODE := hooks tests $(wildcard benchmarks)
@@ -52,6 +53,12 @@ $(BENCH_ENV)/ready: benchmarks/requirements.txt | bake $(UV)
 	@$(UV) pip install --quiet --python $(BENCH_ENV) -r $(BAKE)/pyproject.toml -r benchmarks/requirements.txt
 	@$(UV) pip install --quiet --python $(BENCH_ENV) --no-build-isolation --no-deps ffcv || echo "FFCV could not be built" >&2
 	@touch $@
+
+# The project's own environment, with the photographs; other loaders take part where `make bench` has set them up.
+PEERS = $(if $(wildcard $(BENCH_ENV)/ready),--peers ../../$(BENCH_ENV)/bin/python)
+gpu: bake  ## what only an NVIDIA GPU can tell, in under 10 minutes; GPU="--help" says what can be chosen
+	@$(IN_BAKE) setup
+	@cd $(BAKE) && $(UV_THERE) run --quiet --with scikit-image python ../../benchmarks/gpu.py --json ../gpu.json $(PEERS) $(GPU)
 
 format: | $(UV)  ## put the code in order: the template's own, and the package, which has no template syntax
 	@$(UV) run --quiet ruff check --fix-only --quiet $(CODE)

@@ -44,13 +44,13 @@ BATCH = 128
 DISTURBED = 0.05  # share of the machine's cores that others may use while one loader runs
 
 
-def in_own_process(task: dict[str, Any]) -> dict[str, float] | str:
+def in_own_process(task: dict[str, Any], python: str = sys.executable, timeout: float = 600) -> dict[str, float] | str:
     """The figures of a task, or why there are none."""
-    command = [sys.executable, str(Path(__file__).with_name("measure.py")), json.dumps(task)]
+    command = [python, str(Path(__file__).with_name("measure.py")), json.dumps(task)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return "did not end within 10 minutes"
+        return f"did not end within {timeout:.0f} s"
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         missing = re.search(r"No module named '(\w+)", done.stderr)
@@ -91,12 +91,12 @@ def prepare(arguments: argparse.Namespace, cases: list[str]) -> dict[str, Path]:
     return folders
 
 
-def pack(case: str, name: str, images: Path, spec: dict[str, Any]) -> Path:
+def pack(case: str, name: str, images: Path, spec: dict[str, Any], python: str = sys.executable) -> Path:
     """What the loader `name` reads in this case, packed where it is missing. Raises RuntimeError."""
 
     def make(folder: Path) -> None:
         task = {"do": "pack", "name": name, "images": str(images), "data": str(folder), "spec": spec}
-        if isinstance(reason := in_own_process(task), str):
+        if isinstance(reason := in_own_process(task, python), str):
             raise RuntimeError(reason)
 
     return photos.once(images.with_name(name), make)

@@ -26,7 +26,7 @@ from typing import Any
 import lightning
 import torch
 
-ROWS, SIDE = 32, 32
+ROWS, SIDE = {"cpu": 32, "cuda": 256}, 32  # a GPU needs more rows to be busy for 20 ms
 
 
 def package() -> str:
@@ -64,12 +64,13 @@ def network(width: int) -> torch.nn.Module:
 def bare(model: Any, optimizer: torch.optim.Optimizer, batch: Any, steps: int, device: str) -> float:
     """Seconds a step of a plain loop: forward, loss, backward, update, a learning rate for each step."""
     model.train()
+    half = torch.float16 if device == "cuda" and not torch.cuda.is_bf16_supported(False) else torch.bfloat16
     began = time.perf_counter()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 - step / steps)
         optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, half, enabled=device == "cuda"):
             outputs = model((batch.images - model.mean) / model.std)
         torch.nn.functional.cross_entropy(outputs.float(), batch.targets).backward()
         optimizer.step()
@@ -105,9 +106,10 @@ def compare(training: Any, loading: Any, dataset: str, folder: str, milliseconds
     os.environ["WANDB_MODE"] = "disabled"
     config = Path("configs/sample.yaml").absolute()
     here = Path.cwd()
+    rows = ROWS["cuda" if torch.cuda.is_available() else "cpu"]
     os.chdir(folder)
     try:
-        data = ["--data.path", dataset, "--data.global_batch_size", str(ROWS), "--data.image_size", str(SIDE)]
+        data = ["--data.path", dataset, "--data.global_batch_size", str(rows), "--data.image_size", str(SIDE)]
         trainer = ["--trainer.max_epochs", str(rounds), "--trainer.limit_val_batches", "0", "--log.wandb", "false"]
         cli = training.TrainingCLI(["--config", str(config), *data, *trainer, "--trainer.enable_progress_bar", "false"])
         return measure(cli, loading, milliseconds / 1000, rounds)
@@ -117,11 +119,11 @@ def compare(training: Any, loading: Any, dataset: str, folder: str, milliseconds
 
 def measure(cli: Any, loading: Any, wanted: float, rounds: int) -> dict[str, Any]:
     device = cli.device
-    random = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (ROWS, 3, SIDE, SIDE), dtype=torch.uint8, generator=random)
-    targets, rows = torch.randint(0, 10, (ROWS,), generator=random), torch.arange(ROWS)
+    random, count = torch.Generator().manual_seed(0), ROWS.get(device, 32)
+    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=random)
+    targets, rows = torch.randint(0, 10, (count,), generator=random), torch.arange(count)
     images = images.contiguous(memory_format=torch.channels_last)
-    batch = loading.Batch(images, targets, rows, rows, torch.ones(ROWS, dtype=torch.bool))
+    batch = loading.Batch(images, targets, rows, rows, torch.ones(count, dtype=torch.bool))
     batch = loading.Batch(*(tensor.to(device) for tensor in batch))
     for width in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024):
         plain = network(width).to(device)
@@ -156,6 +158,7 @@ def measure(cli: Any, loading: Any, wanted: float, rounds: int) -> dict[str, Any
     ratios = [bare / ours for bare, ours in pairs]
     extra = [1e6 * (ours - bare) for bare, ours in pairs]
     return {
+        "rows": count,
         "width": width,
         "bare_ms": round(1000 * statistics.median(bare for bare, _ in pairs), 3),
         "trainer_ms": round(1000 * statistics.median(ours for _, ours in pairs), 3),

@@ -1,9 +1,10 @@
-"""The benchmark of loaders runs with what a project has installed, and its figures become a table and a picture."""
+"""The benchmarks of loaders and of GPUs run with what a project has installed, and their figures become tables."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from template import ROOT, python_of, run, succeed
@@ -58,3 +59,47 @@ def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> No
 def test_unknown_names_are_refused(project: Path) -> None:
     done = run([python_of(project), str(ROOT / "benchmarks/loaders.py"), "--only", "ours,nobody"], project)
     assert done.returncode and "no loader nobody" in done.stderr
+
+
+def gpu(project: Path, folder: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
+    """A trial of gpu.py without a GPU: its exit status, what it said, and the figures."""
+    command = [python_of(project), str(ROOT / "benchmarks/gpu.py"), "--device", "cpu", "--quick", "--minutes", "4"]
+    command += ["--work", str(folder / "work"), "--json", str(folder / "gpu.json"), *arguments]
+    done = run(command, project)
+    return done.returncode, done.stdout + done.stderr, json.loads((folder / "gpu.json").read_text())
+
+
+def test_the_gpu_command_without_a_gpu(project: Path, photos: Path, tmp_path: Path) -> None:
+    """Some parts, in small; what is not there is named; the tables hold what the JSON does."""
+    chosen = ["--only", "forecast,waits,fashion", "--data", str(photos), "--fashion", str(tmp_path / "none")]
+    status, said, figures = gpu(project, tmp_path, *chosen)
+    assert status == 0, said
+    parts = {name: part["status"] for name, part in figures["parts"].items()}
+    assert parts == dict.fromkeys(["facts", "data", "forecast", "waits", "fashion"], "done"), said
+    found = {name: part["figures"] for name, part in figures["parts"].items()}
+    forecast = found["forecast"]["small_cnn"]
+    assert forecast["stages"]["both"]["images_per_second"] > 0 < forecast["ratio"]
+    assert forecast["forecast"]["seconds"] > 0 and len(found["forecast"]["rounds"]["ratio"]) == 1
+    assert found["waits"]["steps_that_waited"] == 1, "the check of the loss, every 10 steps"
+    assert "training/witnesses.py" in next(iter(found["waits"]["places"]))
+    assert "has no Fashion-MNIST" in found["fashion"]["left_out"]
+
+    page = tmp_path / "gpu.md"
+    page.write_text("before\n<!-- gpu -->\nstale\n<!-- end -->\nbehind\n")
+    command = [python_of(project), str(ROOT / "benchmarks/gpu.py"), "--tables", str(tmp_path / "gpu.json")]
+    succeed([*command, "--doc", str(page)], project)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nbehind\n") and "stale" not in text
+    assert "say nothing about a GPU" in text and "steps, of which 1 waited" in text
+    assert (
+        f"| {forecast['ratio']:.3f} |" in text and f"{forecast['stages']['both']['images_per_second']:,.0f} |" in text
+    )
+    assert json.loads((tmp_path / "results" / "gpu.json").read_text()) == figures
+
+
+def test_a_part_that_fails_is_recorded_and_the_others_go_on(project: Path, tmp_path: Path) -> None:
+    status, said, figures = gpu(project, tmp_path, "--only", "loop,facts", "--data", str(tmp_path / "none"))
+    parts = figures["parts"]
+    assert status == 1 and parts["facts"]["status"] == "done"
+    assert parts["data"]["status"] == "failed" and "no JPEG files" in parts["data"]["error"]
+    assert parts["loop"] == {"status": "left out", "error": "data failed"} and "no JPEG files" in said

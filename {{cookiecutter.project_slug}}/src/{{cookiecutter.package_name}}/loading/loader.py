@@ -85,6 +85,7 @@ class ShardLoader:
         self.job, self.sampler, self.skipped, self.processes = job, sampler, skipped, processes
         self.wait_seconds = 0.0  # time that the trainer has waited for batches, in total
         self._device = device if device and device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None  # one for all epochs: memory is reused on its own stream only
         self._decoding: list[DecodingProcess] = []
 
     @property
@@ -104,7 +105,9 @@ class ShardLoader:
         for number, process in enumerate(decoding):
             process.begin(Turns(self.sampler, number, self.processes))
         turns = itertools.cycle(decoding)
-        stream = torch.cuda.Stream(self._device) if self._device else None
+        if self._device and not self._stream:
+            self._stream = torch.cuda.Stream(self._device)
+        stream = self._stream
         thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
         epoch = self.sampler.epoch
         try:

@@ -1,0 +1,64 @@
+"""Each speed setting on and off: images/s of a ResNet-50's training, on one batch that stays on the device.
+
+The copy ahead is measured with the loader: without it, batches come in ordinary memory, and the step copies them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from . import Figures, Setup, package, tried
+
+ROUNDS = 2
+Trial = tuple[Any, list[str], str]  # class of the bench, settings that are changed, what is measured
+
+
+def trials(setup: Setup) -> dict[str, Trial]:
+    """By name."""
+    bench = package("forecasting.bench")
+
+    class NothingAhead(bench.MeasuredData):  # type: ignore[misc, name-defined]
+        def train_dataloader(self) -> Any:
+            loader = super().train_dataloader()
+            loader._device = None
+            return loader
+
+    class Unhelped(bench.Bench):  # type: ignore[misc, name-defined]
+        data_class = NothingAhead
+
+    found: dict[str, Trial] = {
+        "defaults": (bench.Bench, [], "model_alone"),
+        "no channels_last": (bench.Bench, ["--model.channels_last", "false"], "model_alone"),
+        "no fused optimizer": (bench.Bench, ["--model.fused", "false"], "model_alone"),
+        "copied ahead": (bench.Bench, [], "both"),
+        "copied by the step": (Unhelped, [], "both"),
+    }
+    if setup.device == "cuda":
+        found["float32 with TF32"] = (bench.Bench, ["--trainer.precision", "32-true"], "model_alone")
+        found["compiled"] = (bench.Bench, ["--model.compile", "true"], "model_alone")
+    return found
+
+
+def figures(setup: Setup) -> Figures:
+    base = [*setup.training, "--model.backbone", setup.network, "--model.compile", "false"]
+    rounds, known = (1 if setup.quick else ROUNDS), trials(setup)
+    seconds = 0.3 if setup.quick else max(1.0, setup.seconds / (rounds * len(known) + 3) - 3)
+    made: dict[str, Any] = {}
+    rates: dict[str, list[float]] = {}
+
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def measure(name: str) -> list[float]:
+            kind, changed, what = known[name]
+            if name not in made:
+                made[name] = kind([*base, *changed], scratch, {})
+            rate = getattr(made[name], what)(seconds)
+            rates.setdefault(name, []).append(round(rate[0] if what == "both" else rate, 1))
+            return list(rates[name])
+
+        several = [name for name in known if name != "compiled"]
+        tries = several * rounds + ["compiled"] * (rounds if "compiled" in known else 0)  # which takes longest
+        for place, name in enumerate(tries):
+            if name not in tries[:place] or (name in rates and setup.rest > 20):
+                yield name, tried(lambda name=name: measure(name))  # type: ignore[misc]
