@@ -21,7 +21,7 @@ import yaml
 from wandb.proto import wandb_internal_pb2
 
 import train
-from {{cookiecutter.package_name}}.training import logs
+from {{cookiecutter.package_name}}.training import hardware, logs
 from {{cookiecutter.package_name}}.training.cli import TrainingCLI
 from {{cookiecutter.package_name}}.training.evaluate import evaluate
 from {{cookiecutter.package_name}}.training.model import ImageModel
@@ -220,7 +220,7 @@ BAD = [
     (["--patience", "0"], "at least 1"),
     (["--ema_decay", "1"], "below 1"),
     (["--trainer.val_check_interval", "5.0"], "val_check_interval"),
-    (["--trainer.accelerator", "gpu"], "gpu"),
+    *([] if hardware.accelerator("gpu") != "cpu" else [(["--trainer.accelerator", "gpu"], "gpu")]),
     (["--trainer.accelerator", "cuda8"], "accelerator"),
     (["--model.learning_rate", "-1"], "above 0"),
     (["--model.bakbone", "resnet18"], "model.backbone"),

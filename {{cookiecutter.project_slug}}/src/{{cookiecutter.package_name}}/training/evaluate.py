@@ -29,7 +29,8 @@ def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict
     if checkpoint is None:
         raise InputError(f"{folder} has no checkpoint yet")
     model = ImageModel.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    settings: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
+    settings = config["data"]
     data = ShardDataModule(**settings | {"path": path or settings["path"], "fraction": 1.0, "global_batch_size": 1})
     check_targets(model, data)
     if not data.dataset.splits.get(split):
@@ -37,9 +38,10 @@ def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict
     data.global_batch_size = settings["micro_batch_size"] or min(256, settings["global_batch_size"])
     data.micro_batch_size = None
     hardware.quiet()
-    device = hardware.accelerator("auto")
+    device = hardware.accelerator(config["trainer"]["accelerator"])  # or the CPU, where that is all there is
     hardware.prepare(device)
     trainer = Trainer(
+        accelerator=device,
         devices=1,
         precision=hardware.precision(device),  # type: ignore[arg-type]
         logger=False,
