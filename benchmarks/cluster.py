@@ -83,7 +83,12 @@ def main() -> None:
         plan = f"{r['plan_seconds_a_rank']:.1f} s a rank ({r['plan_share_of_time']:.1%} of the time)"
         print(f"{nodes:4} nodes: plan {plan}, {read:,.0f} GB read and {fetched:,.0f} GB fetched a node", flush=True)
     if given.json:
-        facts: dict[str, Any] = {"samples": SHARDS * SAMPLES, "shards": SHARDS, "sample_bytes": SAMPLE_BYTES, "global_batch": BATCH}
+        facts: dict[str, Any] = {
+            "samples": SHARDS * SAMPLES,
+            "shards": SHARDS,
+            "sample_bytes": SAMPLE_BYTES,
+            "global_batch": BATCH,
+        }
         facts |= {"window_bytes": WINDOW_BYTES, "images_per_second_a_rank": IMAGES_PER_SECOND}
         facts |= {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.processor() or "?"}
         given.json.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
