@@ -186,7 +186,8 @@ class Host(Launched):
             "rdzv-id": "two",
             "rdzv-backend": "c10d",
             "rdzv-endpoint": f"127.0.0.1:{port}",
-            "rdzv-conf": "last_call_timeout=2,keep_alive_interval=1",
+            # both addresses are this host's: say which of them keeps the list of hosts
+            "rdzv-conf": f"last_call_timeout=2,keep_alive_interval=1,is_host={str(address.endswith('2')).lower()}",
             "local-addr": address,
         }
         options = [text for name, value in agent.items() for text in (f"--{name}", str(value))]
