@@ -14,8 +14,7 @@ from typing import Any
 import lightning as L
 
 from ..decoding.decode import Crop
-from ..decoding.process import Job
-from ..decoding.rows import PREFETCH
+from ..decoding.process import SLOTS, Job
 from ..fetching.cache import Cache
 from ..fetching.remote import open_dataset
 from ..shards.errors import InputError
@@ -92,7 +91,8 @@ class ShardDataModule(L.LightningDataModule):
         self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
         if new := self.new_cache():
             held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
-            new.check_capacity(self.order.reach((PREFETCH + 2) * global_batch_size), shards, held_out)
+            making = self.decoders(1)[0] * SLOTS + 1  # batches, from the one that the trainer has to the last begun
+            new.check_capacity(self.order.reach(making * global_batch_size), shards, held_out)
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
         self._loaders: dict[str, ShardLoader] = {}
