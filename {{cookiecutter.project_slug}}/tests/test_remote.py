@@ -228,7 +228,7 @@ def test_who_only_keeps_shards_open_lets_go_for_who_needs_room(web: Web, tmp_pat
 def loaders(url: str, folder: Path, capacity: int, **settings: Any) -> ShardDataModule:
     """A datamodule under a trainer that has one device and no model."""
     data = ShardDataModule(
-        url, 8, image_size=16, cache=str(folder / "cache"), cache_bytes=capacity, workers=2, **settings
+        url, 8, image_size=16, cache=str(folder / "cache"), cache_bytes=capacity, workers=4, **settings
     )
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]

@@ -91,8 +91,7 @@ class ShardDataModule(L.LightningDataModule):
         self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
         if new := self.new_cache():
             held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
-            making = self.decoders(1)[0] * SLOTS + 1  # batches, from the one that the trainer has to the last begun
-            new.check_capacity(self.order.reach(making * global_batch_size), shards, held_out)
+            new.check_capacity(self.order.reach((SLOTS + 1) * global_batch_size), shards, held_out)
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
         self._loaders: dict[str, ShardLoader] = {}
@@ -121,11 +120,14 @@ class ShardDataModule(L.LightningDataModule):
         """(processes, threads of each) that decode for each of `devices` on this host.
 
         Images of a few KB take less time to decode than Python takes around it, so threads of one process would wait
-        for each other's interpreter lock: these have processes.
+        for each other's interpreter lock: these have processes. Behind a URL there is one: several, which are not
+        quite at the same place, would fetch shards again where the cache is as small as it may be.
         """
         workers = self.workers or max(1, len(os.sched_getaffinity(0)) // devices)
         small = sum(shard.bytes for shard in self.dataset.splits["train"]) < SMALL * self.dataset.samples("train")
-        return (min(workers, MOST_PROCESSES), 1) if small else (1, workers)
+        if not small:
+            return 1, workers
+        return (1 if isinstance(self.dataset.root, str) else min(workers, MOST_PROCESSES)), 1
 
     def progress(self, epochs: int) -> float:
         """Share of a training of `epochs` epochs that is done, 0..1: what schedules follow."""
