@@ -7,14 +7,19 @@ first on the path, and have a package of another name, so they cannot import the
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from template import PACKAGE, bake, python_of, run, succeed
+from template import PACKAGE, bake, environment, python_of, run, succeed
 
 pytestmark = pytest.mark.project
 TASKS = ["multi_label", "regression"]
+WAITING = ("resume", "ranks", "hosts", "crash", "checkpoints", "sweep")
 
 
 def closing_line(said: str) -> str:
@@ -36,8 +41,41 @@ def with_its_source(project: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def test_default_project_passes_its_own_tests(project: Path) -> None:
-    print(closing_line(succeed("make test", project, timeout=900)))
+@pytest.fixture(scope="module")
+def beside(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """The tests that mostly wait for processes, and then those on a real Slurm, started beside the others: both cores
+    have work. Call it for what they said at their end."""
+    slurm = bake(
+        tmp_path_factory.mktemp("slurm") / "bakes", project_slug="jobs", package_name="my_jobs", scaling="slurm"
+    )
+    pytest_of = f"{python_of(project)} -m pytest -p no:cacheprovider"
+    first = f"cd {project} && {pytest_of} {' '.join(f'tests/test_{name}.py' for name in WAITING)}"
+    second = f"cd {slurm} && PYTHONPATH={slurm}/src {pytest_of} tests/test_slurm.py"
+    with (slurm.parent / "log").open("w+") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", f"({first}); one=$?; ({second}) && exit $one"],
+            env=environment({}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+        def said() -> str:
+            status = process.wait(timeout=900)
+            log.seek(0)
+            text = log.read()
+            assert status == 0, text[-8000:]
+            return text
+
+        yield said
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def test_default_project_passes_its_own_tests(project: Path, beside: object) -> None:
+    ignored = " ".join(f"--ignore=tests/test_{name}.py" for name in WAITING)
+    print(closing_line(succeed("make test", project, timeout=900, env={"PYTEST_ADDOPTS": ignored})))
 
 
 def test_default_project_passes_its_own_lint(project: Path) -> None:
@@ -47,7 +85,7 @@ def test_default_project_passes_its_own_lint(project: Path) -> None:
 def test_other_tasks_pass_the_tests_that_read_answers(project: Path, other: Path) -> None:
     """The package is the same in every bake, so what is run again is what depends on answers: names and configs."""
     chosen = [f"tests/test_{name}.py" for name in ("training", "train", "sweep")]
-    chosen += ["-k", "not ranks and not sigterm and not bad_input and not wandb_ and not without and not agent"]
+    chosen += ["-k", "test_training or shipped or leak or help or learns or takes"]
     command = [python_of(project), "-m", "pytest", "-p", "no:cacheprovider", *chosen]
     print(closing_line(succeed(command, other, timeout=900, env=with_its_source(other))))
 
@@ -64,13 +102,6 @@ def test_other_tasks_pack_their_sample_and_learn(project: Path, other: Path, tmp
     succeed([python_of(project), *train], other, timeout=300, env=environment)
     metrics = json.loads((other / "runs/two/summary.json").read_text())["metrics"]
     assert metrics.get("test/average_precision", 1) > 0.8 and metrics.get("test/r2", 1) > 0.5, metrics
-
-
-@pytest.mark.parametrize("other", TASKS[:1], indirect=True)
-def test_jobs_on_a_real_slurm(project: Path, other: Path) -> None:
-    """Skipped there, with the reason, where Slurm cannot run."""
-    command = [python_of(project), "-m", "pytest", "-p", "no:cacheprovider", "tests/test_slurm.py"]
-    print(succeed(command, other, timeout=900, env=with_its_source(other)).strip().splitlines()[-1])
 
 
 def test_other_tasks_are_typed(project: Path, other: Path) -> None:
@@ -103,3 +134,11 @@ def test_making_again_changes_nothing(project: Path) -> None:
     before = (project / "uv.lock").read_text()
     succeed("make setup", project)
     assert (project / "uv.lock").read_text() == before
+
+
+def test_what_ran_beside_passed(beside: Callable[[], str]) -> None:
+    """The second half of the default project's tests, and those of one for Slurm: skipped, with the reason, where Slurm
+    cannot run."""
+    lines = re.findall(r"^=* ?(\d+ (?:passed|skipped).*?) ?=*$", beside(), flags=re.MULTILINE)
+    print(*lines, sep="\n")
+    assert len(lines) == 2

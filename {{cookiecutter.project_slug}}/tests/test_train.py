@@ -461,7 +461,7 @@ def is_helper(process: Path, of: int) -> bool:
 
 
 def test_sigterm_saves_and_the_resume_ends_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--ledger", "true", "--trainer.max_epochs", "40", "--data.micro_batch_size", "4"]
+    arguments = ["--ledger", "true", "--trainer.max_epochs", "20", "--data.micro_batch_size", "4"]
     assert start(monkeypatch, "--run", "whole", *arguments) == 0
     process = spawn(project, "--run", "cut", *arguments)
     lines = Path("runs/cut/ledger/rank-0.jsonl")
@@ -472,17 +472,17 @@ def test_sigterm_saves_and_the_resume_ends_the_same(project: Path, monkeypatch: 
     assert process.returncode == 75, err
     assert "--resume cut" in out and summary("cut")["status"] == "stopped"
     stopped = summary("cut")["images_seen"]
-    assert 30 * 8 < stopped < 40 * 96
+    assert 30 * 8 < stopped < 20 * 96
     assert start(monkeypatch, "--resume", "last", "--data.micro_batch_size", "2", config=None) == 0
     steps, whole = ledger("cut"), ledger("whole")
     assert {place: sorted(ids) for place, ids in steps.items()} == {place: sorted(ids) for place, ids in whole.items()}
-    for epoch in range(40):
+    for epoch in range(20):
         ids = Counter(i for (e, _), step in steps.items() if e == epoch for i in step)
         assert ids == Counter(range(96)), "each sample exactly once"
     rows = [row for row in read(lines) if row["ids"]]
     assert len(rows) == len({(row["epoch"], row["position"]) for row in rows}), "nothing was done twice"
     told = summary("cut")
-    assert (told["status"], told["images_seen"]) == ("done", 40 * 96)
+    assert (told["status"], told["images_seen"]) == ("done", 20 * 96)
     assert start(monkeypatch, "--resume", "cut", config=None) == 0, "a finished run only measures again"
     assert summary("cut")["metrics"]["test/loss"] == pytest.approx(told["metrics"]["test/loss"])
 
