@@ -107,6 +107,8 @@ def words(rounds: int = 500) -> None:
         work.wait()
     if distributed.get_rank() == 0:
         print(json.dumps(figures))
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def free_port() -> int:
