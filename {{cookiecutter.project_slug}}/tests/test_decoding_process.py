@@ -65,6 +65,16 @@ def test_several_take_turns(dataset: Path, processes: int, micro: int) -> None:
     several.close()
 
 
+def test_a_pass_that_is_left_ends_only_its_own(dataset: Path) -> None:
+    loader = make_loader(dataset)
+    left, other = iter(loader), iter(loader)
+    next(left)
+    first = next(other)
+    left.close()  # type: ignore[attr-defined]
+    assert len([first, *other]) == 12
+    loader.close()
+
+
 def test_an_epoch_with_nothing_left_is_empty(dataset: Path) -> None:
     loader = make_loader(dataset, micro=12)
     loader.sampler.start = (0, 96)  # type: ignore[attr-defined]

@@ -127,7 +127,8 @@ class ShardLoader:
                 yield batch
         finally:
             if any(process.busy for process in decoding):
-                self.close()
+                for process in decoding:  # this pass's own: another may have begun
+                    process.close()
             thread.shutdown(cancel_futures=True)
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ def is_whole(checkpoint: Path) -> bool:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError):
+    except Exception:  # whatever a damaged header makes of it
         return False
 
 
@@ -117,11 +117,14 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self._validated = state_dict["best"], state_dict["validated"]
-        self.waited = state_dict["waited"]
+        self.waited = state_dict.get("waited", 0)  # of an older version of this project
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.stop.take_over(trainer)
         self.agreement.start(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.agreement.finish()  # a pass that was ended by an error is not torn down
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data = _data(trainer)  # stands at the checkpoint's place already

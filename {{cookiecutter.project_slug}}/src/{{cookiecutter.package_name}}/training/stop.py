@@ -134,6 +134,12 @@ class Agreement:
         self._began, self._left = now, self._calls
         return answer
 
+    def finish(self) -> None:
+        """No exchange may be under way when the process ends."""
+        if self._pending:
+            self._pending[0].wait()
+            self._pending = None
+
     def now(self, *flags: bool) -> tuple[bool, ...]:
         """What the ranks wish now: waits for all of them to ask it."""
         if self._group is None:
