@@ -7,6 +7,7 @@
 - threads, 0.1 ms: the same, with an interpreter that switches threads 50 times as often.
 - process: the project's loader as it is: the same threads in a process of their own, and shared memory.
 - workers: torch's DataLoader with one worker process a core, over the same reading and decoding.
+- spdl: SPDL's pipeline of threads (a batch each) in the trainer's process, over the same, where spdl-core is installed.
 
 All decode the same ids with the same crops. `alone` is the step without any loader, `ideal` what would be reached if
 step and decoding never got in each other's way: the slower of the step alone and the loader alone (threads).
@@ -15,6 +16,7 @@ step and decoding never got in each other's way: the slower of the step alone an
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -37,8 +39,6 @@ WARM_UP = 8  # batches
 
 def package(name: str) -> Any:
     """A module of the project whose folder this runs in."""
-    import importlib
-
     folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
     return importlib.import_module(f"{folder.name}.{name}")
 
@@ -49,7 +49,7 @@ def job_and_rows(dataset: str, batch: int, threads: int) -> tuple[Any, Any]:
     data = remote.open_dataset(dataset)
     shards = data.splits["train"]
     all_ids = order.Order([s.samples for s in shards], [s.bytes for s in shards])
-    crop = package("decoding.decode").Crop(SIDE)
+    crop = package("decoding.crop").Crop(SIDE)
     job = package("decoding.process").Job(data, "train", crop, batch, 0, threads, (Path(), None))
     return job, sampler.TrainSampler(all_ids, 0, 1, batch, 1, (0, 0))
 
@@ -124,11 +124,23 @@ def in_workers(dataset: str, batch: int, cores: int) -> Iterator[Any]:
     )
 
 
+def in_spdl(dataset: str, batch: int, cores: int) -> Iterator[Any]:
+    from spdl.pipeline import PipelineBuilder
+
+    builder = PipelineBuilder().add_source(iter(_Ids(dataset, batch)))
+    decode = _Rows(dataset, batch).__getitem__
+    builder = builder.pipe(decode, concurrency=cores, output_order="input").add_sink(2)
+    pipeline = builder.build(num_threads=cores)
+    with pipeline.auto_stop():
+        yield from pipeline
+
+
 WAYS: dict[str, Callable[[str, int, int], Iterator[Any]]] = {
     "threads": in_threads,
     "threads, 0.1 ms": in_quick_threads,
     "process": in_process,
     "workers": in_workers,
+    "spdl": in_spdl,
 }
 
 
@@ -185,6 +197,8 @@ def main() -> None:
                 if kind != "no step":
                     row.setdefault("alone", []).append(measure(nothing, step, batch, arguments.seconds / 3))
                 for name, way in WAYS.items():
+                    if name == "spdl" and importlib.util.find_spec("spdl") is None:
+                        continue
                     batches = way(arguments.dataset, batch, cores)
                     row.setdefault(name, []).append(measure(batches, step, batch, arguments.seconds))
                     batches.close()  # type: ignore[attr-defined]

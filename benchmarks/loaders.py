@@ -4,13 +4,13 @@
     make bench BENCH="--only ours,ffcv --cases 256short --rounds 3"
 
 Every loader runs alone, in a process of its own, in turn over several rounds; the clock starts after a warm-up. All
-deliver batches of 128 random crops of 224 pixels (32 in the case `32`), a quarter of the image or more, mirrored half
+deliver batches of 128 random crops of 224 pixels (all of a small square), a quarter of the image or more, mirrored half
 of the time, as uint8, from files in the page cache. Loaders that are not installed are named with the reason.
 
     500       photos of 500 x 375 pixels
     256short  the same photos, made smaller to a shorter side of 256 pixels (what `pack` does)
     256long   the same photos, made smaller to a longer side of 256 pixels (as FFCV does)
-    32        squares of 32 pixels, PNG
+    28 32 64  squares of so many pixels, PNG
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ import report
 from peers import PEERS, Spec
 from pixel_error import FILTERS
 
-CASES = {"500": 224, "256short": 224, "256long": 224, "32": 32}  # and the side of their crops
+CASES = {"500": 224, "256short": 224, "256long": 224, "28": 28, "32": 32, "64": 64}  # and the side of their crops
 # whose versions are noted with the figures
-LIBRARIES = ["torch", "torchvision", "pillow", "opencv-python-headless", "numpy", "numba", "ffcv", "spdl-io"]
-LIBRARIES += ["nvidia-dali-cuda130", "litdata", "mosaicml-streaming", "webdataset"]
+LIBRARIES = ["torch", "torchvision", "pillow", "opencv-python-headless", "simplejpeg", "numpy", "numba", "ffcv"]
+LIBRARIES += ["spdl-io", "nvidia-dali-cuda130", "litdata", "mosaicml-streaming", "webdataset"]
 BATCH = 128
 DISTURBED = 0.05  # share of the machine's cores that others may use while one loader runs
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,8 @@ PICTURES = ("astronaut", "chelsea", "coffee", "motorcycle_left", "motorcycle_rig
 WIDTH, HEIGHT = 500, 375
 BYTES = (75_000, 110_000)  # of a photo, as in ImageNet
 QUALITIES = (95, 97, 92, 98, 90)  # tried in this order until a photo has so many bytes
-IMAGES = {"500": 4_000, "256short": 16_000, "256long": 16_000, "32": 32_000}  # of an epoch, at least
+IMAGES = {"500": 4_000, "256short": 16_000, "256long": 32_000}  # of an epoch, at least
+IMAGES |= {"28": 32_000, "32": 32_000, "64": 32_000}
 Pixels = NDArray[np.uint8]
 
 
@@ -70,11 +72,11 @@ def _long_side(data: bytes) -> tuple[str, bytes]:
     return "jpg", cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
 
 
-def _tiny(data: bytes) -> tuple[str, bytes]:
+def _tiny(data: bytes, size: int) -> tuple[str, bytes]:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     side = min(image.shape[:2])
-    image = cv2.resize(image[:side, :side], (32, 32), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image[:side, :side], (size, size), interpolation=cv2.INTER_AREA)
     return "png", cv2.imencode(".png", image)[1].tobytes()
 
 
@@ -82,7 +84,7 @@ MAKERS: dict[str, Callable[[bytes], tuple[str, bytes]]] = {
     "500": lambda data: ("jpg", data),
     "256short": _short_side,
     "256long": _long_side,
-    "32": _tiny,
+    **{str(size): partial(_tiny, size=size) for size in (28, 32, 64)},
 }
 
 

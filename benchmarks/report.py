@@ -22,7 +22,7 @@ TITLES = {
     "500": "photos of 500 x 375 pixels",
     "256short": "packed at a shorter side of 256 pixels",
     "256long": "packed at a longer side of 256 pixels",
-    "32": "squares of 32 pixels",
+    **{size: f"squares of {size} pixels" for size in ("28", "32", "64")},
 }
 BAR, LEFT, WIDTH = 22, 230, 820  # of the picture: height of a line, where bars begin, all of it
 

@@ -89,18 +89,18 @@ def deliver(root: Path, ahead: bool, batches: int | None) -> dict[str, float]:
     """Iterate over an epoch, or its first batches, from the simulated disk."""
     names = (
         "decoding.process",
-        "decoding.decode",
+        "decoding.crop",
         "loading.order",
         "loading.sampler",
         "shards.dataset",
         "fetching.store",
     )
-    process, decode, order, sampler, dataset, store = (importlib.import_module(f"{package()}.{name}") for name in names)
+    process, crop, order, sampler, dataset, store = (importlib.import_module(f"{package()}.{name}") for name in names)
     data = dataset.Dataset.open(root)
     shards = data.splits["train"]
     window = SAMPLES_PER_SHARD * WINDOW
     plan = order.Order([s.samples for s in shards], [s.bytes for s in shards], window_samples=window)
-    decoder = process.Job(data, "train", decode.Crop(32), 64, 0, 16, (Path(), None)).decoder
+    decoder = process.Job(data, "train", crop.Crop(32), 64, 0, 16, (Path(), None)).decoder
     if not ahead:
         decoder.store.expect = lambda numbers: None
     rows = sampler.TrainSampler(plan, 0, 1, 64, 1, (0, 0))

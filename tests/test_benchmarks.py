@@ -46,6 +46,14 @@ def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> No
         assert row["ours_is_times"][0] == round(case["rows"][0]["rates"][0] / row["rates"][0], 2), row
     assert case["pixel_error"]["webdataset"] == 0 < case["pixel_error"]["ours"] < case["pixel_error"]["OpenCV area"]
 
+    (work,) = (path for path in (tmp_path / "work").iterdir() if path.is_dir())
+    command = [python_of(project), str(ROOT / "benchmarks/decoders.py"), "--work", str(work), "--cases", "256short"]
+    succeed([*command, "--images", "4", "--rounds", "1", "--json", str(tmp_path / "decoders.json")], project)
+    ways = json.loads((tmp_path / "decoders.json").read_text())["256short"]
+    parts = [name for name in ways["decoders"] if "crop" in name]
+    assert len(parts) == 4 and all(ways["decoders"][name][1] == 0 for name in parts), "the pixels of the whole image"
+    assert ways["filters"]["PIL, antialiased"][1] == 0
+
     docs = tmp_path / "docs"
     (docs / "results").mkdir(parents=True)
     (docs / "performance.md").write_text("before\n<!-- loaders -->\nstale\n<!-- end -->\nbehind\n")

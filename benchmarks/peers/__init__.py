@@ -61,7 +61,7 @@ class Peer:
         return importlib.import_module(f"peers.{self.module}")
 
 
-_OURS = ("OpenCV", "linear to 1.25x, area beyond")
+_OURS = ("simplejpeg, first rows; else OpenCV", "linear, of blurred pixels beyond 1.25x")
 _PIL = ("PIL", "bilinear, antialiased")
 PEERS = {
     "ours": Peer("Lightning Shards", "ours", "ours", *_OURS, packer="pack", reads="ours"),

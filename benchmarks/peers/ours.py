@@ -64,11 +64,9 @@ def crop(data: bytes, box: Box, size: int) -> Any:
     """Through the loader's own class, whose choice of a box is replaced by `box`."""
     import numpy as np
 
-    decode = project("decoding.decode")
-
-    fixed = type("Fixed", (decode.Crop,), {"box": lambda *_: box})
+    fixed = type("Fixed", (project("decoding.crop").Crop,), {"box": lambda *_: box})
     out = np.empty((size, size, 3), np.uint8)
-    fixed(size, flip=0)(decode.decode_image(data), None, out)
+    fixed(size, flip=0)(data, None, out)
     return out
 
 
@@ -76,8 +74,7 @@ def bare(data: Path, spec: Spec) -> Iterator[Any]:
     """Decode, crop, resize and flip files that are in memory, in a thread a core; nothing is read, ordered or kept."""
     import numpy as np
 
-    decode = project("decoding.decode")
-    crop = decode.Crop(spec.size, scale=CROP_SCALE)
+    crop = project("decoding.crop").Crop(spec.size, scale=CROP_SCALE)
     files = [path.read_bytes() for path in sorted(data.glob("*/*"))]
     random = np.random.default_rng(0)
     draws = random.random((1024, crop.draws))
@@ -90,7 +87,7 @@ def bare(data: Path, spec: Spec) -> Iterator[Any]:
         out = outs[number % len(outs)]
         for row in range(CHUNK):
             at = number * CHUNK + row
-            crop(decode.decode_image(files[order[at % len(files)]]), draws[at % len(draws)], out[row])
+            crop(files[order[at % len(files)]], draws[at % len(draws)], out[row])
         return out
 
     with ThreadPoolExecutor(spec.cores) as pool:

@@ -14,7 +14,7 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from {{cookiecutter.package_name}}.decoding import hashing
-from {{cookiecutter.package_name}}.decoding.decode import Crop
+from {{cookiecutter.package_name}}.decoding.crop import Crop
 from {{cookiecutter.package_name}}.loading.loader import Batch
 from {{cookiecutter.package_name}}.loading.sampler import TrainSampler
 from {{cookiecutter.package_name}}.training import augment

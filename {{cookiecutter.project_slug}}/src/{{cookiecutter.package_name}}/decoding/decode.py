@@ -1,27 +1,29 @@
-"""Bytes -> pixels and numbers: one sample at a time, in any thread (OpenCV releases the interpreter lock).
+"""Bytes -> pixels and numbers: one sample at a time, in any thread (the decoders release the interpreter lock).
 
-Only JPEG, PNG and WebP are decoded, recognised by their first bytes and not by their names. OpenCV turns EXIF
-orientation, grayscale, palette and alpha images into upright RGB.
+Only JPEG, PNG and WebP are decoded, recognised by their first bytes and not by their names. simplejpeg (libjpeg-turbo)
+decodes JPEGs into memory that each thread keeps, for fresh memory costs as much as a good part of the decoding, and no
+more rows than are wanted. OpenCV has the rest: it turns EXIF orientation, CMYK, palette and alpha into upright RGB.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))  # 134 megapixels: a bomb fails instead of filling RAM
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # what is damaged is told in our own words
-import cv2
+from ..shards.image import MAX_PIXELS, Frame, image_format, read_frame
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+KEPT_BYTES = 16 << 20  # of a thread's memory for one purpose
+EDGE = 8  # rows beyond those wanted: chroma is interpolated from the rows around
 Pixels = NDArray[np.uint8]
 
 
@@ -29,13 +31,62 @@ class DecodeError(Exception):
     """A sample's bytes are no picture or no target: the row is masked and a line goes to `skipped/`."""
 
 
-def decode_image(data: bytes) -> Pixels:
-    """Decode a JPEG, PNG or WebP file into RGB, uint8 (height, width, 3). Raises DecodeError."""
-    if data[:3] == b"\xff\xd8\xff":
-        if data.rfind(b"\xff\xd9", -4096) < 0:  # the decoder would fill the missing rows with gray
-            raise DecodeError("the JPEG is cut short")
-    elif data[:8] != b"\x89PNG\r\n\x1a\n" and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+_kept = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, ...]) -> Pixels:
+    """An array of this thread, uint8, for use until it asks for `name` again; large ones are not kept."""
+    size = math.prod(shape)
+    array: Pixels | None = getattr(_kept, name, None)
+    if array is None or len(array) < size:
+        array = np.empty(size, np.uint8)
+        if size <= KEPT_BYTES:
+            setattr(_kept, name, array)
+    return array[:size].reshape(shape)
+
+
+def jpeg_frame(data: bytes) -> Frame | None:
+    """The frame of a JPEG file that `decode_jpeg` can decode; None for an image that is left to OpenCV.
+
+    Raises DecodeError for what is cut short, too large, or no image.
+    """
+    kind = image_format(data)
+    if kind is None:
         raise DecodeError("is no JPEG, PNG or WebP image")
+    if kind != "jpg":
+        return None
+    if data.rfind(b"\xff\xd9", -4096) < 0:  # the decoder would fill the missing rows with gray
+        raise DecodeError("the JPEG is cut short")
+    frame = read_frame(data)
+    if not frame or frame.turned or frame.components not in (1, 3) or frame.process > 2 or frame.bits != 8:
+        return None
+    if frame.height * frame.width > MAX_PIXELS:
+        raise DecodeError(f"has {frame.width} x {frame.height} pixels, more than {MAX_PIXELS:,} are not decoded")
+    return frame if frame.height and frame.width else None
+
+
+def decode_jpeg(data: bytes, frame: Frame, by: int, rows: int, keep: bool) -> Pixels | None:
+    """Decode the first `rows` of a JPEG's rows, or a few more, at 1/`by` (1, 2, 4 or 8) of its size.
+
+    Returns RGB, uint8 (H, W, 3); with `keep` false it is valid until this thread decodes another. None where OpenCV
+    must try, which is less strict.
+    """
+    height = frame.height
+    if frame.one_scan and rows + EDGE * by < height:  # a smaller height in the header ends the decoding there
+        height = rows + EDGE * by
+        data = b"".join((data[: frame.at], height.to_bytes(2, "big"), data[frame.at + 2 :]))
+    shape = (-(-height // by), -(-frame.width // by), 3)
+    wanted = {"min_height": shape[0], "min_width": shape[1]} if by > 1 else {}
+    buffer = np.empty(shape, np.uint8) if keep else scratch("decoded", shape)
+    try:  # what is left behind the last row is worth a warning; in several scans one may come before any row is there
+        image: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=not frame.one_scan, **wanted)
+    except ValueError:
+        return None
+    return image if image.shape == shape else None
+
+
+def decode_other(data: bytes) -> Pixels:
+    """Decode any image by OpenCV into RGB, uint8 (height, width, 3). Raises DecodeError."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -43,6 +94,13 @@ def decode_image(data: bytes) -> Pixels:
     if image is None:
         raise DecodeError("cannot be decoded: damaged")
     return image  # type: ignore[return-value]
+
+
+def decode_image(data: bytes) -> Pixels:
+    """Decode a JPEG, PNG or WebP file into RGB, uint8 (height, width, 3). Raises DecodeError."""
+    frame = jpeg_frame(data)
+    image = decode_jpeg(data, frame, 1, frame.height, keep=True) if frame else None
+    return decode_other(data) if image is None else image
 
 
 def target_decoder(task: str, targets: int) -> tuple[tuple[str, ...], Callable[[bytes], int | NDArray[np.float32]]]:
@@ -80,56 +138,3 @@ def target_decoder(task: str, targets: int) -> tuple[tuple[str, ...], Callable[[
         return values
 
     return ("json",), numbers
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Cut a square of `size` pixels out of an image.
-
-    In training: a random box whose share of the image lies in `scale` and whose width / height lies in `ratio`
-    (torchvision's RandomResizedCrop: ten tries, then the largest centred box), mirrored with probability `flip`. Else
-    the centred square of `center` times the shorter side.
-    """
-
-    size: int
-    scale: tuple[float, float] = (0.25, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    center: float = 0.875
-    tries: int = 10
-
-    @property
-    def draws(self) -> int:
-        """Random numbers that one training crop takes."""
-        return 1 + 4 * self.tries
-
-    def box(self, height: int, width: int, draws: NDArray[np.float64] | None) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the box, chosen by `draws` in [0, 1); None for the centred square."""
-        if draws is None:
-            side = max(1, round(self.center * min(height, width)))
-            return (height - side) // 2, (width - side) // 2, side, side
-        low, high = self.scale
-        log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for first in range(1, self.draws, 4):
-            scale, ratio, y, x = draws[first : first + 4].tolist()
-            area = (low + scale * (high - low)) * height * width
-            aspect = math.exp(log_low + ratio * (log_high - log_low))
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < w <= width and 0 < h <= height:
-                return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
-        h, w = min(height, round(width / self.ratio[0])), min(width, round(height * self.ratio[1]))
-        return (height - h) // 2, (width - w) // 2, h, w
-
-    def __call__(self, image: Pixels, draws: NDArray[np.float64] | None, out: Pixels) -> None:
-        """Write the crop of `image` (H, W, 3) into `out` (size, size, 3).
-
-        Linear interpolation up to a reduction of 1.25, area averaging beyond: the pair nearest to an antialiased
-        filter at its cost (see docs/performance.md of Lightning Shards).
-        """
-        top, left, h, w = self.box(image.shape[0], image.shape[1], draws)
-        region = image[top : top + h, left : left + w]
-        filter_ = cv2.INTER_AREA if max(h, w) > 1.25 * self.size else cv2.INTER_LINEAR
-        if draws is not None and draws[0] < self.flip:
-            cv2.flip(cv2.resize(region, (self.size, self.size), interpolation=filter_), 1, dst=out)
-        else:
-            cv2.resize(region, (self.size, self.size), dst=out, interpolation=filter_)

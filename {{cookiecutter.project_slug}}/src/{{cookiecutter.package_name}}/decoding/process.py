@@ -30,7 +30,8 @@ from ..fetching.cache import Cache
 from ..fetching.store import Store
 from ..shards.dataset import Dataset
 from ..shards.errors import RunError
-from .decode import IMAGE_FIELDS, Crop, Pixels, target_decoder
+from .crop import Crop
+from .decode import IMAGE_FIELDS, Pixels, target_decoder
 from .rows import PREFETCH, Decoder, Rows, Sampler, Turns
 
 SLOTS = PREFETCH + 1  # one is copied while the others are filled

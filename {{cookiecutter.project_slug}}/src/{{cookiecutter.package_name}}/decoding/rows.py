@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..fetching.store import Store
-from .decode import Crop, DecodeError, Pixels, decode_image, target_decoder
+from .crop import Crop
+from .decode import DecodeError, Pixels, target_decoder
 from .hashing import uniform
 
 PADDING = -1  # the id of a row that stands for no sample
@@ -166,7 +167,7 @@ class Decoder:
             try:
                 image, target = shard.read(place)
                 rows.targets[row] = self.decode_target(target)
-                self.crop(decode_image(image), None if draws is None else draws[row], pixels[row])
+                self.crop(image, None if draws is None else draws[row], pixels[row])
                 rows.valid[row] = True
             except (DecodeError, KeyError) as error:
                 where = {"shard": shard.name, "key": shard.keys[place], "offset": shard.offset(place)}

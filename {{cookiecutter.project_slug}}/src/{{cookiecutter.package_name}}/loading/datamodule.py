@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 
-from ..decoding.decode import Crop
+from ..decoding.crop import Crop
 from ..decoding.process import SLOTS, Job
 from ..fetching.cache import Cache
 from ..fetching.remote import open_dataset

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,8 +146,11 @@ class ShardLoader:
         if rows is None:
             return None
         pixels = process.pixels[rows.slot][: len(rows.ids)]
-        images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self._device is not None)
-        images.numpy()[:] = pixels
+        if self._device is None:  # fresh memory from NumPy comes in huge pages, and is filled several times as fast
+            images = torch.from_numpy(np.array(pixels))
+        else:
+            images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+            images.numpy()[:] = pixels
         process.free(rows.slot)
         keys = sample_keys(self.job.seed or 0, epoch, rows.ids)
         others = (torch.from_numpy(array) for array in (rows.targets, rows.ids, keys, rows.valid))

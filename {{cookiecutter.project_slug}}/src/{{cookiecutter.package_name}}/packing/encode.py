@@ -9,49 +9,26 @@ Transparency is dropped.
 
 from __future__ import annotations
 
-import os
-import re
+import cv2
+import numpy as np
 
-MAX_PIXELS = 2**27  # a bomb of 80,000 x 80,000 pixels must not take the machine's memory
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # OpenCV reads it when it is imported
-
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+from ..shards.image import MAX_PIXELS, image_format, is_turned, read_frame
 
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
 }
-# EXIF tag 0x0112, a SHORT, value 2 to 8, in both byte orders: the image is stored turned or mirrored
-_TURNED = re.compile(rb"\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0\0\0[\x02-\x08]\0")
-
-
-def _format(data: bytes) -> str:
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    raise ValueError("is no JPEG, PNG or WebP image" if data else "is empty")
 
 
 def _header(kind: str, data: bytes) -> tuple[int, int, bool]:
-    """Height, width (0 where unknown) and whether the pixels are 8-bit gray or three colours."""
+    """Height, width (0 where unknown) and whether the pixels are upright 8-bit gray or three colours."""
     if kind == "png":
-        plain = data[24:26] in (b"\x08\x00", b"\x08\x02")  # bit depth and colour type
+        plain = data[24:26] in (b"\x08\x00", b"\x08\x02") and not is_turned(data)  # bit depth, colour type
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"), plain
-    at = 2
-    while kind == "jpg" and at + 9 < len(data) and data[at] == 0xFF:  # segments up to the frame header (T.81, B.2.2)
-        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
-            height, width = (
-                int.from_bytes(data[at + 5 : at + 7], "big"),
-                int.from_bytes(data[at + 7 : at + 9], "big"),
-            )
-            return height, width, data[at + 9] in (1, 3)
-        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0, 0, True
+    if kind == "jpg" and (frame := read_frame(data)):
+        return frame.height, frame.width, frame.components in (1, 3) and not frame.turned
+    return 0, 0, kind == "webp" and not is_turned(data)
 
 
 def encode(data: bytes, short_side: int | None, quality: int) -> tuple[str, bytes]:
@@ -59,7 +36,9 @@ def encode(data: bytes, short_side: int | None, quality: int) -> tuple[str, byte
 
     Raises ValueError for what is damaged or no image.
     """
-    kind = _format(data)
+    kind = image_format(data)
+    if kind is None:
+        raise ValueError("is no JPEG, PNG or WebP image" if data else "is empty")
     height, width, plain = _header(kind, data)
     if height * width > MAX_PIXELS:
         raise ValueError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,} are not decoded")
@@ -75,7 +54,7 @@ def encode(data: bytes, short_side: int | None, quality: int) -> tuple[str, byte
     if image is None:
         raise ValueError("is damaged or cut short")
     smaller = short_side is not None and min(image.shape[:2]) > short_side
-    if short_side is None or not (smaller or not plain or _TURNED.search(data)):
+    if short_side is None or (plain and not smaller):
         return kind, data
     if short_side is not None and smaller:
         scale = short_side / min(image.shape[:2])

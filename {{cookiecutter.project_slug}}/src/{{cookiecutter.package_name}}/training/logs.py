@@ -10,14 +10,16 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import wandb
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..shards.dataset import write_durably
 from ..shards.errors import InputError
+
+if TYPE_CHECKING:  # a second of imports, for the runs that log to it
+    import wandb
 
 
 @dataclass
@@ -153,6 +155,8 @@ def _wandb(settings: LogSettings, folder: Path) -> Wandb:
 
 def _has_key() -> bool:
     """Whether W&B credentials are configured; asks nobody and contacts no server."""
+    import wandb
+
     try:
         return wandb.login(prompt=False, verify=False)
     except wandb.errors.Error as error:
@@ -173,7 +177,7 @@ def keep_identity(loggers: list[Logger], folder: Path, config: dict[str, Any]) -
 
 def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) -> None:
     """End the W&B run, if there is one, with the run's figures as its summary, and its report where it is online."""
-    run = wandb.run
+    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
     if run is None:
         return
     try:
@@ -188,6 +192,8 @@ def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) ->
 
 def keep_report(run: wandb.Run, report: Path) -> None:
     """Send the report as an artifact of the run; each attempt's is a version of it."""
+    import wandb
+
     artifact = wandb.Artifact(f"report-{run.id}", type="report")
     artifact.add_file(str(report))
     run.log_artifact(artifact)

@@ -16,7 +16,6 @@ from typing import Any
 import cv2
 import lightning as L
 import torch
-import wandb
 from torch import Tensor
 from torchmetrics import MetricCollection, SumMetric
 
@@ -138,6 +137,8 @@ class Pictures(L.Callback):
 
 def _shown(told: dict[str, Any]) -> dict[str, Any]:
     """What was found on a split, as W&B's images and charts."""
+    import wandb
+
     split = told["split"]
     shown: dict[str, Any] = {
         f"{split}/predictions": [
@@ -199,6 +200,8 @@ def _caption(example: dict[str, Any], names: list[str]) -> str:
 
 def _matrix_plot(counts: list[list[int]], names: list[str], split: str) -> Any:
     """W&B's own confusion matrix, from counts (actual, predicted)."""
+    import wandb
+
     rows = [[names[a], names[p], count] for a, row in enumerate(counts) for p, count in enumerate(row)]
     return wandb.plot_table(
         data_table=wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows),

@@ -1,0 +1,101 @@
+"""Bytes of an image file -> the square that the model sees: chooses a box, decodes what it needs of it, and resizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .decode import Pixels, decode_jpeg, decode_other, jpeg_frame, scratch
+
+# reductions up to which linear interpolation will do: as it is, of pixels that are blurred once, or twice
+LINEAR, TWICE, BLURRED = 1.25, 2.2, 3.0
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Cut a square of `size` pixels out of an image.
+
+    In training: a random box whose share of the image lies in `scale` and whose width / height lies in `ratio`
+    (torchvision's RandomResizedCrop: ten tries, then the largest centred box), mirrored with probability `flip`. Else
+    the centred square of `center` times the shorter side.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.25, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    center: float = 0.875
+    tries: int = 10
+
+    @property
+    def draws(self) -> int:
+        """Random numbers that one training crop takes."""
+        return 1 + 4 * self.tries
+
+    def box(self, height: int, width: int, draws: NDArray[np.float64] | None) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the box, chosen by `draws` in [0, 1); None for the centred square."""
+        if draws is None:
+            side = max(1, round(self.center * min(height, width)))
+            return (height - side) // 2, (width - side) // 2, side, side
+        low, high = self.scale
+        log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for first in range(1, self.draws, 4):
+            scale, ratio, y, x = draws[first : first + 4].tolist()
+            area = (low + scale * (high - low)) * height * width
+            aspect = math.exp(log_low + ratio * (log_high - log_low))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
+        h, w = min(height, round(width / self.ratio[0])), min(width, round(height * self.ratio[1]))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def __call__(self, data: bytes, draws: NDArray[np.float64] | None, out: Pixels) -> None:
+        """Write the crop of the image file `data` into `out`, uint8 (size, size, 3). Raises DecodeError.
+
+        A JPEG is decoded at 1/2, 1/4 or 1/8 where no side of the box gets smaller than `out` by that; its edges are
+        rounded accordingly.
+        """
+        image, by = None, 1
+        if frame := jpeg_frame(data):
+            box = self.box(frame.height, frame.width, draws)
+            by = next((by for by in (8, 4, 2) if by * self.size <= min(box[2:])), 1)
+            image = decode_jpeg(data, frame, by, box[0] + box[2], keep=False)
+        if image is None:
+            image, by = decode_other(data), 1
+            box = self.box(image.shape[0], image.shape[1], draws)
+        top, left, h, w = box
+        top, left, bottom, right = ((edge + by // 2) // by for edge in (top, left, top + h, left + w))
+        mirrored = draws is not None and draws[0] < self.flip
+        made = scratch("mirrored", out.shape) if mirrored else out
+        resize(image[top:bottom, left:right], made)
+        if mirrored:
+            cv2.flip(made, 1, dst=out)
+
+
+def resize(region: Pixels, out: Pixels) -> None:
+    """Resize `region` (H, W, 3) into `out` (h, w, 3), close to an antialiased bilinear filter, several times as fast.
+
+    That filter is a triangle of half the width r, the reduction; linear interpolation is one of half the width 1. After
+    a blur whose variance makes up for the difference, (r^2 - 1) / 6, it is nearly the same, and exactly so at r = 2.
+    """
+    reductions = [have / want for have, want in zip(region.shape[:2], out.shape[:2], strict=True)]
+    interpolation = cv2.INTER_AREA if max(reductions) > BLURRED else cv2.INTER_LINEAR
+    if LINEAR < max(reductions) <= BLURRED:
+        down, across = map(_blur, reductions)
+        blurred = scratch("blurred", region.shape)
+        cv2.sepFilter2D(region, -1, across, down, dst=blurred, borderType=cv2.BORDER_REPLICATE)
+        region = blurred
+    cv2.resize(region, (out.shape[1], out.shape[0]), dst=out, interpolation=interpolation)
+
+
+def _blur(reduction: float) -> NDArray[np.float32]:
+    """Weights of 3 pixels, or 5 where 3 would let the finest patterns through."""
+    variance = max(0.0, reduction**2 - 1) / 6
+    times = 1 if reduction <= TWICE else 2
+    weight = variance / times / 2
+    once = np.array([weight, 1 - 2 * weight, weight], np.float32)
+    return once if times == 1 else np.convolve(once, once)
