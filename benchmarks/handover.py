@@ -5,7 +5,8 @@
 
 - threads: the project's decoder, run by threads of the trainer's process.
 - threads, 0.1 ms: the same, with an interpreter that switches threads 50 times as often.
-- process: the project's loader as it is: the same threads in a process of their own, and shared memory.
+- process: the same threads in a process of their own, and shared memory.
+- processes: the project's loader as it is: as many processes with a thread each, which take turns.
 - workers: torch's DataLoader with one worker process a core, over the same reading and decoding.
 - spdl: SPDL's pipeline of threads (a batch each) in the trainer's process, over the same, where spdl-core is installed.
 
@@ -78,13 +79,17 @@ def in_quick_threads(dataset: str, batch: int, cores: int) -> Iterator[Any]:
         sys.setswitchinterval(before)
 
 
-def in_process(dataset: str, batch: int, cores: int) -> Iterator[Any]:
+def in_process(dataset: str, batch: int, cores: int, processes: int = 1) -> Iterator[Any]:
     loading = package("loading.loader")
-    job, rows = job_and_rows(dataset, batch, cores)
-    loader = loading.ShardLoader(job, rows, loading.SkipLog(None, 0))
+    job, rows = job_and_rows(dataset, batch, cores // processes)
+    loader = loading.ShardLoader(job, rows, loading.SkipLog(None, 0), processes=processes)
     for epoch in range(1 << 30):
         rows.set_epoch(epoch)
         yield from loader
+
+
+def in_processes(dataset: str, batch: int, cores: int) -> Iterator[Any]:
+    yield from in_process(dataset, batch, cores, processes=cores)
 
 
 class _Rows(torch.utils.data.Dataset[Any]):
@@ -139,6 +144,7 @@ WAYS: dict[str, Callable[[str, int, int], Iterator[Any]]] = {
     "threads": in_threads,
     "threads, 0.1 ms": in_quick_threads,
     "process": in_process,
+    "processes": in_processes,
     "workers": in_workers,
     "spdl": in_spdl,
 }

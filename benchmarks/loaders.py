@@ -10,7 +10,8 @@ of the time, as uint8, from files in the page cache. Loaders that are not instal
     500       photos of 500 x 375 pixels
     256short  the same photos, made smaller to a shorter side of 256 pixels (what `pack` does)
     256long   the same photos, made smaller to a longer side of 256 pixels (as FFCV does)
-    28 32 64  squares of so many pixels, PNG
+    28, 32    squares of so many pixels, PNG
+    64        squares of 64 pixels, JPEG as in Tiny ImageNet; 64png: the same as PNG
 """
 
 from __future__ import annotations
@@ -36,7 +37,15 @@ import report
 from peers import PEERS, Spec
 from pixel_error import FILTERS
 
-CASES = {"500": 224, "256short": 224, "256long": 224, "28": 28, "32": 32, "64": 64}  # and the side of their crops
+CASES = {
+    "500": 224,
+    "256short": 224,
+    "256long": 224,
+    "28": 28,
+    "32": 32,
+    "64": 64,
+    "64png": 64,
+}  # and the side of their crops
 # whose versions are noted with the figures
 LIBRARIES = ["torch", "torchvision", "pillow", "opencv-python-headless", "simplejpeg", "numpy", "numba", "ffcv"]
 LIBRARIES += ["spdl-io", "nvidia-dali-cuda130", "litdata", "mosaicml-streaming", "webdataset"]

@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 500, 375
 BYTES = (75_000, 110_000)  # of a photo, as in ImageNet
 QUALITIES = (95, 97, 92, 98, 90)  # tried in this order until a photo has so many bytes
 IMAGES = {"500": 4_000, "256short": 16_000, "256long": 32_000}  # of an epoch, at least
-IMAGES |= {"28": 32_000, "32": 32_000, "64": 32_000}
+IMAGES |= {"28": 32_000, "32": 32_000, "64": 32_000, "64png": 32_000}
 Pixels = NDArray[np.uint8]
 
 
@@ -72,19 +72,23 @@ def _long_side(data: bytes) -> tuple[str, bytes]:
     return "jpg", cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
 
 
-def _tiny(data: bytes, size: int) -> tuple[str, bytes]:
+def _square(data: bytes, size: int, kind: str) -> tuple[str, bytes]:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     side = min(image.shape[:2])
     image = cv2.resize(image[:side, :side], (size, size), interpolation=cv2.INTER_AREA)
-    return "png", cv2.imencode(".png", image)[1].tobytes()
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY] if kind == "jpg" else []
+    return kind, cv2.imencode(f".{kind}", image, options)[1].tobytes()
 
 
 MAKERS: dict[str, Callable[[bytes], tuple[str, bytes]]] = {
     "500": lambda data: ("jpg", data),
     "256short": _short_side,
     "256long": _long_side,
-    **{str(size): partial(_tiny, size=size) for size in (28, 32, 64)},
+    "28": partial(_square, size=28, kind="png"),
+    "32": partial(_square, size=32, kind="png"),
+    "64": partial(_square, size=64, kind="jpg"),
+    "64png": partial(_square, size=64, kind="png"),
 }
 
 

@@ -1,14 +1,15 @@
 """The tables and the picture of docs/performance.md, from the figures of loaders.py.
 
-python benchmarks/report.py build/loaders.json    # docs/results/loaders.json, docs/loaders.svg, docs/performance.md
+python benchmarks/report.py build/loaders.json [MORE.json]    # docs/results/, docs/loaders.svg, docs/performance.md
+
+Cases of several runs on one machine are put together; the figures are kept in docs/results/loaders.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import shutil
-import sys
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ TITLES = {
     "500": "photos of 500 x 375 pixels",
     "256short": "packed at a shorter side of 256 pixels",
     "256long": "packed at a longer side of 256 pixels",
-    **{size: f"squares of {size} pixels" for size in ("28", "32", "64")},
+    "28": "squares of 28 pixels, PNG",
+    "32": "squares of 32 pixels, PNG",
+    "64": "squares of 64 pixels, JPEG",
+    "64png": "squares of 64 pixels, PNG",
 }
 BAR, LEFT, WIDTH = 22, 230, 820  # of the picture: height of a line, where bars begin, all of it
 
@@ -95,11 +99,13 @@ def picture(results: dict[str, Any]) -> str:
     return f'{head} font-size="14">\n  {body}\n</svg>\n'
 
 
-def main(figures: Path, docs: Path = DOCS) -> None:
-    results = json.loads(figures.read_text())
-    kept = docs / "results" / "loaders.json"
-    if figures.resolve() != kept:
-        shutil.copyfile(figures, kept)
+def main(figures: list[Path], docs: Path) -> None:
+    results, *others = (json.loads(path.read_text()) for path in figures)
+    for other in others:
+        if other["machine"] != results["machine"]:
+            raise SystemExit("these figures are of different machines or versions: measure them again on one")
+        results["cases"] += other["cases"]
+    (docs / "results" / "loaders.json").write_text(json.dumps(results, indent=1) + "\n")
     (docs / "loaders.svg").write_text(picture(results))
     block = "\n".join(["<!-- loaders -->", conditions(results), "", *map(table, results["cases"])]) + "<!-- end -->"
     page = docs / "performance.md"
@@ -107,4 +113,8 @@ def main(figures: Path, docs: Path = DOCS) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figures", type=Path, nargs="+", help="what loaders.py wrote")
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    arguments = parser.parse_args()
+    main(arguments.figures, arguments.docs)

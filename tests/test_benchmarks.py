@@ -57,7 +57,8 @@ def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> No
     docs = tmp_path / "docs"
     (docs / "results").mkdir(parents=True)
     (docs / "performance.md").write_text("before\n<!-- loaders -->\nstale\n<!-- end -->\nbehind\n")
-    succeed([python_of(project), str(ROOT / "benchmarks/report.py"), str(tmp_path / "loaders.json"), str(docs)], ROOT)
+    command = [python_of(project), str(ROOT / "benchmarks/report.py"), str(tmp_path / "loaders.json")]
+    succeed([*command, "--docs", str(docs)], ROOT)
     page = (docs / "performance.md").read_text()
     assert page.startswith("before\n") and page.endswith("\nbehind\n") and "stale" not in page
     assert f"| {case['rows'][1]['median']:,} |" in page

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import subprocess
+import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +227,29 @@ def test_a_dataset_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
         Dataset.open(root)
     with pytest.raises(InputError, match="no packed dataset"):
         Dataset.open(tmp_path / "nowhere")
+
+
+def test_sidecars_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
+    """CPython 3.11 fails in NumPy's parser where threads take turns in it, as a garbage collection may make them."""
+    (tmp_path / "a.tar").write_bytes(tar_of({f"{n}.cls": b"0" for n in range(3)}))
+    index, sidecar = ShardIndex.build(tmp_path / "a.tar"), tmp_path / "a.tar.index"
+    index.save(sidecar)
+
+    def load(depth: int) -> ShardIndex | None:
+        return load(depth - 1) if depth else ShardIndex.load(sidecar)
+
+    def switch(*_: object) -> None:
+        time.sleep(0)
+
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-5)
+    gc.set_threshold(50)
+    gc.callbacks.append(switch)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(load, [0, 1, 2, 3] * 100))
+    finally:
+        gc.callbacks.remove(switch)
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
+    assert all(read is not None and read.keys == index.keys for read in found)

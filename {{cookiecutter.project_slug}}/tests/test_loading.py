@@ -205,6 +205,18 @@ def test_batches_that_do_not_divide_name_sizes_that_do(dataset: Path) -> None:
     assert data.split_batch(2) == (1, 5)
 
 
+def test_threads_are_spread_over_a_few_processes(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a few KB have a process a thread; behind a URL there is one process."""
+    data = ShardDataModule(path=str(dataset), global_batch_size=8, workers=16)
+    assert data.decoders(1) == (4, 1)
+    monkeypatch.setattr("{{cookiecutter.package_name}}.loading.datamodule.SMALL", 0)
+    wanted = {1: (1, 1), 2: (2, 1), 4: (4, 1), 5: (3, 2), 6: (3, 2), 8: (4, 2), 16: (4, 4), 32: (4, 8)}
+    for data.workers, processes in wanted.items():
+        assert data.decoders(1) == processes
+    object.__setattr__(data.dataset, "root", "https://localhost/d")
+    assert data.decoders(1) == (1, 32)
+
+
 def test_the_place_holds_nothing_of_this_hardware(dataset: Path) -> None:
     data = ShardDataModule(path=str(dataset), global_batch_size=8)
     data.advance()

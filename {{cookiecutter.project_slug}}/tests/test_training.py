@@ -192,8 +192,8 @@ def test_metrics_file_takes_new_columns_and_goes_on(tmp_path: Path) -> None:
 MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside the standard library
     "shards": ({"shards"}, {"numpy"}),
     "packing": (
-        {"shards", "fetching", "packing"},
-        {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "webdataset"},
+        {"shards", "fetching", "decoding", "packing"},
+        {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "simplejpeg", "webdataset"},
     ),
     "reporting": ({"shards", "costs", "reporting"}, {"numpy", "jinja2", "matplotlib", "rich", "yaml"}),
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),

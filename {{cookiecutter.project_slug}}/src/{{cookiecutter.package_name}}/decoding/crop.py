@@ -77,7 +77,7 @@ class Crop:
 
 
 def resize(region: Pixels, out: Pixels) -> None:
-    """Resize `region` (H, W, 3) into `out` (h, w, 3), close to an antialiased bilinear filter, several times as fast.
+    """Resize `region` (H, W, 3) or (H, W) into `out`, close to an antialiased bilinear filter, several times as fast.
 
     That filter is a triangle of half the width r, the reduction; linear interpolation is one of half the width 1. After
     a blur whose variance makes up for the difference, (r^2 - 1) / 6, it is nearly the same, and exactly so at r = 2.

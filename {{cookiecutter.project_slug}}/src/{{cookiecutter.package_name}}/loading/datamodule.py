@@ -25,7 +25,7 @@ from .sampler import EvalSampler, TrainSampler
 
 WINDOW_BYTES = 4 << 30
 SMALL = 8192  # bytes of an image on average
-MOST_PROCESSES = 4  # for small images: each hands out tens of thousands a second
+MOST_PROCESSES = 4  # that take turns: each hands out thousands of images a second, of small ones tens of thousands
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -37,7 +37,7 @@ class ShardDataModule(L.LightningDataModule):
         micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
             Where it is smaller, gradients are accumulated.
         image_size: side of the squares that the model sees, in pixels.
-        workers: decoding threads a device (for images of a few KB up to four processes); null: CPU cores / devices.
+        workers: decoding threads a device, in up to four processes; null: CPU cores / devices.
         seed: of the order and of all random crops.
         fraction: share of the training samples to use; the same samples in every epoch.
         window_samples: samples that are mixed with each other at a time.
@@ -119,15 +119,21 @@ class ShardDataModule(L.LightningDataModule):
     def decoders(self, devices: int) -> tuple[int, int]:
         """(processes, threads of each) that decode for each of `devices` on this host.
 
-        Images of a few KB take less time to decode than Python takes around it, so threads of one process would wait
-        for each other's interpreter lock: these have processes. Behind a URL there is one: several, which are not
-        quite at the same place, would fetch shards again where the cache is as small as it may be.
+        Threads of one process wait for each other's interpreter lock: beyond four of them that costs more than a
+        process, and for images of a few KB, which take less time to decode than Python takes around it, with two.
+        Behind a URL there is one process: several, which are not quite at the same place, would fetch shards again
+        where the cache is as small as it may be.
         """
         workers = self.workers or max(1, len(os.sched_getaffinity(0)) // devices)
-        small = sum(shard.bytes for shard in self.dataset.splits["train"]) < SMALL * self.dataset.samples("train")
-        if not small:
-            return 1, workers
-        return (1 if isinstance(self.dataset.root, str) else min(workers, MOST_PROCESSES)), 1
+        most = 1 if isinstance(self.dataset.root, str) else MOST_PROCESSES
+        if self._small:
+            return min(workers, most), 1
+        threads = -(-workers // most)
+        return -(-workers // threads), threads
+
+    @property
+    def _small(self) -> bool:
+        return sum(shard.bytes for shard in self.dataset.splits["train"]) < SMALL * self.dataset.samples("train")
 
     def progress(self, epochs: int) -> float:
         """Share of a training of `epochs` epochs that is done, 0..1: what schedules follow."""
@@ -221,12 +227,12 @@ class ShardDataModule(L.LightningDataModule):
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
         assert self.trainer is not None
         trainer, (processes, threads) = self.trainer, self.decoders(self.trainer.num_devices)
+        if split != "train":  # it is read once in a while, and each process has memory of its own
+            processes, threads = 1, 1 if self._small else processes * threads
         log = Path(trainer.default_root_dir) / "skipped" / f"rank-{trainer.global_rank}.jsonl"
         skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / trainer.world_size)
         job = Job(self.dataset, split, self.crop, sampler.micro, seed, threads, self._cache)
-        self._loaders[split] = ShardLoader(
-            job, sampler, skipped, trainer.strategy.root_device, processes if split == "train" else 1
-        )
+        self._loaders[split] = ShardLoader(job, sampler, skipped, trainer.strategy.root_device, processes)
         return self._loaders[split]
 
 

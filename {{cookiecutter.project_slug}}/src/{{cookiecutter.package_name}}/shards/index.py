@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -117,6 +118,10 @@ def walk(file: BinaryIO) -> Iterator[Member]:
             yield Member(name, data, size, zlib.crc32(block))
 
 
+# NumPy parses headers by `ast`, in which CPython 3.11 fails now and then where threads take turns (gh-106905).
+_parsing = threading.Lock()
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """The samples of one shard: N samples with F fields.
@@ -209,7 +214,8 @@ class ShardIndex:
     def load(cls, path: Path) -> ShardIndex | None:
         """Read a sidecar; None where it is missing, damaged or of another version: it is made anew then."""
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            content = io.BytesIO(path.read_bytes())
+            with _parsing, np.load(content, allow_pickle=False) as arrays:
                 if int(arrays["version"]) != SIDECAR_VERSION:
                     return None
                 blob, ends = arrays["keys"].tobytes(), arrays["key_ends"].tolist()
