@@ -67,10 +67,11 @@ def conditions(results: dict[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     others = max(row["others"] for case in results["cases"] for row in case["rows"])
+    rounds = sorted({len(row["rates"]) for case in results["cases"] for row in case["rows"]})
     return (
         f"{machine['cores']} cores of an {machine['processor']}, Python {machine['python']}, {versions}. "
-        f"{results['rounds']} rounds of {results['seconds']:g} s each; other programs used at most {others:.0%} of the"
-        " machine meanwhile."
+        f"{' or '.join(map(str, rounds))} rounds of {results['seconds']:g} s each; other programs used at most"
+        f" {others:.0%} of the machine meanwhile."
     )
 
 
