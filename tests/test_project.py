@@ -62,7 +62,7 @@ def beside(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         )
 
         def said() -> str:
-            status = process.wait(timeout=900)
+            status = process.wait(timeout=1800)
             log.seek(0)
             text = log.read()
             assert status == 0, text[-8000:]
@@ -75,7 +75,7 @@ def beside(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def test_default_project_passes_its_own_tests(project: Path, beside: object) -> None:
     ignored = " ".join(f"--ignore=tests/test_{name}.py" for name in WAITING)
-    print(closing_line(succeed("make test", project, timeout=900, env={"PYTEST_ADDOPTS": ignored})))
+    print(closing_line(succeed("make test", project, timeout=1800, env={"PYTEST_ADDOPTS": ignored})))
 
 
 def test_default_project_passes_its_own_lint(project: Path) -> None:

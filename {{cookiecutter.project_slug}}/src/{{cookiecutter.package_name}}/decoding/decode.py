@@ -68,6 +68,7 @@ def jpeg_frame(data: bytes) -> Frame | None:
 def decode_jpeg(data: bytes, frame: Frame, by: int, rows: int, keep: bool) -> Pixels | None:
     """Decode the first `rows` of a JPEG's rows, or a few more, at 1/`by` (1, 2, 4 or 8) of its size.
 
+    With `by` above 1 the image must have 8 x `by` pixels on each side: its scale is chosen by the size that comes out.
     Returns RGB, uint8 (H, W, 3); with `keep` false it is valid until this thread decodes another. None where OpenCV
     must try, which is less strict.
     """
