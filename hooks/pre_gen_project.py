@@ -35,7 +35,7 @@ INSTALLED = words(
     """
     absl aiohappyeyeballs aiohttp aiosignal albumentations annotated_types anyio array_api_compat arrow
     ast_serialize attr attrs av boto3 botocore braceexpand bs4 cachetools certifi cffi charset_normalizer
-    click cloudpickle coreweave_evaluations cuda cv2 cycler dask datasets dateutil deeplake deepspeed
+    click cloudpickle coreweave_evaluations cuda cv2 cycler dask datasets dateutil deeplake deepspeed deflate
     distro dns docker docstring_parser einops example execnet fairscale fastapi ffcv filelock flask
     fontTools frozenlist fsspec functorch gcsfs git gitdb google grpc h11 h5py httpcore httpx
     huggingface_hub hydra hypothesis idna imageio importlib_metadata iniconfig IPython isympy jax jinja2

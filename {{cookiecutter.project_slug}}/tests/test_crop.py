@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from {{cookiecutter.package_name}}.decoding.crop import Crop, resize
 from {{cookiecutter.package_name}}.decoding.decode import DecodeError, decode_image, decode_jpeg, jpeg_frame, scratch
+from {{cookiecutter.package_name}}.decoding.png import unpack
 from {{cookiecutter.package_name}}.shards.image import Frame, read_frame
 
 from .conftest import picture
@@ -45,6 +47,45 @@ def test_all_kinds_of_images_come_out_upright_and_in_rgb() -> None:
     assert np.abs(webp.mean((0, 1)) - picture(0).mean((0, 1))).max() < 12
     deep = decode_image(variant(lambda x: x.astype(np.uint16) * 257))
     assert deep.dtype == np.uint8 and np.array_equal(deep, picture(0))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]),
+    shape=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    level=st.integers(0, 9),
+    opencv=st.booleans(),  # it writes chunks of 8 KB, PIL of 64
+    seed=st.integers(0, 99),
+)
+def test_an_unpacked_png_is_the_same_image(
+    mode: str, shape: tuple[int, int], level: int, opencv: bool, seed: int
+) -> None:
+    file, pixels = io.BytesIO(), Image.fromarray(image(seed, *shape))
+    if opencv:
+        file.write(cv2.imencode(".png", image(seed, *shape), [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes())
+    elif mode == "I;16":
+        Image.fromarray(image(seed, *shape)[:, :, 0].astype(np.uint16) * 257).save(file, "png")
+    else:
+        pixels.convert(mode).save(file, "png", compress_level=level)
+    data = file.getvalue()
+    unpacked = unpack(data)
+    assert unpacked is not data and unpacked[unpacked.index(b"IDAT") + 4 :][:2] == b"\x78\x01"
+    for reader in (lambda png: Image.open(io.BytesIO(png)), lambda png: cv2.imdecode(np.frombuffer(png, np.uint8), 1)):
+        assert np.array_equal(np.asarray(reader(unpacked)), np.asarray(reader(data)))
+
+
+def test_pngs_that_cannot_be_unpacked_stay_as_they_are() -> None:
+    data = variant(lambda x: x)
+    broken = bytearray(data)
+    broken[data.index(b"IDAT") + 20] ^= 1
+    interlaced = bytearray(data)
+    interlaced[28] = 1
+    larger = bytearray(data)
+    larger[20] = 1  # 16 million rows more than there are
+    for bad in (bytes(broken), bytes(interlaced), bytes(larger), data[:40], data[:20], data.replace(b"IDAT", b"IDAX")):
+        assert unpack(bad) is bad
+    with pytest.raises(DecodeError):
+        decode_image(bytes(larger))
 
 
 def test_jpegs_that_are_turned_or_cmyk_are_left_to_opencv(tmp_path: Path) -> None:
@@ -238,6 +279,7 @@ PLAIN, PROGRESSIVE, OTHER = (
     change=st.sampled_from(["flip", "fill", "cut", "insert"]),
     seed=st.integers(0, 1 << 16),
 )
+@example(data=PLAIN, place=0.28125, change="fill", seed=0)  # a warning, then an error, before the first row
 def test_damage_is_a_decode_error_or_a_picture_of_its_own(data: bytes, place: float, change: str, seed: int) -> None:
     """Never another error, and never pixels that an image before has left in memory."""
     at, noise = int(place * len(data)), np.random.default_rng(seed).bytes(64)

@@ -197,7 +197,7 @@ MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside 
     ),
     "reporting": ({"shards", "costs", "reporting"}, {"numpy", "jinja2", "matplotlib", "rich", "yaml"}),
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),
-    "decoding": ({"shards", "fetching", "decoding"}, {"numpy", "cv2", "simplejpeg"}),
+    "decoding": ({"shards", "fetching", "decoding"}, {"numpy", "cv2", "deflate", "simplejpeg"}),
     "loading": ({"shards", "fetching", "decoding", "loading"}, {"numpy", "torch", "lightning"}),
     "costs": ({"shards", "costs"}, {"pynvml", "yaml"}),
     "forecasting": (

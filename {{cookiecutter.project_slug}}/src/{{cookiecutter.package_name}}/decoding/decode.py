@@ -2,7 +2,8 @@
 
 Only JPEG, PNG and WebP are decoded, recognised by their first bytes and not by their names. simplejpeg (libjpeg-turbo)
 decodes JPEGs into memory that each thread keeps, for fresh memory costs as much as a good part of the decoding, and no
-more rows than are wanted. OpenCV has the rest: it turns EXIF orientation, CMYK, palette and alpha into upright RGB.
+more rows than are wanted. OpenCV has the rest: it turns EXIF orientation, CMYK, palette and alpha into upright RGB;
+libdeflate unpacks PNGs for it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from ..shards.image import MAX_PIXELS, Frame, image_format, read_frame
+from .png import unpack
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 KEPT_BYTES = 16 << 20  # of a thread's memory for one purpose
 EDGE = 8  # rows beyond those wanted: chroma is interpolated from the rows around
+MARK = [1, 254, 1]  # a last pixel that nothing was written over; as an image's own it only makes OpenCV try
 Pixels = NDArray[np.uint8]
 
 
@@ -79,15 +82,18 @@ def decode_jpeg(data: bytes, frame: Frame, by: int, rows: int, keep: bool) -> Pi
     shape = (-(-height // by), -(-frame.width // by), 3)
     wanted = {"min_height": shape[0], "min_width": shape[1]} if by > 1 else {}
     buffer = np.empty(shape, np.uint8) if keep else scratch("decoded", shape)
+    buffer[-1, -1] = MARK  # not strict, an error after a warning goes unsaid and leaves the rows behind it as they were
     try:  # what is left behind the last row is worth a warning; in several scans one may come before any row is there
         image: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=not frame.one_scan, **wanted)
     except ValueError:
         return None
-    return image if image.shape == shape else None
+    return image if image.shape == shape and image[-1, -1].tolist() != MARK else None
 
 
 def decode_other(data: bytes) -> Pixels:
     """Decode any image by OpenCV into RGB, uint8 (height, width, 3). Raises DecodeError."""
+    if image_format(data) == "png":
+        data = unpack(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
