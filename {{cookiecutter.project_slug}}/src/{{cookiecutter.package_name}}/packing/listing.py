@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..shards.errors import InputError
 
@@ -46,13 +46,14 @@ class Listing:
         self.about: dict[str, Any] = json.loads((folder / "about.json").read_bytes())
         self.task: str = self.about["task"]
         self.names: list[str] = self.about["names"]
-        self.splits: NDArray[np.int8] = np.memmap(folder / "splits", np.int8, "r")
-        self.values = np.memmap(folder / "values", np.float64 if self.task == "regression" else np.int32, "r")
-        self.value_ends = np.memmap(folder / "value_ends", np.int64, "r")
-        self._paths, self._ends = (
-            np.memmap(folder / "paths", np.uint8, "r"),
-            np.memmap(folder / "ends", np.int64, "r"),
-        )
+
+        def column(name: str, dtype: DTypeLike) -> NDArray[Any]:
+            return np.asarray(np.memmap(folder / name, dtype, "r"))  # of which a slice costs a third
+
+        self.splits: NDArray[np.int8] = column("splits", np.int8)
+        self.values = column("values", np.float64 if self.task == "regression" else np.int32)
+        self.value_ends, self._ends = column("value_ends", np.int64), column("ends", np.int64)
+        self._paths = column("paths", np.uint8)
         self._root = Path(self.about["root"])
         if self._root.is_file():
             self._zip = os.open(self._root, os.O_RDONLY)
@@ -72,11 +73,13 @@ class Listing:
         """The image file's bytes. Raises OSError or ValueError where it is missing or damaged."""
         path = self.about["lead"] + self.path(item)
         if self._root.is_dir():
-            with (self._root / path).open("rb") as file:
-                data = file.read(_MAX_BYTES + 1)
+            with (self._root / path).open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                data = file.readall() if size <= _MAX_BYTES else b""  # read(size at most) would take that much memory
         else:
             data = self._read_member(path)
-        if len(data) > _MAX_BYTES:
+            size = len(data)
+        if size > _MAX_BYTES:
             raise ValueError(f"is larger than {_MAX_BYTES >> 20} MB")
         return data
 

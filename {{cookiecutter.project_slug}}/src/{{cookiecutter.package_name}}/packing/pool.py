@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -68,13 +69,16 @@ class Pool:
     def tasks(self, sizes: Mapping[str, int], shard_bytes: int) -> list[Task]:
         """The shards: about equal in size, judged by the first 48 images to train on."""
         items = np.load(self.work / "train.npy", mmap_mode="r")[:48].tolist()
-        sample_bytes, error = self.submit(estimate, items).result()
+        shares = [items[first :: self.workers] for first in range(self.workers)]  # so that all processes start
+        tried = [self.submit(estimate, share) for share in shares]
+        sizes_and_errors = zip(*(future.result() for future in tried), strict=True)
+        sample_bytes, errors = (list(chain.from_iterable(found)) for found in sizes_and_errors)
         if not sample_bytes:
-            raise InputError(f"not one of {len(items)} images tried can be read; the first: {error}")
+            raise InputError(f"not one of {len(items)} images tried can be read; the first: {errors[0]}")
         tasks = []
         for split, size in sizes.items():
             least = min(MIN_SHARDS, size // 64) if split == "train" else 1
-            count = max(1, least, round(size * sample_bytes / shard_bytes))
+            count = max(1, least, round(size * fmean(sample_bytes) / shard_bytes))
             tasks += [Task(split, n, size * n // count, size * (n + 1) // count) for n in range(count)]
         return tasks
 

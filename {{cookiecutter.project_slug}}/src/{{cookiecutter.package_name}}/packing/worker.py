@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import deflate
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +31,8 @@ from ..shards.dataset import Shard, fsync_folder, write_durably
 from ..shards.index import ShardIndex
 from .encode import encode
 from .listing import Listing
+
+WRITE_BYTES = 1 << 20  # at a time
 
 
 class Task(NamedTuple):
@@ -52,7 +55,7 @@ class Task(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a worker tells about a finished shard: the items (N,) in it, 64-bit hashes (N,) of their files."""
+    """What a worker tells about a finished shard: the items (N,) in it, 64-bit checksums (N,) of their files."""
 
     shard: Shard
     damaged: list[dict[str, str]]  # path, split, error
@@ -98,10 +101,11 @@ def _end_with_parent() -> None:
 
 
 def _sample(item: int, place: int) -> tuple[dict[str, bytes], int]:
-    """Members of one sample, and a 64-bit hash of its file. Raises OSError or ValueError for damage."""
+    """Members of one sample, and a 64-bit checksum of its file. Raises OSError or ValueError for damage."""
     data = _source.read(item)
     suffix, stored = encode(data, _worker.short_side, _worker.quality)
-    slug = re.sub(r"[^A-Za-z0-9_-]", "_", _source.path(item).rpartition(".")[0] or _source.path(item))[-60:]
+    path = _source.path(item)
+    slug = re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0] or path)[-60:]
     target = _source.target(item)
     fields = {suffix: stored}
     if _source.task == "single_label":
@@ -109,19 +113,19 @@ def _sample(item: int, place: int) -> tuple[dict[str, bytes], int]:
     else:
         fields["json"] = json.dumps({"labels" if _source.task == "multi_label" else "targets": target}).encode()
     members = {f"{place:08d}_{slug}.{field}": fields[field] for field in sorted(fields)}
-    return members, int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+    return members, deflate.crc32(data) << 32 | deflate.adler32(data)
 
 
-def estimate(items: list[int]) -> tuple[float, str]:
-    """Mean bytes of a sample in a tar; 0 and what is wrong with the first if none of `items` is an image."""
-    sizes, errors = [], []
+def estimate(items: list[int]) -> tuple[list[int], list[str]]:
+    """Bytes that the samples take in a tar, and what is wrong with those that are damaged."""
+    sizes, errors = list[int](), list[str]()
     for item in items:
         try:
             members, _ = _sample(item, 0)
             sizes.append(sum(len(_member(name, data)) for name, data in members.items()))
         except (OSError, ValueError) as error:
             errors.append(f"{_source.path(item)} {describe(error)}")
-    return (sum(sizes) / len(sizes), "") if sizes else (0.0, errors[0])
+    return sizes, errors
 
 
 def describe(error: OSError | ValueError) -> str:
@@ -129,11 +133,23 @@ def describe(error: OSError | ValueError) -> str:
     return f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
 
 
+def _blank_header() -> tuple[bytes, int]:
+    """As TarWriter writes it, without name and size, and the sum of its bytes while the place of the sum is blank."""
+    info = tarfile.TarInfo()
+    info.mode, info.uname, info.gname = 0o444, "bigdata", "bigdata"
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    return header, sum(header[:148]) + sum(header[156:]) + 8 * ord(" ")
+
+
+_HEADER, _HEADER_SUM = _blank_header()
+
+
 def _member(name: str, data: bytes) -> bytes:
-    """One file of a tar: header, content, padding."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"  # as TarWriter does
-    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+    """One file of a tar: header, content, padding. `name` is ASCII and not longer than 100."""
+    header, path, size = bytearray(_HEADER), name.encode("ascii"), b"%011o" % len(data)
+    header[: len(path)], header[124:135] = path, size
+    header[148:154] = b"%06o" % (_HEADER_SUM + sum(path) + sum(size) - 11 * ord("0"))
+    return b"".join((header, data, bytes(-len(data) % tarfile.BLOCKSIZE)))
 
 
 def write_shard(task: Task) -> None:
@@ -143,7 +159,7 @@ def write_shard(task: Task) -> None:
     order = np.load(_worker.work / f"{task.split}.npy", mmap_mode="r")
     kept, hashes, damaged, digest = list[int](), list[int](), list[dict[str, str]](), hashlib.sha256()
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb", WRITE_BYTES) as file:
             for place in range(task.first, task.last):
                 if _worker.stop.is_set():
                     return
