@@ -50,8 +50,8 @@ bench: bake $(BENCH_ENV)/ready  ## this loader beside others on the same images;
 # FFCV comes as source and needs Debian's g++ pkg-config libopencv-dev libturbojpeg0-dev; without it, the rest is compared.
 $(BENCH_ENV)/ready: benchmarks/requirements.txt | bake $(UV)
 	@$(UV) venv --quiet --clear --python 3.11 $(BENCH_ENV)
-	@$(UV) pip install --quiet --python $(BENCH_ENV) -r $(BAKE)/pyproject.toml -r benchmarks/requirements.txt
-	@$(UV) pip install --quiet --python $(BENCH_ENV) --no-build-isolation --no-deps ffcv || echo "FFCV could not be built" >&2
+	@$(UV) pip install --quiet --compile-bytecode --python $(BENCH_ENV) -r $(BAKE)/pyproject.toml -r benchmarks/requirements.txt
+	@$(UV) pip install --quiet --compile-bytecode --python $(BENCH_ENV) --no-build-isolation --no-deps ffcv || echo "FFCV could not be built" >&2
 	@touch $@
 
 # The project's own environment, with the photographs; other loaders take part where `make bench` has set them up.

@@ -4,9 +4,9 @@
     uv run python ../../benchmarks/pack_rate.py ../bench/PHOTOS --json ../../docs/results/pack_rate.json
 
 The limit's processes hold the files' bytes in memory and throw away what they make. `pack` lists, reads, checks for
-copies, and writes and syncs tars; it gets each photo eight times, for shards of some size. Both are measured in the same
-round; starting processes is left out of both, by the difference between packing all images and packing a few. Memory is
-that of the largest process.
+copies, and writes and syncs tars; it gets each photo eight times, for shards of some size. Both are measured in the
+same round; starting processes is left out of both, by the difference between packing all images and packing a few.
+Memory is that of the largest process.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+import {{cookiecutter.package_name}} as package
 import train
 from {{cookiecutter.package_name}}.training import run
 from {{cookiecutter.package_name}}.training.checkpoints import Checkpoints
@@ -65,10 +67,11 @@ def prepare() -> None:
 
 
 def server() -> Any:
-    """The fork server, with all imports done in it."""
+    """The fork server, with all imports done in it, also those that wait until they are needed."""
     prepare()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    names = (module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
+    context.set_forkserver_preload([__name__, "wandb", *(name for name in names if not name.endswith("__main__"))])
     return context
 
 

@@ -139,7 +139,7 @@ def test_the_sidecar_is_what_was_indexed(tmp_path: Path) -> None:
     index.save(tmp_path / "s.index")
     loaded = ShardIndex.load(tmp_path / "s.index")
     assert loaded is not None
-    assert (loaded.keys, loaded.fields) == (["ä/1", "2"], ["cls", "png"])
+    assert (list(loaded.keys), loaded.fields) == (["ä/1", "2"], ["cls", "png"])
     for name in ("data", "size", "check"):
         assert np.array_equal(getattr(loaded, name), getattr(index, name))
     whole = (tmp_path / "s.index").read_bytes()
@@ -252,4 +252,4 @@ def test_sidecars_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
         gc.callbacks.remove(switch)
         gc.set_threshold(*thresholds)
         sys.setswitchinterval(interval)
-    assert all(read is not None and read.keys == index.keys for read in found)
+    assert all(read is not None and list(read.keys) == list(index.keys) for read in found)

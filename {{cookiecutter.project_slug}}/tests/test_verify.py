@@ -42,7 +42,7 @@ def test_each_damage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     ]
     for damage in found:
         index = ShardIndex.build(root / damage["shard"])
-        row = index.keys.index(damage["key"])
+        row = list(index.keys).index(damage["key"])
         assert damage["offset"] == index.pick(("png",))[0][row]
 
     tars = [root / shard.name for shard in Dataset.open(root).splits["train"]]

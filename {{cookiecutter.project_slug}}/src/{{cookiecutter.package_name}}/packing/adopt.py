@@ -185,7 +185,7 @@ def _survey(tar: Path, index: ShardIndex) -> tuple[str, int, list[str]]:
                 continue
             kind, width = kind or this, max(width, number)
             lacking[row] |= this != kind
-    return kind, width, [index.keys[row] for row in np.flatnonzero(lacking)]
+    return kind, width, [index.keys[row] for row in np.flatnonzero(lacking).tolist()]
 
 
 def _target(field: str, data: bytes) -> tuple[str, int]:
