@@ -1,4 +1,4 @@
-"""Ways of decoding a JPEG and of resizing a crop, alone on one core: microseconds an image, and how far from exact.
+"""Ways of decoding an image and of resizing a crop, alone on one core: microseconds an image, and how far from exact.
 
     make bench BENCH="--cases 500,256short --only bare"      # makes the photos
     cd build/lightning-shards-demo && taskset -c 0 ../bench/bin/python ../../benchmarks/decoders.py
@@ -26,7 +26,7 @@ import torch
 from peers import CROP_SCALE, QUALITY, Box
 from peers.ours import project
 from PIL import Image
-from torchvision.io import decode_jpeg
+from torchvision.io import ImageReadMode, decode_image, decode_jpeg
 
 cv2.setNumThreads(0)
 torch.set_num_threads(1)
@@ -119,6 +119,26 @@ def decoders(files: list[bytes], boxes: list[Box], rounds: int) -> Rows:
     return rows
 
 
+def png_decoders(files: list[bytes], rounds: int) -> Rows:
+    """The same of PNGs: those that `files` are, or that they give."""
+    arrays = [np.frombuffer(data, np.uint8) for data in files]
+    if not files[0].startswith(b"\x89PNG"):
+        arrays = [cv2.imencode(".png", cv2.imdecode(array, cv2.IMREAD_COLOR))[1] for array in arrays]  # type: ignore
+    pngs, tensors = [array.tobytes() for array in arrays], [torch.from_numpy(array.copy()) for array in arrays]
+    ours = project("decoding.decode").decode_image
+    ways: dict[str, Callable[[int], Any]] = {
+        "OpenCV": lambda at: cv2.imdecode(arrays[at], cv2.IMREAD_COLOR_RGB),
+        "OpenCV, unpacked by libdeflate (ours)": lambda at: ours(pngs[at]),
+        "torchvision.io": lambda at: decode_image(tensors[at], ImageReadMode.RGB).permute(1, 2, 0).numpy(),
+        "PIL": lambda at: np.asarray(Image.open(BytesIO(pngs[at])).convert("RGB")),
+    }
+    rows = {}
+    for name, way in ways.items():
+        pairs = [(way(at), ways["OpenCV"](at)) for at in range(len(files))]
+        rows[name] = (microseconds(way, len(files), rounds), difference(pairs))
+    return rows
+
+
 def part(marked: list[bytes], boxes: list[Box], kept: Any, rounds: int) -> tuple[float, float]:
     pairs = []
     for data, box in zip(marked, boxes, strict=True):
@@ -170,7 +190,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("data/bench/made-2000"), help="where `make bench` keeps photos"
     )
-    parser.add_argument("--cases", nargs="+", default=["500", "256short", "256long"])
+    parser.add_argument("--cases", nargs="+", default=["500", "256short", "256long", "64png", "32"])
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -178,14 +198,14 @@ def main() -> None:
     results: dict[str, dict[str, Rows]] = {}
     crop, random = project("decoding.crop").Crop(SIZE, scale=CROP_SCALE), np.random.default_rng(0)
     for case in arguments.cases:
-        paths = sorted(next(arguments.work.glob(f"{case}-*")).glob("images/*/*-0.jpg"))
+        paths = sorted(next(arguments.work.glob(f"{case}-*")).glob("images/*/*-0.*"))
         files = [paths[at].read_bytes() for at in random.permutation(len(paths))[: arguments.images]]
-        shapes = [simplejpeg.decode_jpeg_header(data)[:2] for data in files]
-        boxes = [crop.box(*shape, random.random(crop.draws)) for shape in shapes]
-        results[case] = {
-            "decoders": decoders(files, boxes, arguments.rounds),
-            "filters": filters(files, boxes, arguments.rounds),
-        }
+        results[case] = {"PNG": png_decoders(files, arguments.rounds)}
+        if paths[0].suffix == ".jpg":
+            shapes = [simplejpeg.decode_jpeg_header(data)[:2] for data in files]
+            boxes = [crop.box(*shape, random.random(crop.draws)) for shape in shapes]
+            results[case]["decoders"] = decoders(files, boxes, arguments.rounds)
+            results[case]["filters"] = filters(files, boxes, arguments.rounds)
         for title, rows in results[case].items():
             print(f"\n{case}, {title}: {sum(map(len, files)) / len(files) / 1000:.1f} KB")
             for name, (duration, error) in rows.items():

@@ -47,8 +47,8 @@ CASES = {
     "64png": 64,
 }  # and the side of their crops
 # whose versions are noted with the figures
-LIBRARIES = ["torch", "torchvision", "pillow", "opencv-python-headless", "simplejpeg", "numpy", "numba", "ffcv"]
-LIBRARIES += ["spdl-io", "nvidia-dali-cuda130", "litdata", "mosaicml-streaming", "webdataset"]
+LIBRARIES = ["torch", "torchvision", "pillow", "opencv-python-headless", "simplejpeg", "deflate", "numpy", "numba"]
+LIBRARIES += ["ffcv", "spdl-io", "nvidia-dali-cuda130", "litdata", "mosaicml-streaming", "webdataset"]
 BATCH = 128
 DISTURBED = 0.05  # share of the machine's cores that others may use while one loader runs
 

@@ -53,6 +53,7 @@ def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> No
     parts = [name for name in ways["decoders"] if "crop" in name]
     assert len(parts) == 4 and all(ways["decoders"][name][1] == 0 for name in parts), "the pixels of the whole image"
     assert ways["filters"]["PIL, antialiased"][1] == 0
+    assert len(ways["PNG"]) == 4 and all(error == 0 for _, error in ways["PNG"].values())
 
     docs = tmp_path / "docs"
     (docs / "results").mkdir(parents=True)

@@ -97,7 +97,7 @@ def gpu_uuids(devices: Sequence[int]) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of what decides speed and results."""
-    packages = ("lightning", "torchvision", "webdataset", "numpy", "opencv-python-headless", "simplejpeg")
+    packages = ("lightning", "torchvision", "webdataset", "numpy", "opencv-python-headless", "simplejpeg", "deflate")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), "torch": torch.__version__, **found}
 
