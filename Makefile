@@ -13,6 +13,8 @@ UV_THERE = $(patsubst .uv/%,../../.uv/%,$(UV))
 IN_BAKE = $(MAKE) --no-print-directory -C $(BAKE) UV=$(UV_THERE)
 PACKAGE := '{{cookiecutter.project_slug}}/src'
 OUT := ..
+# Where an answer is refused, cookiecutter logs its own traceback below the sentence that says why.
+BAKER := import logging; from cookiecutter.cli import main; logging.disable(); main()
 CODE := hooks tests $(wildcard benchmarks)
 
 help:  ## this list
@@ -25,7 +27,7 @@ demo: bake  ## bake a project with the default answers, train it on its sample i
 	@echo "Its report, for a browser: $$(ls -t $(BAKE)/runs/*/report.html | head -n 1)"
 
 new: | $(UV)  ## answer the questions and get a project of your own beside this folder (or in OUT=folder)
-	@$(UV) run --quiet cookiecutter . --output-dir "$(OUT)" $(ANSWERS)
+	@$(UV) run --quiet python -c '$(BAKER)' . --output-dir "$(OUT)" $(ANSWERS)
 
 bake: | $(UV)  ## bake a project with the default answers into build/
 	@rm -rf build/new

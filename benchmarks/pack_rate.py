@@ -105,7 +105,7 @@ def main() -> None:
         for number, path in enumerate(paths * TIMES):
             link = source / Path(path).parent.name / f"{number}.jpg"
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.hardlink_to(path)
+            link.symlink_to(Path(path).absolute())
         pack(source, dest, FEW)
         for _ in range(arguments.rounds):
             results["limit"].append(round(limit(paths, cores)))

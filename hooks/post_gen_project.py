@@ -7,6 +7,7 @@ option is a file or folder that is there or is not: no code has holes cut into i
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def next_steps(answers: dict[str, Any]) -> str:
+def next_steps(name: str, folder: Path) -> str:
     """What to type now."""
     return f"""
-{answers["project_name"]} is ready in {answers["project_slug"]}/. Next:
+{name} is ready. Next:
 
-    cd {answers["project_slug"]}
+    cd {shlex.quote(str(folder))}
     make setup    # Python environment, pinned in uv.lock
     make lint     # format, lint, types
     make test     # the project's own tests
@@ -55,4 +56,4 @@ if __name__ == "__main__":
     caches = [path for pattern in ("__pycache__", ".*_cache") for path in Path().rglob(pattern)]
     for unwanted_path in [*(Path(name) for name in unwanted(given)), *caches]:
         remove(unwanted_path)
-    print(next_steps(given))
+    print(next_steps(given["project_name"], Path.cwd()))

@@ -23,8 +23,8 @@ from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-import {{cookiecutter.package_name}} as package
 import train
+from {{cookiecutter.package_name}} import reporting, training
 from {{cookiecutter.package_name}}.training import run
 from {{cookiecutter.package_name}}.training.checkpoints import Checkpoints
 from {{cookiecutter.package_name}}.training.logs import MetricsFile
@@ -70,8 +70,9 @@ def server() -> Any:
     """The fork server, with all imports done in it, also those that wait until they are needed."""
     prepare()
     context = multiprocessing.get_context("forkserver")
-    names = (module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
-    context.set_forkserver_preload([__name__, "wandb", *(name for name in names if not name.endswith("__main__"))])
+    rooms = ((room, f"{room.__name__}.") for room in (training, reporting))
+    late = [module.name for room, prefix in rooms for module in pkgutil.iter_modules(room.__path__, prefix)]
+    context.set_forkserver_preload([__name__, "wandb", *late])
     return context
 
 

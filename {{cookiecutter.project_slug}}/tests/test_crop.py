@@ -76,13 +76,15 @@ def test_an_unpacked_png_is_the_same_image(
 
 def test_pngs_that_cannot_be_unpacked_stay_as_they_are() -> None:
     data = variant(lambda x: x)
-    broken = bytearray(data)
+    broken, unsure = bytearray(data), bytearray(data)
     broken[data.index(b"IDAT") + 20] ^= 1
+    unsure[data.index(b"IEND") - 5] ^= 1  # the last byte of the chunk's checksum
     interlaced = bytearray(data)
     interlaced[28] = 1
     larger = bytearray(data)
     larger[20] = 1  # 16 million rows more than there are
-    for bad in (bytes(broken), bytes(interlaced), bytes(larger), data[:40], data[:20], data.replace(b"IDAT", b"IDAX")):
+    changed = [bytes(array) for array in (broken, unsure, interlaced, larger)]
+    for bad in (*changed, data[:40], data[:20], data.replace(b"IDAT", b"IDAX")):
         assert unpack(bad) is bad
     with pytest.raises(DecodeError):
         decode_image(bytes(larger))

@@ -193,7 +193,7 @@ MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside 
     "shards": ({"shards"}, {"numpy"}),
     "packing": (
         {"shards", "fetching", "decoding", "packing"},
-        {"numpy", "braceexpand", "cv2", "deflate", "filelock", "pyarrow", "rich", "simplejpeg", "webdataset"},
+        {"numpy", "braceexpand", "cv2", "filelock", "pyarrow", "rich", "simplejpeg", "webdataset"},
     ),
     "reporting": ({"shards", "costs", "reporting"}, {"numpy", "jinja2", "matplotlib", "rich", "yaml"}),
     "fetching": ({"shards", "fetching"}, {"numpy", "fsspec", "filelock"}),

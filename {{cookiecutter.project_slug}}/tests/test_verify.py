@@ -56,7 +56,7 @@ def test_each_damage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "SHA-256" in said["train/000002.tar", None] and "class" in said["train/000002.tar", "00000051"]
     assert "cut short" in said["train/000003.tar", None] and "cannot be read" in said["val/000000.tar", None]
     assert run(monkeypatch, str(root)) == 1
-    assert "damages" in capsys.readouterr().err
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_bad_input(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

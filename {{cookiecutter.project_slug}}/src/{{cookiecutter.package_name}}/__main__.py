@@ -202,7 +202,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             print(f"{damage['shard']} {damage['key'] or ''} {damage['offset'] or ''}: {damage['error']}")
         print(size)
     if report["damages"]:
-        raise RunError(f"{len(report['damages'])} damages in {arguments.dataset}; restore the shards or pack it again")
+        raise RunError(f"{arguments.dataset} is damaged; restore the shards or pack it again")
 
 
 def _add_forecast(commands: Any) -> None:
@@ -259,7 +259,7 @@ def main() -> int:
             add(commands)
         arguments, settings = parser.parse_known_args()
         if settings and "settings" not in arguments:
-            parser.error(f"unrecognized arguments: {' '.join(settings)}")
+            commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(settings)}")
         arguments.settings = settings
         return int(arguments.run(arguments) or 0)
 

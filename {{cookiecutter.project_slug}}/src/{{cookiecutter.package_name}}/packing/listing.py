@@ -73,13 +73,14 @@ class Listing:
         """The image file's bytes. Raises OSError or ValueError where it is missing or damaged."""
         path = self.about["lead"] + self.path(item)
         if self._root.is_dir():
-            with (self._root / path).open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                data = file.readall() if size <= _MAX_BYTES else b""  # read(size at most) would take that much memory
+            file = os.open(self._root / path, os.O_RDONLY | os.O_CLOEXEC)
+            try:  # to read _MAX_BYTES at most would take that much memory for a while
+                data = os.read(file, min(os.fstat(file).st_size, _MAX_BYTES) + 1)
+            finally:
+                os.close(file)
         else:
             data = self._read_member(path)
-            size = len(data)
-        if size > _MAX_BYTES:
+        if len(data) > _MAX_BYTES:
             raise ValueError(f"is larger than {_MAX_BYTES >> 20} MB")
         return data
 

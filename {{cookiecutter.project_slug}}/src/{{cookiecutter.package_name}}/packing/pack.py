@@ -160,6 +160,7 @@ def pack(
         **report,
         "seconds": round(seconds, 2),
         "images_per_second": round(packed_now / seconds),
+        "packed_before": finished,
     }
 
 

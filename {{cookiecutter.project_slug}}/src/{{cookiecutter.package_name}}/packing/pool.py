@@ -101,7 +101,7 @@ class Pool:
                     raise RunError(
                         f"{len(damaged)} of {total} images are damaged or no images, such as "
                         + ", ".join(f"{image['path']} ({image['error']})" for image in damaged[:3])
-                        + ": mend or remove them, or allow more with --max-damaged-fraction"
+                        + ": mend or remove them, or allow more with --max-damaged-fraction; finished shards are kept"
                     )
                 if not running:
                     return before

@@ -77,7 +77,7 @@ def _targets(listing: Listing, items: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _duplicates(listing: Listing, rows: Mapping[str, NDArray[np.int64]], hashes: NDArray[np.uint64]) -> dict[str, Any]:
-    """Files that are the same, by 64 bits of checksums (of 100 million, the chance of an error is 0.03% to 1%)."""
+    """Images that are stored the same, by 64-bit hashes (of 100 million, the chance of an error is 0.03%)."""
     splits = np.concatenate([np.full(len(part), SPLITS.index(split), np.int8) for split, part in rows.items()])
     items = np.concatenate(list(rows.values()))
     order = np.lexsort((splits, hashes))

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import deflate
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,7 +54,7 @@ class Task(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a worker tells about a finished shard: the items (N,) in it, 64-bit checksums (N,) of their files."""
+    """What a worker tells about a finished shard: the items (N,) in it, 64-bit hashes (N,) of what it stores."""
 
     shard: Shard
     damaged: list[dict[str, str]]  # path, split, error
@@ -101,7 +100,7 @@ def _end_with_parent() -> None:
 
 
 def _sample(item: int, place: int) -> tuple[dict[str, bytes], int]:
-    """Members of one sample, and a 64-bit checksum of its file. Raises OSError or ValueError for damage."""
+    """Members of one sample, and a 64-bit hash of its image as stored. Raises OSError or ValueError for damage."""
     data = _source.read(item)
     suffix, stored = encode(data, _worker.short_side, _worker.quality)
     path = _source.path(item)
@@ -113,7 +112,7 @@ def _sample(item: int, place: int) -> tuple[dict[str, bytes], int]:
     else:
         fields["json"] = json.dumps({"labels" if _source.task == "multi_label" else "targets": target}).encode()
     members = {f"{place:08d}_{slug}.{field}": fields[field] for field in sorted(fields)}
-    return members, deflate.crc32(data) << 32 | deflate.adler32(data)
+    return members, int.from_bytes(hashlib.sha256(stored).digest()[:8], "big")
 
 
 def estimate(items: list[int]) -> tuple[list[int], list[str]]:
@@ -160,10 +159,9 @@ def write_shard(task: Task) -> None:
     kept, hashes, damaged, digest = list[int](), list[int](), list[dict[str, str]](), hashlib.sha256()
     try:
         with temporary.open("wb", WRITE_BYTES) as file:
-            for place in range(task.first, task.last):
+            for place, item in enumerate(order[task.first : task.last].tolist(), task.first):
                 if _worker.stop.is_set():
                     return
-                item = int(order[place])
                 with _worker.done.get_lock():
                     _worker.done.value += 1
                 try:
