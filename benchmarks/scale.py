@@ -60,8 +60,9 @@ def make_dataset(root: Path, shards: int) -> None:
 
 def measure(root: Path, share: float) -> dict[str, float]:
     """Start at `share` of the epoch in this process: seconds to the first batch, per batch after it, and memory."""
-    datamodule = importlib.import_module(f"{package()}.loading.datamodule")
-    importlib.import_module("lightning.pytorch")
+    with importlib.import_module(f"{package()}.command").importing():  # as train.py does
+        datamodule = importlib.import_module(f"{package()}.loading.datamodule")
+        importlib.import_module("lightning.pytorch")
 
     class Trainer:
         """What the datamodule asks a trainer."""

@@ -11,13 +11,14 @@ signal with everything saved.
 
 import signal
 
-from {{cookiecutter.package_name}}.command import command
+from {{cookiecutter.package_name}}.command import command, importing
 
 
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # Slurm's: kept until a training can obey it
     with command():
-        from {{cookiecutter.package_name}}.training.cli import TrainingCLI  # seconds of imports, in which Ctrl-C may come
+        with importing():  # takes seconds, in which Ctrl-C may come
+            from {{cookiecutter.package_name}}.training.cli import TrainingCLI
 
         cli = TrainingCLI()  # settings -> data, model, trainer; nothing is written yet
         with cli.run as run:

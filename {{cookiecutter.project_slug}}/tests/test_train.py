@@ -503,3 +503,21 @@ def test_two_ranks_killed_and_one_goes_on(project: Path, monkeypatch: pytest.Mon
     assert {place: sorted(ids) for place, ids in two.items()} == {place: sorted(ids) for place, ids in one.items()}
     assert summary("two")["images_seen"] == 6 * 96
     assert summary("two")["metrics"]["test/accuracy"] > 0.9
+
+
+def test_no_garbage_is_looked_for_during_the_first_imports() -> None:
+    code = """
+import gc
+from {{cookiecutter.package_name}}.command import importing
+try:
+    with importing():
+        raise ImportError
+except ImportError:
+    assert gc.isenabled() and not gc.get_freeze_count()
+for again in (False, True):
+    with importing():
+        assert gc.isenabled() is again
+    frozen = frozen if again else gc.get_freeze_count()
+    assert gc.isenabled() and gc.get_freeze_count() == frozen > 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
