@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import multiprocessing
+import os
 import subprocess
 import sys
-from collections import deque
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from . import CROP_SCALE, Box, Spec
 
-CHUNK = 64  # images that a thread of `bare` decodes in one go
+CHUNK = 64  # images that a process of `bare` decodes between two looks at the time
 
 
 def project(module: str) -> Any:
@@ -71,7 +72,10 @@ def crop(data: bytes, box: Box, size: int) -> Any:
 
 
 def bare(data: Path, spec: Spec) -> Iterator[Any]:
-    """Decode, crop, resize and flip files that are in memory, in a thread a core; nothing is read, ordered or kept."""
+    """Decode, crop, resize and flip files in memory, in a process a core; nothing is read, ordered or handed over.
+
+    Gives the first chunk of pixels, and then ranges that are as long as what was decoded meanwhile.
+    """
     import numpy as np
 
     crop = project("decoding.crop").Crop(spec.size, scale=CROP_SCALE)
@@ -79,19 +83,30 @@ def bare(data: Path, spec: Spec) -> Iterator[Any]:
     random = np.random.default_rng(0)
     draws = random.random((1024, crop.draws))
     order = random.permutation(len(files)).tolist()
+    out = np.empty((CHUNK, spec.size, spec.size, 3), np.uint8)
+    context, parent = multiprocessing.get_context("fork"), os.getpid()
+    done = context.Value("q", 0)
 
-    waiting = 2 * spec.cores  # chunks in the making
-    outs = [np.empty((CHUNK, spec.size, spec.size, 3), np.uint8) for _ in range(waiting + 1)]
-
-    def work(number: int) -> Any:
-        out = outs[number % len(outs)]
+    def chunk(number: int) -> None:
         for row in range(CHUNK):
             at = number * CHUNK + row
             crop(files[order[at % len(files)]], draws[at % len(draws)], out[row])
-        return out
 
-    with ThreadPoolExecutor(spec.cores) as pool:
-        chunks = deque(pool.submit(work, number) for number in range(waiting))
-        for number in itertools.count(waiting):
-            chunks.append(pool.submit(work, number))
-            yield chunks.popleft().result()
+    def work(core: int) -> None:
+        for number in itertools.count(core, spec.cores):
+            if os.getppid() != parent:
+                return
+            chunk(number)
+            with done.get_lock():
+                done.value += CHUNK
+
+    chunk(0)
+    yield out
+    for core in range(spec.cores):
+        context.Process(target=work, args=(core,)).start()
+    seen = 0
+    while True:
+        time.sleep(0.002)
+        if (now := done.value) > seen:
+            yield range(now - seen)
+            seen = now
