@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from {{cookiecutter.package_name}}.shards.index import ShardIndex
 
 from .servers import Web
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would our processes
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 PROJECT = Path(__file__).parents[1]
