@@ -175,6 +175,8 @@ def test_workflow_runs_the_steps_that_are_printed(default_bake: Path, tmp_path: 
     steps = [step["run"] for step in workflow["jobs"]["ci"]["steps"] if "run" in step]
     said = succeed(cookiecutter({}), tmp_path, env={"HOME": str(tmp_path)})
     assert re.findall(r"^    (make \w+)", said, flags=re.MULTILINE) == steps
+    (folder,) = re.findall(r"^    cd (.+)", said, flags=re.MULTILINE)
+    assert Path(folder).is_absolute() and (Path(folder) / "train.py").exists()
     assert "${{ github.ref }}" in (default_bake / ".github/workflows/ci.yml").read_text()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from template import ROOT, environment
+from template import ROOT, environment, run
 
 
 @pytest.fixture
@@ -72,3 +72,12 @@ def test_interrupt_leaves_nothing(session: Callable[[], subprocess.Popen[str]], 
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert list((tmp_path / "bakes").iterdir()) == []
+
+
+def test_make_new_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
+    answers = "--no-input --default-config package_name=class"
+    done = run(["make", "new", f"OUT={tmp_path}", f"ANSWERS={answers}"], ROOT)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert done.returncode == 2 and "package_name 'class' is a word" in lines[0], done.stderr
+    assert "Traceback" not in done.stderr + done.stdout and len(lines) == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from {{cookiecutter.package_name}}.decoding.crop import Crop, resize
 from {{cookiecutter.package_name}}.decoding.decode import DecodeError, decode_image, decode_jpeg, jpeg_frame, scratch
-from {{cookiecutter.package_name}}.decoding.png import unpack
+from {{cookiecutter.package_name}}.decoding.png import MOST_CHUNKS, unpack
 from {{cookiecutter.package_name}}.shards.image import Frame, read_frame
 
 from .conftest import picture
@@ -88,6 +89,10 @@ def test_pngs_that_cannot_be_unpacked_stay_as_they_are() -> None:
         assert unpack(bad) is bad
     with pytest.raises(DecodeError):
         decode_image(bytes(larger))
+    whole, start = decode_image(data), data.index(b"IDAT") - 4
+    for chunks in (MOST_CHUNKS - 9, 2 * MOST_CHUNKS):  # of no bytes, before those that have some
+        padded = data[:start] + (bytes(4) + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")) * chunks + data[start:]
+        assert (unpack(padded) is padded) == (chunks > MOST_CHUNKS) and np.array_equal(decode_image(padded), whole)
 
 
 def test_jpegs_that_are_turned_or_cmyk_are_left_to_opencv(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from {{cookiecutter.package_name}}.packing.encode import encode
 from {{cookiecutter.package_name}}.packing.pack import pack
 from {{cookiecutter.package_name}}.shards.errors import InputError, RunError
 
-from .samples import KEEP, class_files, decoded, image, jpeg, write_tree
+from .samples import KEEP, class_files, command, decoded, image, jpeg, write_tree
 
 
 def test_larger_images_shrink_and_smaller_ones_keep_their_bytes() -> None:
@@ -103,6 +104,20 @@ def test_damaged_files_are_listed_and_counted(tmp_path: Path) -> None:
     assert {line["path"] for line in lines} == {"cat/broken.jpg", "dog/notes.txt", "bird/gone.jpg"}
     assert report["damaged"] == 3
     assert sum(facts["images"] for facts in report["splits"].values()) == 60
+
+
+def test_a_file_without_end_is_damage_and_takes_no_memory(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "tree", class_files(20))
+    (root / "bird" / "zeros.jpg").symlink_to("/dev/zero")
+    arguments = [root, tmp_path / "d", "--copy", "--workers", 1, "--max-damaged-fraction", "0.1"]
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, limits[1]))  # inherited
+    try:
+        done = command(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert done.returncode == 0, done.stderr
+    assert "bird/zeros.jpg" in (tmp_path / "d" / "damaged.jsonl").read_text()
 
 
 def test_a_class_that_is_all_damaged_is_an_error(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def command() -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """While modules are imported, the first time, nothing is garbage: to look for it would take half a second of four,
+    """While modules are imported, the first time, nothing is garbage: to look for it would take half a second of three,
     and to look through all that they made, as a full collection does, a fifth of a second each time."""
     if gc.get_freeze_count():
         yield
