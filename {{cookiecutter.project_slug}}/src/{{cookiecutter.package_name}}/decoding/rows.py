@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -81,6 +81,15 @@ class _Making:
     chunks: Chunks
 
 
+class _AtOnce(Executor):
+    """Of one worker: the caller itself, which a thread beside it would only make wait for the interpreter lock."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **named))
+        return future
+
+
 @dataclass
 class Decoder:
     """Makes the batches of a split.
@@ -104,19 +113,20 @@ class Decoder:
         self.decode_target = target_decoder(self.task, self.targets)[1]
 
     def batches(self, sampler: Sampler | Turns, take: Callable[[], tuple[int, Pixels]]) -> Iterator[Rows]:
-        """The batches of an epoch in the sampler's order, PREFETCH of them in the making.
+        """The batches of an epoch in the sampler's order, PREFETCH of them in the making (of one worker, 2).
 
         `take` gives the number and the memory, uint8 (B, S, S, 3), of a slot, and waits for one if need be. Breaking
         off ends the threads; an error in one of them is raised here.
         """
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(self.workers, "decode") if self.workers > 1 else _AtOnce()
+        ahead = PREFETCH if self.workers > 1 else 2  # the last batch is known by there being no other
         pending: deque[_Making] = deque()
         expect = self._expecter(sampler)
         try:
             for ids in sampler:
                 expect(pending[0].rows.ids if pending else ids, ids)
                 pending.append(self._begin(pool, ids, sampler.epoch, *take()))
-                if len(pending) == PREFETCH:
+                if len(pending) == ahead:
                     yield self._finish(pending.popleft(), False)
             while pending:
                 yield self._finish(pending.popleft(), not pending)
@@ -143,14 +153,12 @@ class Decoder:
 
         return expect
 
-    def _begin(
-        self, pool: ThreadPoolExecutor, ids: NDArray[np.int64], epoch: int, slot: int, pixels: Pixels
-    ) -> _Making:
+    def _begin(self, pool: Executor, ids: NDArray[np.int64], epoch: int, slot: int, pixels: Pixels) -> _Making:
         count, single = len(ids), self.task == "single_label"
         targets = np.zeros(count, np.int64) if single else np.zeros((count, self.targets), np.float32)
         making = _Making(Rows(slot, ids, targets, np.zeros(count, np.bool_), [], False), pixels[:count], [])
         draws = None if self.seed is None else uniform(self.seed, epoch, ids, self.crop.draws)
-        step = max(1, min(CHUNK, -(-count // self.workers)))
+        step = count if self.workers == 1 else min(CHUNK, -(-count // self.workers))
         for first in range(0, count, step):
             chunk = range(first, min(first + step, count))
             making.chunks.append(pool.submit(self._decode, chunk, making.rows, making.pixels, draws, epoch))

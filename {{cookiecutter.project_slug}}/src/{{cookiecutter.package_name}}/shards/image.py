@@ -42,19 +42,22 @@ class Frame(NamedTuple):
 
 def read_frame(data: bytes) -> Frame | None:
     """The frame of a JPEG file; None where its header cannot be followed up to the first scan."""
-    frame, turned, at = None, False, 2
-    while at + 9 < len(data) and data[at] == 0xFF and (marker := data[at + 1]) not in _ALONE:
+    start, turned, at, end = 0, False, 2, len(data) - 9
+    while at < end and data[at] == 0xFF and (marker := data[at + 1]) not in _ALONE:
         if marker == _FILL:
             at += 1
             continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        after = at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == _APP1:
-            turned = turned or is_turned(data, at, end)
+            turned = turned or is_turned(data, at, after)
         elif marker in _FRAMES:
-            height, width = (int.from_bytes(data[place : place + 2], "big") for place in (at + 5, at + 7))
-            frame = Frame(height, width, data[at + 9], marker & 0xF, data[at + 4], at + 5, False, False)
+            start = at
         elif marker == _SCAN:
-            together = frame is not None and frame.process < 2 and data[at + 4] == frame.components
-            return frame and frame._replace(turned=turned, one_scan=together)
-        at = end
+            if not start:
+                return None
+            kind, bits, h1, h0, w1, w0, components = data[start + 1], *data[start + 4 : start + 10]
+            process = kind & 0xF
+            together = process < 2 and data[at + 4] == components
+            return Frame(h1 << 8 | h0, w1 << 8 | w0, components, process, bits, start + 5, turned, together)
+        at = after
     return None

@@ -70,7 +70,8 @@ class OpenShard:
         self.name, self._descriptor = shard.name, descriptor
         index = load_index(path, shard)
         self.keys = index.keys
-        self._fields = [index.pick(names) for names in wanted]
+        # memoryviews give Python numbers, in half the time
+        self._fields = [tuple(column.data for column in index.pick(names)) for names in wanted]
         self._wanted = wanted
         if descriptor < 0:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -103,17 +104,17 @@ class OpenShard:
 
     def offset(self, row: int) -> int:
         """Where the sample's first wanted field lies in the tar, -1 where it lacks it."""
-        return int(self._fields[0][0][row])
+        return self._fields[0][0][row]
 
     def read(self, row: int) -> list[bytes]:
         """The wanted fields of `row`. Raises KeyError for a field it lacks, RunError where the tar has changed."""
         contents = []
-        for (offsets, sizes, checks), names in zip(self._fields, self._wanted, strict=True):
-            offset, size = int(offsets[row]), int(sizes[row])
+        for field, (offsets, sizes, checks) in enumerate(self._fields):
+            offset, size = offsets[row], BLOCK + sizes[row]
             if offset < 0:
-                raise KeyError(f"the sample has no {'/'.join(names)}")
-            data = os.pread(self._descriptor, BLOCK + size, offset - BLOCK)
-            if len(data) != BLOCK + size or zlib.crc32(data[:BLOCK]) != checks[row]:
+                raise KeyError(f"the sample has no {'/'.join(self._wanted[field])}")
+            data = os.pread(self._descriptor, size, offset - BLOCK)
+            if len(data) != size or zlib.crc32(data[:BLOCK]) != checks[row]:
                 raise RunError(
                     f"{self.name}: sample {self.keys[row]!r} is no longer at byte {offset}; was the shard replaced?"
                 )
