@@ -14,7 +14,7 @@ IN_BAKE = $(MAKE) --no-print-directory -C $(BAKE) UV=$(UV_THERE)
 PACKAGE := '{{cookiecutter.project_slug}}/src'
 OUT := ..
 # Where an answer is refused, cookiecutter logs its own traceback below the sentence that says why.
-BAKER := import logging; from cookiecutter.cli import main; logging.disable(); main()
+BAKER := import logging, sys; from cookiecutter.cli import main; logging.disable(); sys.tracebacklimit = 0; main()
 CODE := hooks tests $(wildcard benchmarks)
 
 help:  ## this list

@@ -33,6 +33,7 @@ class Meter(L.Callback):
         self._totals = {"images": 0, "seconds": 0.0, "waited": 0.0}  # without each attempt's first batch
         self._since = self._waited = 0.0
         self._before = dict(self._totals)  # what earlier attempts did
+        self._validation: float | None = None  # seconds that one takes
         self._told = False
         self._images = 0
         self._warm = False
@@ -74,10 +75,10 @@ class Meter(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._warm and trainer.state.fn == "fit":
             self._flush(trainer)
-            self._tell_expected(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
+            self._validation = self._elapsed() or None
             self._restart(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -129,10 +130,12 @@ class Meter(L.Callback):
         data, epochs = trainer.datamodule, trainer.max_epochs or 1  # type: ignore[attr-defined]
         steps, left = sum(data.batches(1)), data.batches(1)[1]
         ahead = (left + (epochs - data.epoch - 1) * steps) / (epochs * steps)
-        held_out = data.dataset.samples("val") if data.dataset.splits.get("val") else 0
-        validated = counters.validations(trainer, steps, epochs) * held_out * VALIDATION
-        total = (epochs * steps * data.global_batch_size + validated) * ahead
-        expected = self.spending.expect(total * seconds / images)
+        if self._validation is None:
+            held_out = data.dataset.samples("val") if data.dataset.splits.get("val") else 0
+            self._validation = held_out * VALIDATION * seconds / images
+        training = epochs * steps * data.global_batch_size * seconds / images
+        validating = counters.validations(trainer, steps, epochs) * self._validation
+        expected = self.spending.expect((training + validating) * ahead)
         bar = trainer.progress_bar_callback
         tell = bar.print if isinstance(bar, ProgressBar) else print
         tell(f"expected: {expected} in all, at {images / seconds:,.0f} images/s")
