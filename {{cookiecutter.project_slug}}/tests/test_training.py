@@ -204,6 +204,10 @@ MAY_IMPORT = {  # room -> rooms it may use, and what it may import from outside 
         {"shards", "fetching", "decoding", "loading", "costs", "training", "packing", "forecasting"},
         {"numpy", "torch", "lightning"},
     ),
+    "inference": (
+        {"shards", "fetching", "decoding", "packing", "training", "inference"},
+        {"numpy", "torch", "lightning", "onnxruntime"},
+    ),
 }
 
 

@@ -7,6 +7,7 @@ folders and zips sorted by name, tables as their rows stand.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -36,7 +37,7 @@ class Columns:
     images: Path | None = None
 
 
-def _walk(folder: Path, prefix: str = "", above: tuple[Path, ...] = ()) -> Iterator[tuple[str, int]]:
+def walk(folder: Path, prefix: str = "", above: tuple[Path, ...] = ()) -> Iterator[tuple[str, int]]:
     """Relative path and stamp of each file, sorted; an empty folder as `path/`. Links are followed."""
     if folder.resolve() in above:
         raise InputError(f"{folder} is a link to a folder above itself; remove it")
@@ -45,7 +46,7 @@ def _walk(folder: Path, prefix: str = "", above: tuple[Path, ...] = ()) -> Itera
         yield prefix, 0
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, folder.resolve()))
+            yield from walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, folder.resolve()))
         elif entry.is_file() or entry.is_symlink():  # a broken link is found when it is read; no pipes and sockets
             stat = entry.stat(follow_symlinks=entry.is_file())
             yield prefix + entry.name, stat.st_mtime_ns ^ stat.st_size
@@ -72,10 +73,10 @@ def _layout(root: Path, names: Iterable[str]) -> tuple[str, bool]:
 
 def _tree_rows(root: Path, files: list[tuple[str, int]] | None, about: dict[str, Any]) -> Iterator[Row]:
     """A folder (or a zip's `files`) of class folders, with or without split folders."""
-    lead, has_splits = _layout(root, (name for name, _ in files or _walk(root)))
+    lead, has_splits = _layout(root, (name for name, _ in files or walk(root)))
     seen, declared = set[str](), set[str]()
     about |= {"lead": lead, "ignored": 0}
-    for name, stamp in files or _walk(root):
+    for name, stamp in files or walk(root):
         path = name.removeprefix(lead)
         parts = path.split("/")
         if len(parts) < 2 + has_splits or not name.startswith(lead):
@@ -111,19 +112,30 @@ def _batches(table: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
 def _table_rows(table: Path, task: str, columns: Columns) -> Iterator[Row]:
     """A table with a path and one or more targets a row."""
     wanted = [columns.path, *([columns.split] if columns.split else []), *columns.targets]
-    row, root = 0, str(columns.images or table.parent).rstrip("/") + "/"
+    row, root = 0, columns.images or table.parent
     for batch in _batches(table, wanted):
         for path, *cells in zip(*(column.fill_null("").to_pylist() for column in batch.columns), strict=True):
             row += 1
-            path = path.removeprefix(root)  # absolute paths are common, and fine where they lie below the root
-            if not path or path.startswith("/") or ".." in path.split("/"):
-                raise InputError(
-                    f"{table}: row {row} has the path {path!r}; paths must lie below {root} (or below --images)"
-                )
+            path = _below(root, path, f"{table}: row {row}")
             split = _SPLIT_NAMES.get(cells.pop(0).lower()) if columns.split else -1
             if split is None:
                 raise InputError(f"{table}: row {row} names an unknown split; there are {', '.join(_SPLIT_NAMES)}")
             yield Row(path, split, _cell_targets(f"{table}: row {row}", task, cells))
+
+
+def table_paths(table: Path, column: str, images: Path) -> Iterator[str]:
+    """The paths in a column of a CSV or Parquet file, as they lie below `images`."""
+    rows = itertools.chain.from_iterable(
+        batch.column(0).fill_null("").to_pylist() for batch in _batches(table, [column])
+    )
+    return (_below(images, path, f"{table}: row {row}") for row, path in enumerate(rows, 1))
+
+
+def _below(root: Path, path: str, where: str) -> str:
+    path = path.removeprefix(str(root).rstrip("/") + "/")  # absolute paths are common, and fine below the root
+    if not path or path.startswith("/") or ".." in path.split("/"):
+        raise InputError(f"{where} has the path {path!r}; paths must lie below {root}/ (or below --images)")
+    return path
 
 
 def _cell_targets(where: str, task: str, cells: list[str]) -> list[Any]:

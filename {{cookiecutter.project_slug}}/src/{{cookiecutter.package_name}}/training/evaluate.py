@@ -15,6 +15,15 @@ from .model import ImageModel
 from .run import Run
 
 
+def best_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
+    """The best weights of the run in `folder`, on the CPU, and the run's config. Raises InputError without any."""
+    checkpoint = Run(folder, "", True, dict).best_checkpoint
+    if checkpoint is None:
+        raise InputError(f"{folder} has no checkpoint yet")
+    model = ImageModel.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    return model, yaml.safe_load((folder / "config.yaml").read_text())
+
+
 def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict[str, float]:
     """Metrics of the best checkpoint of the run in `folder`.
 
@@ -25,18 +34,13 @@ def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict
 
     Raises InputError where there is no checkpoint or split, or where the dataset has other targets than the model.
     """
-    checkpoint = Run(folder, "", True, dict).best_checkpoint
-    if checkpoint is None:
-        raise InputError(f"{folder} has no checkpoint yet")
-    model = ImageModel.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
+    model, config = best_model(folder)
     settings = config["data"]
     data = ShardDataModule(**settings | {"path": path or settings["path"], "fraction": 1.0, "global_batch_size": 1})
     check_targets(model, data)
     if not data.dataset.splits.get(split):
         raise InputError(f"{data.dataset.root} has no split {split!r}; it has {', '.join(data.dataset.splits)}")
-    data.global_batch_size = settings["micro_batch_size"] or min(256, settings["global_batch_size"])
-    data.micro_batch_size = None
+    data.global_batch_size, data.micro_batch_size = batch_size(settings), None
     hardware.quiet()
     device = hardware.accelerator(config["trainer"]["accelerator"])  # or the CPU, where that is all there is
     hardware.prepare(device)
@@ -51,6 +55,11 @@ def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict
     )
     run = trainer.validate if split == "val" else trainer.test
     return dict(run(model, datamodule=data, verbose=False)[0])
+
+
+def batch_size(settings: dict[str, Any]) -> int:
+    """Images at a time that the device which trained with these settings of `data` has memory for."""
+    return int(settings["micro_batch_size"] or min(256, settings["global_batch_size"]))
 
 
 def check_targets(model: ImageModel, data: ShardDataModule) -> None:

@@ -1,0 +1,101 @@
+"""`predict`, `export`: a run's best weights at work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..command import importing
+from ..shards.errors import RunError
+
+
+def add(commands: Any) -> None:
+    """Add the parsers of these commands."""
+    for add_one in (_add_predict, _add_export):
+        add_one(commands)
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="what a run's best weights say of images",
+        description="Say what the best weights of RUN (`last`: the newest) see in each image of SOURCE: a file, a "
+        "folder (at any depth), a zip, a CSV or Parquet table of paths, or a packed dataset. One row an image, in CSV.",
+    )
+    parser.add_argument("name", metavar="RUN")
+    parser.add_argument("source", metavar="SOURCE")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FILE", help="the CSV file (default: standard output)")
+    add("--scores", action="store_true", help="a column with the probability of each class, too")
+    add("--json", action="store_true", help="a line of JSON for each image, in place of CSV")
+    add("--force", action="store_true", help="replace FILE")
+    add("--split", default="test", help="of a packed dataset (%(default)s)")
+    add("--path-column", default="path", metavar="NAME", help="of a table (%(default)s)")
+    add("--images", type=Path, metavar="PLACE", help="folder or zip of a table's paths (default: the table's folder)")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from ..packing.report import progress_bar
+    from ..reporting.folder import find
+
+    folder = find(arguments.name)
+    with importing():
+        from ..inference.images import open_images
+        from ..inference.predict import check_new, facts, opened, predict, writer
+        from ..training.evaluate import best_model
+
+    if arguments.out:
+        check_new(arguments.out, arguments.force)
+    model, config = best_model(folder)
+    source = arguments.source, arguments.split, arguments.path_column, arguments.images
+    images = open_images(*source, config["data"])
+    kind = model.hparams["task"], list(model.hparams["targets"]), arguments.scores
+    damaged, began = 0, time.monotonic()
+    with opened(arguments.out, arguments.force) as out, progress_bar("predicting") as progress:
+        write = writer(out, *kind, arguments.json)
+        for number, prediction in enumerate(predict(model, config, images), 1):
+            write(facts(prediction, *kind))
+            damaged += bool(prediction.error)
+            progress(number, len(images))
+        if damaged == len(images):
+            raise RunError(f"no image of {arguments.source} could be decoded; the last one {prediction.error}")
+    told = f"{number:,} images, {number / (time.monotonic() - began):,.0f} a second"
+    told += f"; {damaged:,} could not be decoded" if damaged else ""
+    print(f"{told}: {arguments.out}" if arguments.out else told, file=sys.stderr)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="a run's best weights as one file that runs without this project",
+        description="Write the best weights of RUN (`last`: the newest) to FILE: a PyTorch program (.pt2) or ONNX "
+        "(.onnx), which take uint8 RGB images and give probabilities or numbers.",
+    )
+    parser.add_argument("name", metavar="RUN")
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
+    parser.add_argument("--json", action="store_true", help="print what the file says of itself as JSON")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ..reporting.folder import find
+
+    folder = find(arguments.name)
+    with importing():
+        from ..inference.export import check_format, describe, export
+        from ..inference.predict import check_new
+        from ..training.evaluate import best_model
+
+    check_format(arguments.file)
+    check_new(arguments.file, arguments.force)
+    model, config = best_model(folder)
+    about = describe(model, config, folder)
+    export(model, about, arguments.file)
+    told = f"{arguments.file}: {about['images']} -> {about['scores']}"
+    print(json.dumps(about) if arguments.json else told)

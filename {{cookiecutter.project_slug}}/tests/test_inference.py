@@ -1,0 +1,250 @@
+"""`predict` and `export`: a trained model at work, on images of any kind and outside this project."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from {{cookiecutter.package_name}} import __main__ as commands
+from {{cookiecutter.package_name}}.fetching import remote
+from {{cookiecutter.package_name}}.inference import export, images
+from {{cookiecutter.package_name}}.training.evaluate import best_model
+
+from .conftest import NAMES, PROJECT, encoded, picture, write_dataset
+from .servers import Web
+from .test_train import project, start, summary
+
+__all__ = ["project"]  # a fixture
+PACKAGE = "{{cookiecutter.package_name}}"
+
+
+@pytest.fixture
+def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `runs/one`, which knows the colours, and images of all classes in `new/`."""
+    assert start(monkeypatch, "--run", "one") == 0
+    for number in range(6):
+        folder = project / "new" / NAMES[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(encoded(number))
+    return project
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    """Run a command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", [PACKAGE, *map(str, arguments)])
+    try:
+        return commands.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_any_source_of_images_is_predicted(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    files = sorted(path.relative_to(run / "new") for path in (run / "new").glob("*/*"))
+    with zipfile.ZipFile("new.zip", "w") as archive:
+        for path in files:
+            archive.write(run / "new" / path, path)
+        archive.writestr("notes.txt", "no image")
+    (run / "new" / "notes.txt").write_text("no image")
+    Path("new/list.csv").write_text("file\n" + "".join(f"{path}\n" for path in files))
+    Path("list.csv").write_text("path\n" + "".join(f"{path}\n" for path in files))
+    capfd.readouterr()
+    sources = [
+        ["new"],
+        ["new.zip"],
+        ["new/list.csv", "--path-column", "file"],
+        ["list.csv", "--images", "new"],
+        ["list.csv", "--images", "new.zip"],
+    ]
+    told = []
+    for source in sources:
+        assert call(monkeypatch, "predict", "last", *source) == 0
+        told.append(table(capfd.readouterr().out))
+    assert all(rows == told[0] for rows in told)
+    assert [row["path"] for row in told[0]] == [str(path) for path in files]
+    assert all(row["predicted"] == Path(row["path"]).parent.name and not row["error"] for row in told[0])
+    assert call(monkeypatch, "predict", "one", "new/red/0.png", "--json", "--scores") == 0
+    (line,) = map(json.loads, capfd.readouterr().out.splitlines())
+    assert line["path"] == "new/red/0.png" and line["predicted"] == "red" and list(line["scores"]) == NAMES
+    assert line["score"] == max(line["scores"].values()) and sum(line["scores"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_predictions_of_a_split_are_those_that_were_measured(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, web: Web, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(images, "default_cache", lambda: tmp_path / "cache")
+    data = summary("one")["dataset"]["path"]
+    assert call(monkeypatch, "predict", "one", data, "--out", "a.csv", "--scores") == 0
+    rows = table(Path("a.csv").read_text())
+    assert rows[0]["path"] == "test/000000.tar/00000000" and len(rows) == 21
+    right = [row["predicted"] == NAMES[int(Path(row["path"]).name) % 3] for row in rows]
+    assert np.mean(right) == pytest.approx(summary("one")["metrics"]["test/accuracy"], abs=1e-6)
+    assert set(rows[0]) == {"path", "predicted", "score", "error", *NAMES}
+    assert call(monkeypatch, "predict", "one", web.url, "--out", "b.csv", "--scores") == 0
+    assert Path("b.csv").read_text() == Path("a.csv").read_text(), "behind a URL, too"
+    assert call(monkeypatch, "predict", "one", data, "--split", "val", "--json") == 0
+    assert len(capfd.readouterr().out.splitlines()) == 21
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_the_other_tasks_predict_and_export(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, task: str
+) -> None:
+    root = write_dataset(tmp_path / task, task=task)
+    assert start(monkeypatch, "--run", task, "--data.path", str(root), "--trainer.max_epochs", "6") == 0
+    capfd.readouterr()
+    assert call(monkeypatch, "predict", task, root, "--scores") == 0
+    rows = table(capfd.readouterr().out)
+    if task == "multi_label":
+        assert np.mean([row["predicted"] == NAMES[number % 3] for number, row in enumerate(rows)]) > 0.9
+        assert list(rows[0]) == ["path", "predicted", "error", *NAMES]
+        assert call(monkeypatch, "predict", task, root, "--json") == 0
+        lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert ["|".join(line["predicted"]) for line in lines] == [row["predicted"] for row in rows]
+    else:
+        assert list(rows[0]) == ["path", "shade", "error"]
+        assert np.mean([abs(float(row["shade"]) - number % 3 / 2) for number, row in enumerate(rows)]) < 0.2
+    assert call(monkeypatch, "export", task, "m.pt2") == 0
+    small = torch.from_numpy(np.stack([picture(number, 16) for number in range(3)])).permute(0, 3, 1, 2)
+    scores = torch.export.load("m.pt2").module()(small)
+    assert scores.shape == (3, 3 if task == "multi_label" else 1)
+    model = best_model(Path("runs") / task)[0].eval()
+    assert torch.allclose(scores, model.objective.scores(model(small)), atol=1e-5)
+
+
+def test_what_cannot_be_decoded_is_said_and_the_rest_predicted(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    (run / "new" / "broken.png").write_bytes(encoded(0)[:40])
+    (run / "new" / "other.gif").write_bytes(b"GIF89a")
+    (run / "new" / "gone.jpg").symlink_to("nowhere.jpg")
+    capfd.readouterr()
+    assert call(monkeypatch, "predict", "one", "new") == 0
+    printed = capfd.readouterr()
+    rows = {row["path"]: row for row in table(printed.out)}
+    assert len(rows) == 9 and "3 could not be decoded" in printed.err
+    assert "damaged" in rows["broken.png"]["error"] and "no JPEG" in rows["other.gif"]["error"]
+    assert "No such file" in rows["gone.jpg"]["error"] and not rows["gone.jpg"]["predicted"]
+    assert call(monkeypatch, "predict", "one", "new/broken.png", "--out", "x.csv") == 1
+    assert "no image of new/broken.png could be decoded" in capfd.readouterr().err
+    assert not list(Path().glob("x.csv*"))
+
+
+def test_a_reader_that_goes_away_is_no_failure(run: Path) -> None:
+    for number in range(3000):
+        (run / "new" / f"{number}.png").write_bytes(encoded(number, side=8))
+    environment = {**os.environ, "PYTHONPATH": str(Path(remote.__file__).parents[2])}
+    command = [sys.executable, "-m", PACKAGE, "predict", "last", "new"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    assert process.stdout.readline() == "path,predicted,score,error\n"
+    process.stdout.close()
+    assert process.wait(120) == 0 and "Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+def elsewhere(name: str) -> str:
+    """A program that runs an exported model and knows nothing of this project: for PyTorch, the one in README.md."""
+    if name.endswith("onnx"):
+        return f"""
+import json, numpy, onnxruntime
+session = onnxruntime.InferenceSession({name!r})
+names = json.loads(session.get_modelmeta().custom_metadata_map["about"])["targets"]
+scores = session.run(None, dict(images=numpy.load("pixels.npy")))[0]
+"""
+    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+    return f"import numpy, torch\nimages = torch.from_numpy(numpy.load('pixels.npy'))\n{code}"
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+def test_an_exported_model_says_the_same_without_this_project(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, name: str
+) -> None:
+    assert call(monkeypatch, "export", "last", name, "--json") == 0
+    told = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert told["targets"] == NAMES and told["crop"] == {"size": 16, "center": 0.875} and told["run"] == "one"
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), dtype=np.uint8)
+    np.save("pixels.npy", pixels)
+    code = elsewhere(name) + "import sys\nprint(json.dumps([names, scores.tolist(), list(sys.modules)]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    names, scores, modules = json.loads(done.stdout)
+    assert names == NAMES and not [module for module in modules if module.startswith(PACKAGE)]
+    model = best_model(run / "runs" / "one")[0].eval()
+    with torch.inference_mode():
+        assert np.allclose(scores, model(torch.from_numpy(pixels)).softmax(1), atol=1e-5)
+
+
+def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    session = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda *given: [session(*given)[0] + 0.01])
+    assert call(monkeypatch, "export", "one", "m.onnx") == 1
+    assert "differs by 0.01" in capfd.readouterr().err and not list(Path().glob("m.onnx*"))
+
+
+def test_commands_of_the_readme_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = re.findall(r"^uv run .*?python -m \S+ ((?:predict|export) .*)$", (PROJECT / "README.md").read_text(), re.M)
+    assert len(lines) == 3
+    for line in lines:
+        arguments = shlex.split(line.replace("path/to/images", "new"), comments=True)
+        assert call(monkeypatch, *arguments) == 0 and Path(arguments[-1]).stat().st_size > 100
+
+
+BAD = [
+    (["predict", "nobody", "new"], "there is no run 'nobody'"),
+    (["predict", "one", "nowhere"], "nowhere does not exist"),
+    (["predict", "one", "runs"], "runs has no images"),
+    (["predict", "one", "bad.zip"], "bad.zip is no whole zip"),
+    (["predict", "one", "up.csv"], "row 1 has the path '../x.png'"),
+    (["predict", "one", "up.csv", "--path-column", "image"], "no column 'image'"),
+    (["predict", "one", "up.csv", "--images", "small.yaml"], "is no folder and no zip"),
+    (["predict", "one", "DATA", "--split", "extra"], "no split 'extra'"),
+    (["predict", "one", "new", "--out", "small.yaml"], "small.yaml exists"),
+    (["predict", "one", "new", "--out", "no/where.csv"], "there is no folder no"),
+    (["predict", "empty", "new"], "has no checkpoint yet"),
+    (["export", "one", "m.pth"], "ends with none of .pt2, .onnx"),
+    (["export", "one", "small.yaml"], "ends with none of .pt2, .onnx"),
+    (["export", "one", "no/m.pt2"], "there is no folder no"),
+    (["export", "one", "old.pt2"], "old.pt2 exists"),
+]
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    Path("bad.zip").write_bytes(b"PK no zip")
+    Path("up.csv").write_text("path\n../x.png\n")
+    Path("old.pt2").write_bytes(b"old")
+    Path("runs/empty").mkdir()
+    Path("runs/empty/config.yaml").write_text(Path("runs/one/config.yaml").read_text())
+    before = sorted(Path().rglob("*"))
+    data = summary("one")["dataset"]["path"]
+    capfd.readouterr()
+    for arguments, sentence in BAD:
+        assert call(monkeypatch, *(data if word == "DATA" else word for word in arguments)) == 2, arguments
+        printed = capfd.readouterr()
+        lines = printed.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and sentence in lines[0], lines
+        assert not printed.out
+    assert sorted(Path().rglob("*")) == before and Path("old.pt2").read_bytes() == b"old"
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    assert call(monkeypatch, "export", "one", "m.onnx") == 2
+    assert "onnx is not installed: `uv run --extra onnx" in capfd.readouterr().err
+    assert call(monkeypatch, "export", "one", "old.pt2", "--force") == 0
+    assert len(Path("old.pt2").read_bytes()) > 1000
