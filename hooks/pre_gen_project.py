@@ -34,23 +34,24 @@ OWN_NAMES = words(
 INSTALLED = words(
     """
     absl aiohappyeyeballs aiohttp aiosignal albumentations annotated_types anyio array_api_compat arrow
-    ast_serialize attr attrs av boto3 botocore braceexpand bs4 cachetools certifi cffi charset_normalizer
-    click cloudpickle coreweave_evaluations cuda cv2 cycler dask datasets dateutil deeplake deepspeed deflate
-    distro dns docker docstring_parser einops example execnet fairscale fastapi ffcv filelock flask flatbuffers
-    fontTools frozenlist fsspec functorch gcsfs git gitdb google grpc h11 h5py httpcore httpx
-    huggingface_hub hydra hypothesis idna imageio importlib_metadata iniconfig IPython isympy jax jinja2
-    joblib jsonargparse jsonschema jupyter keras kornia librt lightning lightning_cloud lightning_fabric
-    lightning_utilities litdata llvmlite markdown markdown_it markupsafe matplotlib mdurl ml_dtypes mpl_toolkits mpmath multidict
-    mypy mypy_extensions mypyc networkx ninja nodeenv numba numpy nvidia omegaconf onnx onnx_ir onnxruntime onnxscript opencv
+    ast_serialize attr attrs av boto3 botocore braceexpand bs4 cachetools certifi cffi
+    charset_normalizer click cloudpickle coreweave_evaluations cuda cv2 cycler dask datasets dateutil
+    deeplake deepspeed deflate distro dns docker docstring_parser einops example execnet fairscale
+    fastapi ffcv filelock flask flatbuffers fontTools frozenlist fsspec functorch gcsfs git gitdb google
+    grpc h11 h5py httpcore httpx huggingface_hub hydra hypothesis idna imageio importlib_metadata
+    iniconfig IPython isympy jax jinja2 joblib jsonargparse jsonschema jupyter keras kornia librt
+    lightning lightning_cloud lightning_fabric lightning_utilities litdata llvmlite markdown markdown_it
+    markupsafe matplotlib mdurl ml_dtypes mpl_toolkits mpmath multidict mypy mypy_extensions mypyc
+    networkx ninja nodeenv numba numpy nvidia omegaconf onnx onnx_ir onnxruntime onnxscript opencv
     opentelemetry orjson packaging pandas pathspec peft PIL pip pkg_resources platformdirs pluggy polars
-    propcache proto protobuf psutil py pyarrow pycocotools pycparser pydantic pydantic_core pygments pylab
-    pynvml pyparsing pyright pytest pytorch_lightning pytz ray regex requests rich ruff s3fs safetensors
-    scipy seaborn sentencepiece sentry_sdk setproctitle setuptools simplejpeg six sklearn skimage slugify
-    smmap sniffio sortedcontainers soupsieve sqlalchemy streaming sympy tensorboard
-    tensorboard_data_server tensorflow threadpoolctl tifffile timm tokenizers tomli toml torch torchaudio
-    torchdata torchgen torchmetrics torchvision tornado tqdm transformers triton ty typeshed_client typer
-    typing_extensions typing_inspection tzdata ujson urllib3 uv wandb watchdog wcwidth webdataset
-    websockets werkzeug wheel wrapt xxhash yaml yarl zipp zstandard
+    propcache proto protobuf psutil py pyarrow pycocotools pycparser pydantic pydantic_core pygments
+    pylab pynvml pyparsing pyright pytest pytorch_lightning pytz ray regex requests rich ruff s3fs
+    safetensors scipy seaborn sentencepiece sentry_sdk setproctitle setuptools simplejpeg six sklearn
+    skimage slugify smmap sniffio sortedcontainers soupsieve sqlalchemy streaming sympy tensorboard
+    tensorboard_data_server tensorflow threadpoolctl tifffile timm tokenizers tomli toml torch
+    torchaudio torchdata torchgen torchmetrics torchvision tornado tqdm transformers triton ty
+    typeshed_client typer typing_extensions typing_inspection tzdata ujson urllib3 uv wandb watchdog
+    wcwidth webdataset websockets werkzeug wheel wrapt xxhash yaml yarl zipp zstandard
     """
 )
 # Distributions not named like their module: the project may not be called like one of its dependencies.
