@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +49,31 @@ def _predict(arguments: argparse.Namespace) -> None:
     folder = find(arguments.name)
     with importing():
         from ..inference.images import open_images
-        from ..inference.predict import check_new, facts, opened, predict, writer
+        from ..inference.predict import predict
+        from ..inference.rows import check_new, facts, opened, writer
         from ..training.evaluate import best_model
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files are removed then, too
     if arguments.out:
-        check_new(arguments.out, arguments.force)
+        check_new(arguments.out, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
     model, config = best_model(folder)
     source = arguments.source, arguments.split, arguments.path_column, arguments.images
     images = open_images(*source, config["data"])
     kind = model.hparams["task"], list(model.hparams["targets"]), arguments.scores
     damaged, began = 0, time.monotonic()
-    with opened(arguments.out, arguments.force) as out, progress_bar("predicting") as progress:
-        write = writer(out, *kind, arguments.json)
-        for number, prediction in enumerate(predict(model, config, images), 1):
-            write(facts(prediction, *kind))
-            damaged += bool(prediction.error)
-            progress(number, len(images))
-        if damaged == len(images):
-            raise RunError(f"no image of {arguments.source} could be decoded; the last one {prediction.error}")
+    bar = progress_bar("predicting") if arguments.out or not sys.stdout.isatty() else nullcontext(lambda *done: None)
+    try:
+        with opened(arguments.out) as out, bar as progress:
+            write = writer(out, *kind, arguments.json)
+            for number, prediction in enumerate(predict(model, config, images), 1):
+                write(facts(prediction, *kind))
+                damaged += bool(prediction.error)
+                progress(number, len(images))
+            if damaged == len(images):
+                raise RunError(f"no image of {arguments.source} could be decoded; the last one {prediction.error}")
+    except KeyboardInterrupt:
+        print("stopped; nothing was written" if arguments.out else "stopped", file=sys.stderr, flush=True)
+        os._exit(130)  # threads may wait for a server that does not answer
     told = f"{number:,} images, {number / (time.monotonic() - began):,.0f} a second"
     told += f"; {damaged:,} could not be decoded" if damaged else ""
     print(f"{told}: {arguments.out}" if arguments.out else told, file=sys.stderr)
@@ -89,9 +99,10 @@ def _export(arguments: argparse.Namespace) -> None:
     folder = find(arguments.name)
     with importing():
         from ..inference.export import check_format, describe, export
-        from ..inference.predict import check_new
+        from ..inference.rows import check_new
         from ..training.evaluate import best_model
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_format(arguments.file)
     check_new(arguments.file, arguments.force)
     model, config = best_model(folder)

@@ -97,14 +97,17 @@ class Store:
                 if number not in self._open:
                     self._open[number] = self._threads.submit(self._prepare, number, True)
 
-    def close(self) -> None:
-        """End the background threads, break off downloads and close the shards, until `expect` is called again."""
+    def close(self, wait: bool = True) -> None:
+        """End the background threads, break off downloads and close the shards, until `expect` is called again.
+
+        A thread that waits for an answer of a server ends when it has one, or none for a minute.
+        """
         self._stop.set()
         with self._lock:
             threads, self._threads = self._threads, None
             self._open.clear()
         if threads:
-            threads.shutdown(cancel_futures=True)
+            threads.shutdown(wait, cancel_futures=True)
 
     def _prepare(self, number: int, ahead: bool) -> OpenShard:
         """Open a shard: fetched into the cache if it is remote, and read into memory if it is expected."""

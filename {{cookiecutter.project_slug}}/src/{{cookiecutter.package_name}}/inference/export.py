@@ -7,6 +7,7 @@ and how images are cut, is in it as JSON: the extra file `about.json` of a .pt2,
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import warnings
 from pathlib import Path
@@ -21,10 +22,12 @@ from ..shards.dataset import replacing
 from ..shards.errors import InputError, RunError
 from ..training import hardware
 from ..training.model import ImageModel
+from ..training.run import earlier_metrics
 
 FORMATS = (".pt2", ".onnx")
 FORMAT = "lightning-shards-model/1"
-TOLERANCE = 1e-3  # by which an output of the file may differ from the model's
+TOLERANCE = 1e-3  # by which an output of the file may differ from the model's; as a share of numbers above 1
+MOST_ONNX = 2_000_000_000  # bytes: one file of protobuf holds no more
 
 
 class Deployed(nn.Module):
@@ -46,6 +49,8 @@ def export(model: ImageModel, about: dict[str, Any], path: Path) -> None:
         about: goes into the file.
     """
     check_format(path)
+    if path.suffix == ".onnx" and sum(p.nbytes for p in model.parameters()) > MOST_ONNX:
+        raise InputError(f"{path} would be larger than the 2 GB of an ONNX file: export to .pt2")
     hardware.quiet()
     for message in (".*No complete tensor found.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message=message)
@@ -55,19 +60,20 @@ def export(model: ImageModel, about: dict[str, Any], path: Path) -> None:
         wanted = deployed(images).numpy()
     program = torch.export.export(deployed, (images[:2],), dynamic_shapes=({0: Dim.DYNAMIC},))
     write, run = (_save, _run) if path.suffix == ".pt2" else (_save_onnx, _run_onnx)
-    with replacing(path) as temporary:
-        write(program, json.dumps(about), temporary)
-        difference = float(np.abs(run(temporary, images) - wanted).max())
-        if not difference < TOLERANCE:
-            raise RunError(f"what was exported differs by {difference:.2g} from the model's scores: it is not kept")
+    try:
+        with replacing(path) as temporary:
+            write(program, json.dumps(about), temporary)
+            difference = float(np.abs(run(temporary, images) - wanted).max())
+            if not difference < TOLERANCE * max(1.0, np.abs(wanted).max()):
+                raise RunError(f"what was exported differs by {difference:.2g} from the model's scores: it is not kept")
+    except OSError as error:
+        raise RunError(f"{path} could not be written ({error.strerror})") from None
 
 
 def describe(model: ImageModel, config: dict[str, Any], run: Path) -> dict[str, Any]:
     """What whoever uses the file must know."""
     task, size = model.hparams["task"], model.hparams["image_size"]
     means = {"single_label": "probability of each class", "multi_label": "probability of each label"}
-    summary = run / "summary.json"
-    told = json.loads(summary.read_text()) if summary.is_file() else {}
     return {
         "format": FORMAT,
         "run": run.name,
@@ -77,9 +83,8 @@ def describe(model: ImageModel, config: dict[str, Any], run: Path) -> dict[str, 
         "scores": f"float32 (B, {len(model.hparams['targets'])}), {means.get(task, 'numbers')}",
         "crop": {"size": size, "center": config["data"]["eval_crop"]},
         "backbone": model.hparams["backbone"],
-        "metrics": told.get("metrics", {}),
+        "metrics": earlier_metrics(run),
         "versions": hardware.versions(),
-        "git": told.get("git"),
     }
 
 
@@ -94,8 +99,9 @@ def check_format(path: Path) -> None:
 
 
 def _save(program: ExportedProgram, about: str, path: Path) -> None:
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={"about.json": about})  # type: ignore[arg-type]
+    made = io.BytesIO()  # torch's own writer aborts the process where a disk is full
+    torch.export.save(program, made, extra_files={"about.json": about})
+    path.write_bytes(made.getbuffer())
 
 
 def _run(path: Path, images: Tensor) -> Any:
@@ -107,7 +113,7 @@ def _save_onnx(program: ExportedProgram, about: str, path: Path) -> None:
     made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["scores"], verbose=False)
     assert made is not None
     made.model.metadata_props["about"] = about
-    made.save(path)
+    made.save(path, external_data=False)
 
 
 def _run_onnx(path: Path, images: Tensor) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import mimetypes
 import os
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +20,7 @@ from ..decoding.decode import IMAGE_FIELDS, DecodeError, Pixels
 from ..fetching.cache import Cache
 from ..fetching.remote import open_dataset
 from ..fetching.store import Store
-from ..packing.sources import table_paths, walk
+from ..packing.sources import check_root, table_paths, walk
 from ..shards.dataset import Dataset
 from ..shards.errors import InputError
 from ..shards.reader import default_cache
@@ -60,7 +62,12 @@ class Files:
         name = self._names[number]
         if (self._zip.getinfo(name).file_size if self._zip else (self._root / name).stat().st_size) > MOST_BYTES:
             raise ValueError(f"is larger than {MOST_BYTES >> 20} MB")
-        return self._zip.read(name) if self._zip else (self._root / name).read_bytes()
+        if not self._zip:
+            return (self._root / name).read_bytes()
+        try:
+            return self._zip.read(name)
+        except (RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:  # encrypted, damaged
+            raise ValueError(f"cannot be read from the zip ({error})") from None
 
     def expect(self, first: int, last: int) -> None:
         pass
@@ -95,7 +102,7 @@ class Samples:
         self._store.expect(range(shards[0], min(shards[1] + 2, len(self._store.shards))))
 
     def close(self) -> None:
-        self._store.close()
+        self._store.close(wait=False)
 
 
 def open_images(place: str, split: str, column: str, images: Path | None, settings: dict[str, Any]) -> Images:
@@ -110,6 +117,16 @@ def open_images(place: str, split: str, column: str, images: Path | None, settin
 
     Raises InputError where there are none.
     """
+    try:
+        found = _find(place, split, column, images, settings)
+    except OSError as error:
+        raise InputError(f"{place[:200]} cannot be read ({error.strerror}: {error.filename})") from None
+    if not len(found):
+        raise InputError(f"{place} has no images")
+    return found
+
+
+def _find(place: str, split: str, column: str, images: Path | None, settings: dict[str, Any]) -> Images:
     path = Path(place)
     if "://" in place or (path / "dataset.json").is_file():
         folder = Path(settings["cache"]) if settings["cache"] else default_cache()
@@ -118,18 +135,13 @@ def open_images(place: str, split: str, column: str, images: Path | None, settin
         raise InputError(f"{place} does not exist")
     if path.suffix.lower() in (".csv", ".parquet"):
         root = images or path.parent
-        if not root.is_dir() and root.suffix.lower() != ".zip":
-            raise InputError(f"--images {root} is no folder and no zip")
-        found = Files(root, list(table_paths(path, column, root)))
-    elif path.is_dir():
-        found = Files(path, [name for name, _ in walk(path) if _is_image(name)])
-    elif path.suffix.lower() == ".zip":
-        found = Files(path, sorted(filter(_is_image, _open_zip(path).namelist())))
-    else:
-        found = Files(Path(), [place])
-    if not len(found):
-        raise InputError(f"{place} has no images")
-    return found
+        check_root(root)
+        return Files(root, list(table_paths(path, column, root)))
+    if path.is_dir():
+        return Files(path, [name for name, _ in walk(path) if _is_image(name)])
+    if path.suffix.lower() == ".zip":
+        return Files(path, sorted(filter(_is_image, _open_zip(path).namelist())))
+    return Files(Path(), [place])
 
 
 def _is_image(name: str) -> bool:
@@ -142,7 +154,7 @@ def _is_image(name: str) -> bool:
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         raise InputError(f"{path} is no whole zip ({error}): copy or download it again") from None
 
 
@@ -160,7 +172,7 @@ def batches(images: Images, crop: Crop, size: int) -> Iterator[Cropped]:
     def fill(number: int, out: Pixels) -> str:
         try:
             crop(images.read(number), None, out)
-        except (DecodeError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (DecodeError, OSError, ValueError, KeyError) as error:
             return str(getattr(error, "strerror", None) or (error.args or ["cannot be read"])[0])
         return ""
 
@@ -183,5 +195,5 @@ def batches(images: Images, crop: Crop, size: int) -> Iterator[Cropped]:
         while pending:
             yield finish()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
         images.close()

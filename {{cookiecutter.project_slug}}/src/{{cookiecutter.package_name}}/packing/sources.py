@@ -103,6 +103,8 @@ def _batches(table: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
             batches = pa.csv.open_csv(table, convert_options=types)
         if missing := [name for name in wanted if name not in present]:
             raise InputError(f"{table} has no column {missing[0]!r}; it has {', '.join(present)}")
+        if twice := [name for name in wanted if present.count(name) > 1]:
+            raise InputError(f"{table} has two columns {twice[0]!r}: rename one")
         for batch in batches:
             yield batch.select(wanted).cast(strings)
     except (pa.ArrowException, OSError) as error:
@@ -129,6 +131,12 @@ def table_paths(table: Path, column: str, images: Path) -> Iterator[str]:
         batch.column(0).fill_null("").to_pylist() for batch in _batches(table, [column])
     )
     return (_below(images, path, f"{table}: row {row}") for row, path in enumerate(rows, 1))
+
+
+def check_root(images: Path) -> None:
+    """Raise InputError where the paths of a table can lie below no such place."""
+    if not images.is_dir() and not (images.is_file() and images.suffix.lower() == ".zip"):
+        raise InputError(f"--images {images} is no folder and no zip")
 
 
 def _below(root: Path, path: str, where: str) -> str:
@@ -166,8 +174,7 @@ def list_source(source: Path, task: str, columns: Columns, folder: Path) -> tupl
             raise InputError(
                 f"{source} is a table: name its target column (--target-columns; several for regression only)"
             )
-        if not images.is_dir() and images.suffix.lower() != ".zip":
-            raise InputError(f"--images {images} is no folder and no zip")
+        check_root(images)
         if images.is_file():
             index_zip(images, folder)
         about["root"], rows = str(images), _table_rows(source, task, columns)

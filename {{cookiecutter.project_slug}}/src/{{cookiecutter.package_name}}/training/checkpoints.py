@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..loading.datamodule import ShardDataModule
-from ..shards.dataset import fsync_folder
+from ..shards.dataset import fsync_folder, replacing
 from ..shards.errors import InputError
 from . import averages, counters
 from .stop import Agreement, Stopped, StopRequest, ended
@@ -66,16 +66,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync_folder(path.parent)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoints(Checkpoint):

@@ -30,7 +30,7 @@ from .model import ImageModel
 from .pictures import Pictures
 from .ranks import Watch
 from .run import Run, choose, earlier_metrics
-from .settings import Parser, shorten, value_of, with_files
+from .settings import Parser, check, shorten, value_of, with_files
 from .spending import Budget, Spending
 from .stop import StopRequest
 from .witnesses import FiniteLoss, Ledger
@@ -105,24 +105,8 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Keep what was asked for, then decide what was left to the hardware."""
-        if self.config.trainer.max_steps != -1:
-            raise InputError("trainer.max_steps cannot be set: use trainer.max_epochs, a resume counts in epochs")
-        if self.config.trainer.accumulate_grad_batches != 1:
-            raise InputError("trainer.accumulate_grad_batches cannot be set: use data.micro_batch_size")
-        if not self.config.trainer.max_epochs or self.config.trainer.max_epochs < 1:
-            raise InputError("trainer.max_epochs must be at least 1: the learning rate is computed from it")
-        interval = self.config.trainer.val_check_interval
-        if isinstance(interval, (int, float)) and (interval <= 0 or (isinstance(interval, float) and interval > 1)):
-            raise InputError("trainer.val_check_interval must be a share of the epoch up to 1.0, or a number of steps")
+        check(self.config)
         c, file = self.config, Path(self.config.prices)
-        for name, holds, rule in (
-            ("save_every_minutes", c.save_every_minutes > 0, "above 0"),
-            ("keep_checkpoints", c.keep_checkpoints >= 1, "at least 1"),
-            ("patience", c.patience is None or c.patience >= 1, "at least 1"),
-            ("ema_decay", c.ema_decay is None or 0 < c.ema_decay < 1, "above 0 and below 1"),
-        ):
-            if not holds:
-                raise InputError(f"{name} is {c[name]}, it must be {rule}")
         prices = Prices.read(file) if file.exists() or file != PRICES else None
         self.spending = Spending(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
         self.meter = Meter(self.spending)

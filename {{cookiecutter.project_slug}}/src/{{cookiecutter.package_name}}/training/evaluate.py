@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from .run import Run
 
 
 def best_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
-    """The best weights of the run in `folder`, on the CPU, and the run's config. Raises InputError without any."""
+    """The best weights of the run in `folder`, on the CPU, and the run's config; InputError where there are none yet.
+
+    What the config of an older version lacks in `data` has its default.
+    """
     checkpoint = Run(folder, "", True, dict).best_checkpoint
     if checkpoint is None:
         raise InputError(f"{folder} has no checkpoint yet")
     model = ImageModel.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    return model, yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    known = inspect.signature(ShardDataModule).parameters.values()
+    config["data"] = {p.name: p.default for p in known if p.default is not p.empty} | config["data"]
+    return model, config
 
 
 def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict[str, float]:

@@ -109,7 +109,7 @@ class Run:
     def _create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for litter in (
-            f for name in ("*.tmp", "evaluation/*.tmp", "checkpoints/.*.tmp") for f in self.folder.glob(name)
+            f for name in ("*.tmp", "evaluation/*.tmp", "checkpoints/*.tmp") for f in self.folder.glob(name)
         ):
             litter.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
         if not (self.folder / "config.yaml").exists():

@@ -99,6 +99,28 @@ def _check_files(arguments: list[str]) -> None:
             raise InputError(f"--config {name} is no YAML ({' '.join(str(error).split())})") from None
 
 
+def check(config: Any) -> None:
+    """Raise InputError for what no type refuses: the settings that stand alone and Lightning's, with one sentence."""
+    trainer = config.trainer
+    if trainer.max_steps != -1:
+        raise InputError("trainer.max_steps cannot be set: use trainer.max_epochs, a resume counts in epochs")
+    if trainer.accumulate_grad_batches != 1:
+        raise InputError("trainer.accumulate_grad_batches cannot be set: use data.micro_batch_size")
+    if not trainer.max_epochs or trainer.max_epochs < 1:
+        raise InputError("trainer.max_epochs must be at least 1: the learning rate is computed from it")
+    interval = trainer.val_check_interval
+    if isinstance(interval, (int, float)) and (interval <= 0 or (isinstance(interval, float) and interval > 1)):
+        raise InputError("trainer.val_check_interval must be a share of the epoch up to 1.0, or a number of steps")
+    for name, holds, rule in (
+        ("save_every_minutes", config.save_every_minutes > 0, "above 0"),
+        ("keep_checkpoints", config.keep_checkpoints >= 1, "at least 1"),
+        ("patience", config.patience is None or config.patience >= 1, "at least 1"),
+        ("ema_decay", config.ema_decay is None or 0 < config.ema_decay < 1, "above 0 and below 1"),
+    ):
+        if not holds:
+            raise InputError(f"{name} is {config[name]}, it must be {rule}")
+
+
 def value_of(arguments: Sequence[str], flag: str) -> str | None:
     """What follows `flag` in the arguments."""
     for place, argument in enumerate(arguments):
