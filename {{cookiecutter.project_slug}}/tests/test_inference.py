@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -161,7 +162,7 @@ def test_the_other_tasks_predict_and_export(
     assert call(monkeypatch, "export", task, "m.pt2") == 0
     small = torch.from_numpy(np.stack([picture(number, 16) for number in range(3)])).permute(0, 3, 1, 2)
     scores = torch.export.load("m.pt2").module()(small)
-    assert scores.shape == (3, 3 if task == "multi_label" else 1)
+    assert not scores.requires_grad and scores.shape == (3, 3 if task == "multi_label" else 1)
     model = best_model(Path("runs") / task)[0].eval()
     assert torch.allclose(scores, model.objective.scores(model(small)), atol=1e-5)
 
@@ -249,38 +250,50 @@ def test_a_reader_that_goes_away_is_no_failure(run: Path) -> None:
     process.stderr.close()
 
 
-def elsewhere(name: str) -> str:
-    """A program that runs an exported model and knows nothing of this project: for PyTorch, the one in README.md."""
-    if name.endswith("onnx"):
-        return f"""
+ELSEWHERE = """
 import json, numpy, onnxruntime
-session = onnxruntime.InferenceSession({name!r})
+session = onnxruntime.InferenceSession("model.onnx")
 names = json.loads(session.get_modelmeta().custom_metadata_map["about"])["targets"]
 scores = session.run(None, dict(images=numpy.load("pixels.npy")))[0]
+print(json.dumps([names, scores.tolist()]))
 """
-    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
-    return f"import numpy, torch\nimages = torch.from_numpy(numpy.load('pixels.npy'))\n{code}"
 
 
-@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
-def test_an_exported_model_says_the_same_without_this_project(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, name: str
-) -> None:
-    if name.endswith("onnx"):
-        pytest.importorskip("onnxruntime")  # which `make setup` brings
-    assert call(monkeypatch, "export", "last", name, "--json") == 0
-    told = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert told["targets"] == NAMES and told["crop"] == {"size": 16, "center": 0.875} and told["run"] == "one"
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), dtype=np.uint8)
-    np.save("pixels.npy", pixels)
-    code = elsewhere(name) + "import sys\nprint(json.dumps([names, scores.tolist(), list(sys.modules)]))"
+def alone(code: str) -> str:
+    """What a program prints that does not import this project."""
+    code += f"\nimport sys\nassert not [name for name in sys.modules if name.startswith({PACKAGE!r})]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    names, scores, modules = json.loads(done.stdout)
-    assert names == NAMES and not [module for module in modules if module.startswith(PACKAGE)]
+    return done.stdout
+
+
+def test_an_exported_program_runs_as_the_readme_says(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    assert call(monkeypatch, "export", "last", "model.pt2", "--json") == 0
+    told = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert told["targets"] == NAMES and told["crop"] == {"size": 16, "center": 0.875} and told["run"] == "one"
+    cv2.imwrite("photo.jpg", cv2.resize(picture(4, 20), (60, 40), interpolation=cv2.INTER_CUBIC)[:, :, ::-1])
+    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+    found = ast.literal_eval(alone(code))
+    assert call(monkeypatch, "predict", "one", "photo.jpg", "--json", "--scores") == 0
+    wanted = json.loads(capfd.readouterr().out)["scores"]
+    assert found == pytest.approx(wanted, abs=0.05) and max(wanted, key=wanted.__getitem__) == "green"
+
+
+def test_an_onnx_model_says_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")  # which `make setup` brings
+    assert call(monkeypatch, "export", "last", "model.onnx") == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), dtype=np.uint8)
+    np.save("pixels.npy", pixels)
+    names, scores = json.loads(alone(ELSEWHERE))
     model = best_model(run / "runs" / "one")[0].eval()
     with torch.inference_mode():
-        assert np.allclose(scores, model(torch.from_numpy(pixels)).softmax(1), atol=1e-5)
+        assert names == NAMES and np.allclose(scores, model(torch.from_numpy(pixels)).softmax(1), atol=1e-5)
+
+
+def test_metrics_as_json_are_alone_on_standard_output(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    capfd.readouterr()
+    assert call(monkeypatch, "evaluate", "one", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["test/accuracy"] == summary("one")["metrics"]["test/accuracy"]
 
 
 def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -303,6 +316,7 @@ BAD = [
     (["predict", "nobody", "new"], "there is no run 'nobody'"),
     (["predict", "one", "nowhere"], "nowhere does not exist"),
     (["predict", "one", "runs"], "runs has no images"),
+    (["predict", "one", ""], "the place of the images is empty"),
     (["predict", "one", "bad.zip"], "bad.zip is no whole zip"),
     (["predict", "one", "up.csv"], "row 1 has the path '../x.png'"),
     (["predict", "one", "up.csv", "--path-column", "image"], "no column 'image'"),

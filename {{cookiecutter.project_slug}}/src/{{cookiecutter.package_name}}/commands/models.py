@@ -32,7 +32,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("name", metavar="RUN")
     parser.add_argument("source", metavar="SOURCE")
     add = parser.add_argument
-    add("--out", type=Path, metavar="FILE", help="the CSV file (default: standard output)")
+    add("--out", type=Path, metavar="FILE", help="the file to write (default: standard output)")
     add("--scores", action="store_true", help="a column with the probability of each class, too")
     add("--json", action="store_true", help="a line of JSON for each image, in place of CSV")
     add("--force", action="store_true", help="replace FILE")
@@ -74,9 +74,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("stopped; nothing was written" if arguments.out else "stopped", file=sys.stderr, flush=True)
         os._exit(130)  # threads may wait for a server that does not answer
-    told = f"{number:,} images, {number / (time.monotonic() - began):,.0f} a second"
-    told += f"; {damaged:,} could not be decoded" if damaged else ""
-    print(f"{told}: {arguments.out}" if arguments.out else told, file=sys.stderr)
+    rate = number / (time.monotonic() - began)
+    told = f"{arguments.out}: " if arguments.out else ""
+    told += f"{number:,} image{'s' * (number > 1)}, {rate:,.0f} a second"
+    print(told + (f"; {damaged:,} could not be decoded" if damaged else ""), file=sys.stderr)
 
 
 def _add_export(commands: Any) -> None:

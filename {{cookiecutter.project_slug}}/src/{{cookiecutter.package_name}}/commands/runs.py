@@ -84,7 +84,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with importing():
         from ..training.evaluate import evaluate
 
-    metrics = evaluate(find(arguments.name), arguments.data, arguments.split)
+    bar = sys.stdout.isatty() and not arguments.json
+    metrics = evaluate(find(arguments.name), arguments.data, arguments.split, bar)
     print(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
 
 

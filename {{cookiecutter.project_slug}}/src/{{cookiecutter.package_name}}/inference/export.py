@@ -54,7 +54,7 @@ def export(model: ImageModel, about: dict[str, Any], path: Path) -> None:
     hardware.quiet()
     for message in (".*No complete tensor found.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message=message)
-    deployed, size = Deployed(model).eval(), model.hparams["image_size"]
+    deployed, size = Deployed(model).eval().requires_grad_(False), model.hparams["image_size"]
     images = torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted = deployed(images).numpy()

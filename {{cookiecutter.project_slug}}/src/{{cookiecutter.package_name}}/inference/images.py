@@ -117,6 +117,8 @@ def open_images(place: str, split: str, column: str, images: Path | None, settin
 
     Raises InputError where there are none.
     """
+    if not place:
+        raise InputError("the place of the images is empty: name a file, a folder, a zip, a table or a packed dataset")
     try:
         found = _find(place, split, column, images, settings)
     except OSError as error:

@@ -31,13 +31,14 @@ def best_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
     return model, config
 
 
-def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict[str, float]:
+def evaluate(folder: Path, path: str | None = None, split: str = "test", bar: bool = False) -> dict[str, float]:
     """Metrics of the best checkpoint of the run in `folder`.
 
     Args:
         folder: `runs/<run>`.
         path: a packed dataset; None: the one that the run trained on.
         split: `val` or `test` of it.
+        bar: show Lightning's progress bar, on standard output.
 
     Raises InputError where there is no checkpoint or split, or where the dataset has other targets than the model.
     """
@@ -56,6 +57,7 @@ def evaluate(folder: Path, path: str | None = None, split: str = "test") -> dict
         devices=1,
         precision=hardware.precision(device),  # type: ignore[arg-type]
         logger=False,
+        enable_progress_bar=bar,
         enable_checkpointing=False,
         default_root_dir=folder,
         use_distributed_sampler=False,
