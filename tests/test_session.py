@@ -74,10 +74,17 @@ def test_interrupt_leaves_nothing(session: Callable[[], subprocess.Popen[str]], 
     assert list((tmp_path / "bakes").iterdir()) == []
 
 
-def test_make_new_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
-    answers = "--no-input --default-config package_name=class"
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("package_name=class", "package_name 'class' is a word"),
+        ("license=GPL", "GPL provided for choice variable license"),
+    ],
+)
+def test_make_new_says_what_is_wrong_in_one_sentence(answer: str, sentence: str, tmp_path: Path) -> None:
+    answers = f"--no-input --default-config {answer}"
     done = run(["make", "new", f"OUT={tmp_path}", f"ANSWERS={answers}"], ROOT)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
-    assert done.returncode == 2 and "package_name 'class' is a word" in lines[0], done.stderr
+    assert done.returncode == 2 and sentence in lines[0], done.stderr
     assert "Traceback" not in done.stderr + done.stdout and len(lines) == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
