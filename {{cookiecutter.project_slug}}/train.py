@@ -11,16 +11,17 @@ signal with everything saved.
 
 import signal
 
-from {{cookiecutter.package_name}}.command import command, importing
+from lightning_shards.entry import command, importing
 
 
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # Slurm's: kept until a training can obey it
     with command():
         with importing():  # takes seconds, in which Ctrl-C may come
-            from {{cookiecutter.package_name}}.training.cli import TrainingCLI
+            from lightning_shards.train import TrainingCLI
+            from {{cookiecutter.package_name}}.model import ImageModel
 
-        cli = TrainingCLI()  # settings -> data, model, trainer; nothing is written yet
+        cli = TrainingCLI(ImageModel)  # settings -> data, model, trainer; nothing is written yet
         with cli.run as run:
             cli.start()
             cli.test()

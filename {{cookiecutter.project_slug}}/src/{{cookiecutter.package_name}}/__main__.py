@@ -4,35 +4,21 @@ Exit status: 0 done, 1 failed, 2 bad input (one sentence on stderr, nothing writ
 finished work kept.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
-from typing import NoReturn
 
-from .command import command
-from .commands import data, models, runs
+from lightning_shards import cli
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage."""
+def model() -> type:
+    """The class that a run's weights belong to; imported by the commands that need it."""
+    from .model import ImageModel
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+    return ImageModel
 
 
 def main() -> int:
     """Run the command that the arguments name; returns the exit status."""
-    with command():
-        parser = _Parser(prog=f"python -m {__package__}", description="Commands beside training.")
-        commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-        for kind in (data, runs, models):
-            kind.add(commands)
-        arguments, settings = parser.parse_known_args()
-        if settings and "settings" not in arguments:
-            commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(settings)}")
-        arguments.settings = settings
-        return int(arguments.run(arguments) or 0)
+    return cli.main(f"python -m {__package__}", model)
 
 
 if __name__ == "__main__":

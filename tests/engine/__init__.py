@@ -1,0 +1,1 @@
+"""Tests of the engine, in place: what is edited in the template is what runs."""

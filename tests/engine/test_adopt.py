@@ -1,0 +1,177 @@
+"""index makes a dataset of shards that others packed: nothing is copied, and an interrupted pass goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import fsspec
+import pytest
+import webdataset
+from lightning_shards.data.cache import Cache
+from lightning_shards.data.dataset import Dataset
+from lightning_shards.data.remote import open_dataset
+from lightning_shards.data.sample_reader import SampleReader
+from lightning_shards.errors import InputError
+from lightning_shards.packing import adopt
+from lightning_shards.packing.verify import verify
+from team import __main__ as commands
+
+from .conftest import encoded, target
+from .servers import Web
+from .test_loading import by_id, make_loader
+
+
+def write_foreign(root: Path, count: int = 40, task: str = "single_label") -> None:
+    """Shards as webdataset's ShardWriter makes them, with fields beside image and target."""
+    root.mkdir(parents=True, exist_ok=True)
+    with webdataset.ShardWriter(str(root / "part-%04d.tar"), maxcount=9, verbose=0) as writer:
+        for number in range(count):
+            more = {"txt": f"caption {number}", "png": encoded(number), **target(number, task)}
+            writer.write({"__key__": f"n{number % 3}/img_{number:05d}", **more})
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["x", "index", *arguments])
+    try:
+        return commands.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_shards_of_others_become_a_dataset(
+    tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path / "theirs"
+    write_foreign(root, task=task)
+    before = {path: path.read_bytes() for path in root.iterdir()}
+    assert run(monkeypatch, str(root), "--json", "--val", "*-0004.tar") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["splits"] == {"train": {"samples": 36, "shards": 4}, "val": {"samples": 4, "shards": 1}}
+    assert (report["task"], report["lacking"]) == (task, 0)
+    assert all(path.read_bytes() == data for path, data in before.items()), "the tars are as they were"
+    assert verify(root, 2, lambda done, total: None)["damages"] == []
+    rows = by_id(list(make_loader(root, train=False)))
+    assert sorted(rows) == list(range(36))
+    if task == "single_label":
+        assert [rows[i][1] for i in range(36)] == [i % 3 for i in range(36)]
+    assert run(monkeypatch, str(root)) == 2, "a dataset is not indexed again"
+
+
+def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "theirs"
+    write_foreign(root)
+    read: list[str] = []
+    survey = adopt._survey
+
+    def breaks(tar: Path, index: object) -> tuple[str, int, list[str]]:
+        read.append(tar.name)
+        if tar.name == "part-0003.tar" and len(read) < 5:
+            raise KeyboardInterrupt
+        return survey(tar, index)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(adopt, "_survey", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        adopt.adopt(str(root), None, {}, None, 1)
+    assert not (root / "dataset.json").exists()
+    (root / "part-0000.tar").touch()  # changed since: read again
+    first = len(read)
+    adopt.adopt(str(root), None, {}, None, 1)
+    assert read[first:] == ["part-0000.tar", "part-0003.tar", "part-0004.tar"]
+    assert Dataset.open(root).samples("train") == 40
+    assert not (root / ".indexing.jsonl").exists()
+
+
+def test_patterns_folders_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "validation"):
+        write_foreign(tmp_path / "d" / split, 18)
+    (tmp_path / "names").write_text("red\ngreen\nblue\n")
+    assert run(monkeypatch, str(tmp_path / "d"), "--names", str(tmp_path / "names")) == 0
+    dataset = Dataset.open(tmp_path / "d")
+    assert list(dataset.splits) == ["train", "val"] and list(dataset.targets) == ["red", "green", "blue"]
+    pattern = str(tmp_path / "d" / "train" / "part-{0000..0001}.tar")
+    assert run(monkeypatch, pattern) == 0
+    assert Dataset.open(tmp_path / "d" / "train").samples("train") == 18
+
+
+def test_samples_without_a_target_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "d" / "a.tar")) as writer:
+        writer.write({"__key__": "whole", "png": encoded(0), "cls": b"1"})
+        writer.write({"__key__": "blind", "cls": b"1"})
+        writer.write({"__key__": "aimless", "png": encoded(0)})
+        writer.write({"__key__": "odd", "png": encoded(0), "cls": b"cat"})
+    report = adopt.adopt(str(tmp_path / "d"), None, {}, None, 1)
+    assert report["lacking"] == 3 and report["lacking_examples"] == ["a.tar blind", "a.tar aimless", "a.tar odd"]
+
+
+@pytest.mark.parametrize("field", ["pkl", "pyd", "pth", "depth.pkl"])
+def test_shards_with_code_are_refused(tmp_path: Path, field: str) -> None:
+    write_foreign(tmp_path / "d", 3)
+    (tmp_path / f"x.{field}").write_bytes(b"c\n.")
+    subprocess.run(["tar", "-C", tmp_path, "-rf", tmp_path / "d" / "part-0000.tar", f"x.{field}"], check=True)
+    with pytest.raises(InputError, match="hold code"):
+        adopt.adopt(str(tmp_path / "d"), None, {}, None, 1)
+    assert not (tmp_path / "d" / "dataset.json").exists()
+
+
+def test_bad_input_is_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_foreign(tmp_path / "d", 12)
+    (tmp_path / "empty").mkdir()
+    few = tmp_path / "few"
+    few.write_text("one\n")
+    for arguments in (
+        [str(tmp_path / "empty")], [str(tmp_path / "nowhere")], [str(tmp_path / "d" / "part-{0000..0009}.tar")],
+        [str(tmp_path / "d"), "--names", str(few)], [str(tmp_path / "d"), "--names", str(tmp_path / "no")],
+        [str(tmp_path / "d"), "--val", "*"], [str(tmp_path / "d"), "--workers", "0"],
+    ):  # fmt: skip
+        assert run(monkeypatch, *arguments) == 2, arguments
+        assert not (tmp_path / "d" / "dataset.json").exists()
+    tar = tmp_path / "d" / "part-0001.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])
+    assert run(monkeypatch, str(tmp_path / "d")) == 2
+
+
+def test_a_store_that_can_list_needs_no_pattern(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", 12)
+    files = fsspec.filesystem("memory")
+    for tar in (tmp_path / "theirs").iterdir():
+        files.pipe(f"/adopted/{tar.name}", tar.read_bytes())
+    report = adopt.adopt("memory://adopted", tmp_path / "d", {}, None, 2)
+    assert report["splits"]["train"] == {"samples": 12, "shards": 2}
+    with pytest.raises(InputError, match="holds no"):
+        adopt.adopt("memory://nothing", tmp_path / "e", {}, None, 2)
+
+
+def test_remote_shards_are_indexed_in_one_pass_each(tmp_path: Path) -> None:
+    """dataset.json is local and says where the shards are."""
+    pattern = "/part-{0000..0004}.tar"
+    write_foreign(tmp_path / "theirs")
+    server = Web(tmp_path / "theirs")
+    try:
+        report = adopt.adopt(server.url + pattern, tmp_path / "d", {"val": "*-0004.tar"}, None, 2)
+        assert report["splits"]["train"] == {"samples": 36, "shards": 4}
+        assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["dataset.json"]
+        dataset = open_dataset(str(tmp_path / "d"))
+        assert dataset.root == server.url
+        store = SampleReader(dataset, "train", (("png",), ("cls",)), Cache(server.url, tmp_path / "cache", 10 << 20))
+        shard, row = store.locate([20])[0]
+        assert shard.read(row) == [encoded(20), b"2"]
+        store.close()
+        before = sum(map(len, server.gets.values()))
+        with pytest.raises(InputError, match="dataset already"):
+            adopt.adopt(server.url + pattern, tmp_path / "d", {}, None, 2)
+        assert sum(map(len, server.gets.values())) - before <= 1
+        with pytest.raises(InputError, match="second argument"):
+            adopt.adopt(server.url + pattern, None, {}, None, 2)
+    finally:
+        server.stop()
+
+
+def test_shards_on_a_read_only_disk_stay_untouched(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", 12)
+    adopt.adopt(str(tmp_path / "theirs"), tmp_path / "ours", {}, None, 1)
+    assert not (tmp_path / "theirs" / "dataset.json").exists()
+    assert len(by_id(list(make_loader(tmp_path / "ours", train=False)))) == 12

@@ -1,0 +1,149 @@
+"""`pack` and the images themselves: sizes, orientation, colours, damage, duplicates."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from lightning_shards.errors import InputError, RunError
+from lightning_shards.packing.encode import encode
+from lightning_shards.packing.pack import pack
+from numpy.typing import NDArray
+
+from .samples import KEEP, class_files, command, decoded, image, jpeg, write_tree
+
+
+def test_larger_images_shrink_and_smaller_ones_keep_their_bytes() -> None:
+    large, small = jpeg(1, 300, 600), jpeg(2, 100, 90)
+    kind, stored = encode(large, 128, 95)
+    pixels = decoded(stored)
+    assert (kind, pixels.shape) == ("jpg", (128, 256, 3))
+    expected = cv2.resize(image(1, 300, 600), (256, 128), interpolation=cv2.INTER_AREA)
+    assert np.abs(pixels.astype(int) - expected).mean() < 3
+    assert encode(small, 128, 95) == ("jpg", small)
+    assert encode(large, None, 95) == ("jpg", large)
+
+
+def test_very_large_jpegs_come_out_like_others() -> None:
+    data = jpeg(3, 1600, 2400)
+    pixels = decoded(encode(data, 100, 95)[1])
+    assert pixels.shape == (100, 150, 3)
+    expected = cv2.resize(image(3, 1600, 2400), (150, 100), interpolation=cv2.INTER_AREA)
+    assert np.abs(pixels.astype(int) - expected).mean() < 3
+
+
+def test_gray_stays_gray() -> None:
+    gray = cv2.imencode(".png", image(4, 200, 300)[..., 0])[1].tobytes()
+    kind, stored = encode(gray, 100, 95)
+    assert kind == "jpg"
+    assert decoded(stored, cv2.IMREAD_UNCHANGED).shape == (100, 150)
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_the_orientation_tag_is_applied(turn: int) -> None:
+    data = jpeg(5, 60, 90)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([turn]) + b"\0\0\0\0\0\0"
+    tagged = data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
+    upright = decoded(tagged)
+    kind, stored = encode(tagged, 256, 95)
+    pixels = decoded(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert kind == "jpg"
+    assert pixels.shape == ((60, 90, 3) if turn < 5 else (90, 60, 3))
+    assert np.abs(pixels.astype(int) - upright).mean() < 3
+    assert encode(tagged, None, 95)[1] == tagged
+
+
+@pytest.mark.parametrize("pixels", [image(6).astype(np.uint16) * 257, np.dstack([image(6), image(7)[..., :1]])])
+def test_unusual_png_becomes_plain_without_loss(pixels: NDArray[Any]) -> None:
+    kind, stored = encode(cv2.imencode(".png", pixels)[1].tobytes(), 256, 95)
+    assert kind == "png"
+    found = decoded(stored, cv2.IMREAD_UNCHANGED)
+    assert found.dtype == np.uint8
+    assert found.tolist() == image(6).tolist()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    data = bytearray(cv2.imencode(".png", image(0))[1].tobytes())
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", "is empty"),
+        (b"GIF89a" + bytes(100), "no JPEG, PNG or WebP"),
+        (b"<html>not found</html>", "no JPEG, PNG or WebP"),
+        (jpeg(1, 200, 200)[:-400], "damaged or cut short"),
+        (cv2.imencode(".png", image(1))[1].tobytes()[:-60], "damaged or cut short"),
+        (cv2.imencode(".webp", image(1, 99, 99))[1].tobytes()[:-60], "damaged or cut short"),
+        (png_of_size(80_000, 80_000), "80000 x 80000 pixels"),
+    ],
+)
+def test_damage_is_found(data: bytes, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        encode(data, None, 95)
+
+
+def test_damaged_files_are_listed_and_counted(tmp_path: Path) -> None:
+    files = {**class_files(20), "cat/broken.jpg": jpeg(1)[:300], "dog/notes.txt": b"hello"}
+    root = write_tree(tmp_path / "tree", files)
+    (root / "bird" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"of 63 images are damaged.*--max-damaged-fraction"):
+        pack(root, tmp_path / "d", KEEP, 1)
+    assert not (tmp_path / "d").exists()
+    report = pack(root, tmp_path / "d", KEEP, 1, max_damaged_fraction=0.1)
+    lines = [json.loads(line) for line in (tmp_path / "d" / "damaged.jsonl").read_text().splitlines()]
+    assert {line["path"] for line in lines} == {"cat/broken.jpg", "dog/notes.txt", "bird/gone.jpg"}
+    assert report["damaged"] == 3
+    assert sum(facts["images"] for facts in report["splits"].values()) == 60
+
+
+def test_a_file_without_end_is_damage_and_takes_no_memory(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "tree", class_files(20))
+    (root / "bird" / "zeros.jpg").symlink_to("/dev/zero")
+    arguments = [root, tmp_path / "d", "--copy", "--workers", 1, "--max-damaged-fraction", "0.1"]
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, limits[1]))  # inherited
+    try:
+        done = command(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert done.returncode == 0, done.stderr
+    assert "bird/zeros.jpg" in (tmp_path / "d" / "damaged.jsonl").read_text()
+
+
+def test_a_class_that_is_all_damaged_is_an_error(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "tree", {**class_files(20), "fox/1.jpg": b"x"})
+    with pytest.raises(RunError, match="class 'fox'"):
+        pack(root, tmp_path / "d", KEEP, 1, max_damaged_fraction=0.5)
+
+
+def test_names_that_are_no_utf8_do_no_harm(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "tree", class_files(4))
+    for folder in ("cat", "dog"):
+        (root / folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg(99))
+    assert pack(root, tmp_path / "d", KEEP, 1)["damaged"] == 0
+    (root / os.fsdecode(b"caf\xe9")).mkdir()
+    (root / os.fsdecode(b"caf\xe9") / "1.jpg").write_bytes(jpeg(1))
+    with pytest.raises(InputError, match="rename it"):
+        pack(root, tmp_path / "e", KEEP, 1)
+
+
+def test_duplicates_are_reported(tmp_path: Path) -> None:
+    files = {
+        "train/a/1.jpg": jpeg(1),
+        "train/a/2.jpg": jpeg(2),
+        "train/b/3.jpg": jpeg(3),
+        "train/b/4.jpg": jpeg(3),
+    }
+    files |= {"val/a/1.jpg": jpeg(1), "val/b/5.jpg": jpeg(5), "test/b/1.jpg": jpeg(1)}
+    found = pack(write_tree(tmp_path / "tree", files), tmp_path / "d", KEEP, 1)["duplicates"]
+    assert (found["across_splits"], found["within_a_split"]) == (1, 1)
+    assert ["train/a/1.jpg", "val/a/1.jpg"] in found["examples"]

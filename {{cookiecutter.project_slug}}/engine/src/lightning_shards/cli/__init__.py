@@ -1,0 +1,39 @@
+"""The commands beside training: their options, and what each prints. What one needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ..entry import command
+from . import data, models, runs
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(program: str, model: Callable[[], type[Any]] | None = None) -> int:
+    """Run the command that the arguments name; returns the exit status.
+
+    Args:
+        program: how the user calls it, for messages.
+        model: gives the LightningModule that runs were trained with; None leaves out the commands that need one.
+    """
+    with command():
+        parser = _Parser(prog=program, description="Commands beside training.")
+        commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+        data.add(commands)
+        runs.add(commands, model is not None)
+        if model:
+            models.add(commands)
+        arguments, settings = parser.parse_known_args()
+        if settings and "settings" not in arguments:
+            commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(settings)}")
+        arguments.settings, arguments.model = settings, model
+        return int(arguments.run(arguments) or 0)

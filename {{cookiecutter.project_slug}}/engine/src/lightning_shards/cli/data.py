@@ -1,0 +1,138 @@
+"""`pack`, `index`, `verify`: datasets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, RunError
+from ..packing.options import add_pack_options, recipe
+
+STOPPED = 75
+
+
+def add(commands: Any) -> None:
+    """Add the parsers of these commands."""
+    for add_one in (_add_pack, _add_index, _add_verify):
+        add_one(commands)
+
+
+def _add_pack(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pack",
+        help="make a dataset of tar shards from your images",
+        description="Make a dataset of tar shards. SOURCE is a folder of class folders (with or without "
+        "train/, val/ and test/ above them), a zip of one, or a CSV or Parquet table of paths and targets.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("dest", type=Path, metavar="DEST", help="folder of the new dataset")
+    add_pack_options(parser, "--images")
+    add = parser.add_argument
+    add("--limit", type=int, help="at most so many images a split, for a trial")
+    add("--force", action="store_true", help="replace the dataset DEST once the new one is complete")
+    add("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=_pack)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from ..packing.pack import pack
+    from ..packing.pool import Stopped
+    from ..packing.report import progress_bar, render
+
+    try:
+        with progress_bar("packing") as progress:
+            report = pack(
+                arguments.source,
+                arguments.dest,
+                recipe(arguments, arguments.limit),
+                arguments.workers,
+                force=arguments.force,
+                max_damaged_fraction=arguments.max_damaged_fraction,
+                progress=progress,
+            )
+    except (Stopped, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped; run the same command again", file=sys.stderr)
+        return STOPPED
+    print(json.dumps(report) if arguments.json else render(report))
+    return 0
+
+
+def _add_index(commands: Any) -> None:
+    parser = commands.add_parser(
+        "index",
+        help="make a dataset of tar shards that others packed, without copying them",
+        description="Read the tars of SOURCE once, from begin to end, and write dataset.json and an index beside them. "
+        "Interrupted, the same command goes on.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder or URL of tars, or a pattern like x-{000..099}.tar")
+    parser.add_argument("dest", type=Path, nargs="?", metavar="DEST", help="folder for dataset.json (default: SOURCE)")
+    parser.add_argument(
+        "--val", metavar="PATTERN", help="shards to validate on, such as '*-val-*' (default: by folder)"
+    )
+    parser.add_argument("--test", metavar="PATTERN", help="shards to test on")
+    parser.add_argument("--names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="shards at a time (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=_index)
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from ..packing.adopt import adopt
+    from ..packing.report import progress_bar
+
+    _at_least_one("--workers", arguments.workers)
+    try:
+        names = arguments.names.read_text().splitlines() if arguments.names else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--names {arguments.names} cannot be read ({error})") from None
+    patterns = {split: getattr(arguments, split) for split in ("val", "test") if getattr(arguments, split)}
+    with progress_bar("indexing", "shards") as progress:
+        report = adopt(arguments.source, arguments.dest, patterns, names, arguments.workers, progress)
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    print(f"{report['dataset']}: {report['task']}, {report['targets']} targets, fields {', '.join(report['fields'])}")
+    for split, facts in report["splits"].items():
+        print(f"  {split:<6}{facts['samples']:>11,} samples {facts['shards']:>6,} shards")
+    if report["lacking"]:
+        examples = "; ".join(report["lacking_examples"])
+        print(f"  {report['lacking']:,} samples lack an image or a target and will be skipped, such as {examples}")
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="re-read a packed dataset and report every damage",
+        description="Compare checksums, walk headers and decode every image and target of DATASET. Status 1: damage.",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="shards at a time (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from ..packing.report import progress_bar
+    from ..packing.verify import verify
+
+    _at_least_one("--workers", arguments.workers)
+    with progress_bar("verifying") as progress:
+        report = verify(arguments.dataset, arguments.workers, progress)
+    size = f"{report['samples']:,} samples in {report['shards']:,} shards, {report['bytes'] / 1e6:,.1f} MB"
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        for damage in report["damages"]:
+            print(f"{damage['shard']} {damage['key'] or ''} {damage['offset'] or ''}: {damage['error']}")
+        print(size)
+    if report["damages"]:
+        raise RunError(f"{arguments.dataset} is damaged; restore the shards or pack it again")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{name} is {value}, it must be at least 1")

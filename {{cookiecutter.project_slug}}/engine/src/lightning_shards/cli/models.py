@@ -1,0 +1,113 @@
+"""`predict`, `export`: a run's best weights at work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from ..entry import importing
+from ..errors import RunError
+
+
+def add(commands: Any) -> None:
+    """Add the parsers of these commands."""
+    for add_one in (_add_predict, _add_export):
+        add_one(commands)
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="what a run's best weights say of images",
+        description="Say what the best weights of RUN (`last`: the newest) see in each image of SOURCE: a file, a "
+        "folder (at any depth), a zip, a CSV or Parquet table of paths, or a packed dataset. One row an image, in CSV.",
+    )
+    parser.add_argument("name", metavar="RUN")
+    parser.add_argument("source", metavar="SOURCE")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FILE", help="the file to write (default: standard output)")
+    add("--scores", action="store_true", help="a column with the probability of each class, too")
+    add("--json", action="store_true", help="a line of JSON for each image, in place of CSV")
+    add("--force", action="store_true", help="replace FILE")
+    add("--split", default="test", help="of a packed dataset (%(default)s)")
+    add("--path-column", default="path", metavar="NAME", help="of a table (%(default)s)")
+    add("--images", type=Path, metavar="PLACE", help="folder or zip of a table's paths (default: the table's folder)")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from ..packing.report import progress_bar
+    from ..runs.folder import find
+
+    folder = find(arguments.name)
+    with importing():
+        from ..inference.images import open_images
+        from ..inference.predict import predict
+        from ..inference.rows import check_new, facts, opened, writer
+        from ..train.evaluate import best_model
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files are removed then, too
+    if arguments.out:
+        check_new(arguments.out, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
+    model, config = best_model(arguments.model(), folder)
+    source = arguments.source, arguments.split, arguments.path_column, arguments.images
+    images = open_images(*source, config["data"])
+    kind = model.hparams["task"], list(model.hparams["targets"]), arguments.scores
+    damaged, began = 0, time.monotonic()
+    bar = progress_bar("predicting") if arguments.out or not sys.stdout.isatty() else nullcontext(lambda *done: None)
+    try:
+        with opened(arguments.out) as out, bar as progress:
+            write = writer(out, *kind, arguments.json)
+            for number, prediction in enumerate(predict(model, config, images), 1):
+                write(facts(prediction, *kind))
+                damaged += bool(prediction.error)
+                progress(number, len(images))
+            if damaged == len(images):
+                raise RunError(f"no image of {arguments.source} could be decoded; the last one {prediction.error}")
+    except KeyboardInterrupt:
+        print("stopped; nothing was written" if arguments.out else "stopped", file=sys.stderr, flush=True)
+        os._exit(130)  # threads may wait for a server that does not answer
+    rate = number / (time.monotonic() - began)
+    told = f"{arguments.out}: " if arguments.out else ""
+    told += f"{number:,} image{'s' * (number > 1)}, {rate:,.0f} a second"
+    print(told + (f"; {damaged:,} could not be decoded" if damaged else ""), file=sys.stderr)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="a run's best weights as one file that runs without this project",
+        description="Write the best weights of RUN (`last`: the newest) to FILE: a PyTorch program (.pt2) or ONNX "
+        "(.onnx), which take uint8 RGB images and give probabilities or numbers.",
+    )
+    parser.add_argument("name", metavar="RUN")
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
+    parser.add_argument("--json", action="store_true", help="print what the file says of itself as JSON")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ..runs.folder import find
+
+    folder = find(arguments.name)
+    with importing():
+        from ..inference.export import check_format, describe, export
+        from ..inference.rows import check_new
+        from ..train.evaluate import best_model
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_format(arguments.file)
+    check_new(arguments.file, arguments.force)
+    model, config = best_model(arguments.model(), folder)
+    about = describe(model, config, folder)
+    export(model, about, arguments.file)
+    told = f"{arguments.file}: {about['images']} -> {about['scores']}"
+    print(json.dumps(about) if arguments.json else told)

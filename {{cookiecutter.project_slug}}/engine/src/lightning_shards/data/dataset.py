@@ -1,0 +1,112 @@
+"""`dataset.json`: what a packed dataset holds. Everything after `pack` starts here.
+
+    {"format": "lightning-shards/1", "task": "single_label", "targets": ["ankle boot", ...],
+     "splits": {"train": [{"name": "train/000000.tar", "samples": 1250, "bytes": 2570240, "sha256": "..."}]},
+     "packed": {...how...}, "fingerprint": "..."}
+
+Sample ids count through a split's shards in the order of this file: the first sample of the first shard is 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import write_durably
+
+FORMAT = "lightning-shards/1"
+TASKS = ("single_label", "multi_label", "regression")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a split: its path below the dataset's root, number of samples, size in bytes and SHA-256."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as `dataset.json` describes it.
+
+    Attributes:
+        root: the folder or URL of the shards: where `dataset.json` lies, or what it names as `shards_at`.
+        task: what the targets are: `single_label` (field `cls`, a class number), `multi_label` (field `json`,
+            `{"labels": [class numbers]}`) or `regression` (field `json`, `{"targets": [numbers]}`).
+        targets: class names, or the names of the numbers.
+        splits: the shards of each split.
+        packed: how it was made, for people.
+    """
+
+    root: Path | str
+    task: str
+    targets: Sequence[str]
+    splits: Mapping[str, Sequence[Shard]]
+    packed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides which sample has which id and what is in it."""
+        lines = [
+            f"{split} {s.name} {s.samples} {s.bytes} {s.sha256}"
+            for split, shards in self.splits.items()
+            for s in shards
+        ]
+        return hashlib.sha256("\n".join([self.task, *self.targets, *lines]).encode()).hexdigest()[:16]
+
+    def samples(self, split: str) -> int:
+        return sum(shard.samples for shard in self.splits[split])
+
+    def save(self, folder: Path | None = None) -> None:
+        """Write `dataset.json` beside the shards, or into another `folder`; durably, and all of it or nothing."""
+        content = {
+            "format": FORMAT,
+            "task": self.task,
+            "targets": list(self.targets),
+            "splits": {split: [asdict(shard) for shard in shards] for split, shards in self.splits.items()},
+            "packed": dict(self.packed),
+            "fingerprint": self.fingerprint,
+            **({"shards_at": str(self.root)} if folder else {}),
+        }
+        write_durably(
+            (folder or Path(self.root)) / "dataset.json", json.dumps(content, indent=1, ensure_ascii=False).encode()
+        )
+
+    @classmethod
+    def open(cls, root: Path | str) -> Dataset:
+        """Read `dataset.json` in a folder. Raises InputError where it is missing, damaged or of another version."""
+        try:
+            return cls.parse((Path(root) / "dataset.json").read_bytes(), Path(root))
+        except (FileNotFoundError, NotADirectoryError):
+            why = f"{root} is no packed dataset (no dataset.json): make it with `pack SOURCE {root}`"
+            raise InputError(why) from None
+
+    @classmethod
+    def parse(cls, text: bytes, root: Path | str) -> Dataset:
+        """The dataset at `root` (a folder or a URL) with this `dataset.json`. Raises InputError for another text."""
+        path = f"{root}/dataset.json"
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                wrong = f"{path} has format {content['format']!r}, this version reads {FORMAT!r}: pack it again"
+                raise InputError(wrong)
+            splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+            if isinstance(root, Path) and (place := content.get("shards_at")):  # never out of a file from elsewhere
+                root = str(place) if "://" in place else Path(place)
+            dataset = cls(root, content["task"], content["targets"], splits, content["packed"])
+            names = [Path(shard.name) for shards in splits.values() for shard in shards]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({error}): pack the dataset again") from None
+        if dataset.task not in TASKS or any(name.is_absolute() or ".." in name.parts for name in names):
+            raise InputError(f"{path} is damaged: unknown task, or a shard outside the dataset's folder")
+        if dataset.fingerprint != content.get("fingerprint"):
+            raise InputError(f"{path} was changed after packing: its fingerprint does not fit; pack the dataset again")
+        return dataset

@@ -1,0 +1,147 @@
+"""Bytes -> pixels and numbers: one sample at a time, in any thread (the decoders release the interpreter lock).
+
+Only JPEG, PNG and WebP are decoded, recognised by their first bytes and not by their names. simplejpeg (libjpeg-turbo)
+decodes JPEGs into memory that each thread keeps, for fresh memory costs as much as a good part of the decoding, and no
+more rows than are wanted. OpenCV has the rest: it turns EXIF orientation, CMYK, palette and alpha into upright RGB;
+libdeflate unpacks PNGs for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from .image_header import MAX_PIXELS, Frame, image_format, read_frame
+from .png import unpack
+
+cv2.setNumThreads(0)  # the loader's threads are the parallelism
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+KEPT_BYTES = 16 << 20  # of a thread's memory for one purpose
+EDGE = 8  # rows beyond those wanted: chroma is interpolated from the rows around
+MARK = [1, 254, 1]  # a last pixel that nothing was written over; as an image's own it only makes OpenCV try
+Pixels = NDArray[np.uint8]
+
+
+class DecodeError(Exception):
+    """A sample's bytes are no picture or no target: the row is masked and a line goes to `skipped/`."""
+
+
+_kept = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, ...]) -> Pixels:
+    """An array of this thread, uint8, for use until it asks for `name` again; large ones are not kept."""
+    size = math.prod(shape)
+    array: Pixels | None = getattr(_kept, name, None)
+    if array is None or len(array) < size:
+        array = np.empty(size, np.uint8)
+        if size <= KEPT_BYTES:
+            setattr(_kept, name, array)
+    return array[:size].reshape(shape)
+
+
+def jpeg_frame(data: bytes) -> Frame | None:
+    """The frame of a JPEG file that `decode_jpeg` can decode; None for an image that is left to OpenCV.
+
+    Raises DecodeError for what is cut short, too large, or no image.
+    """
+    kind = image_format(data)
+    if kind is None:
+        raise DecodeError("is no JPEG, PNG or WebP image")
+    if kind != "jpg":
+        return None
+    if data.rfind(b"\xff\xd9", -4096) < 0:  # the decoder would fill the missing rows with gray
+        raise DecodeError("the JPEG is cut short")
+    frame = read_frame(data)
+    if not frame or frame.turned or frame.components not in (1, 3) or frame.process > 2 or frame.bits != 8:
+        return None
+    if frame.height * frame.width > MAX_PIXELS:
+        raise DecodeError(f"has {frame.width} x {frame.height} pixels, more than {MAX_PIXELS:,} are not decoded")
+    return frame if frame.height and frame.width else None
+
+
+def decode_jpeg(data: bytes, frame: Frame, by: int, rows: int, keep: bool) -> Pixels | None:
+    """Decode the first `rows` of a JPEG's rows, or a few more, at 1/`by` (1, 2, 4 or 8) of its size.
+
+    With `by` above 1 the image must have 8 x `by` pixels on each side: its scale is chosen by the size that comes out.
+    Returns RGB, uint8 (H, W, 3); with `keep` false it is valid until this thread decodes another. None where OpenCV
+    must try, which is less strict.
+    """
+    height = frame.height
+    if frame.one_scan and rows + EDGE * by < height:  # a smaller height in the header ends the decoding there
+        height = rows + EDGE * by
+        data = b"".join((data[: frame.at], height.to_bytes(2, "big"), data[frame.at + 2 :]))
+    shape = (-(-height // by), -(-frame.width // by), 3)
+    wanted = {"min_height": shape[0], "min_width": shape[1]} if by > 1 else {}
+    buffer = np.empty(shape, np.uint8) if keep else scratch("decoded", shape)
+    buffer[-1, -1] = MARK  # not strict, an error after a warning goes unsaid and leaves the rows behind it as they were
+    try:  # what is left behind the last row is worth a warning; in several scans one may come before any row is there
+        image: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=not frame.one_scan, **wanted)
+    except ValueError:
+        return None
+    return image if image.shape == shape and image[-1, -1].tolist() != MARK else None
+
+
+def decode_other(data: bytes) -> Pixels:
+    """Decode any image by OpenCV into RGB, uint8 (height, width, 3). Raises DecodeError."""
+    if image_format(data) == "png":
+        data = unpack(data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise DecodeError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from None
+    if image is None:
+        raise DecodeError("cannot be decoded: damaged")
+    return image  # type: ignore[return-value]
+
+
+def decode_image(data: bytes) -> Pixels:
+    """Decode a JPEG, PNG or WebP file into RGB, uint8 (height, width, 3). Raises DecodeError."""
+    frame = jpeg_frame(data)
+    image = decode_jpeg(data, frame, 1, frame.height, keep=True) if frame else None
+    return decode_other(data) if image is None else image
+
+
+def target_decoder(task: str, targets: int) -> tuple[tuple[str, ...], Callable[[bytes], int | NDArray[np.float32]]]:
+    """The fields that may hold the target of `task`, and a function from their bytes to the target.
+
+    `single_label` gives a class number, the others float32 (targets,): 0 or 1 for each class, or the numbers.
+    """
+    if task == "single_label":
+
+        def label(data: bytes) -> int:
+            try:
+                number = int(data)
+            except ValueError:
+                raise DecodeError(f"its class {data[:40]!r} is no number") from None
+            if not 0 <= number < targets:
+                raise DecodeError(f"its class {number} is not in 0..{targets - 1}")
+            return number
+
+        return ("cls",), label
+
+    def numbers(data: bytes) -> NDArray[np.float32]:
+        try:
+            content = json.loads(data)
+            if task == "regression":
+                values = np.array(content["targets"], np.float32)
+            else:
+                values = np.zeros(targets, np.float32)
+                values[np.array(content["labels"], np.int64)] = 1
+                if min(content["labels"], default=0) < 0:
+                    raise IndexError("a class number is negative")
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise DecodeError(f"its target cannot be read ({error})") from None
+        if values.shape != (targets,) or not np.isfinite(values).all():
+            raise DecodeError(f"its target is not {targets} finite numbers")
+        return values
+
+    return ("json",), numbers

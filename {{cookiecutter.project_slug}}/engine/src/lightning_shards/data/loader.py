@@ -1,0 +1,151 @@
+"""Batches of decoded samples on the trainer's device, ahead of the trainer.
+
+sampler (ids of each batch) -> rows, decoded in other processes -> Batch, copied to the device, in order
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import RunError
+from .batch import Batch
+from .batcher import EveryNth, Sampler, Skipped
+from .uniforms import sample_seeds
+from .worker import RING_SIZE, DecodeWorker, WorkerSpec
+
+AHEAD = 2  # batches that wait for the trainer, on its device
+
+
+class SkipLog:
+    """One line of JSON in `path` for each sample that was skipped; ends the run when they become too many.
+
+    Args:
+        path: the file, appended to; None keeps no file.
+        limit: skipped rows in one pass above which RunError is raised.
+    """
+
+    def __init__(self, path: Path | None, limit: float) -> None:
+        self.path, self.limit = path, limit
+        self.in_pass = 0
+
+    def add(self, entries: Sequence[dict[str, object]]) -> None:
+        self.in_pass += len(entries)
+        if self.path and entries:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        if self.in_pass > self.limit:
+            raise RunError(
+                f"{self.in_pass} samples of this pass could not be decoded, more than data.max_skipped_fraction allows"
+                f" ({self.limit:.0f}); the last: {entries[-1]['shard']} {entries[-1]['key']}: {entries[-1]['error']}"
+            )
+
+
+class ShardLoader:
+    """Iterate over one epoch's batches of one rank.
+
+    Args:
+        job: what a decoding process does. They are started by the first epoch and kept for the others.
+        sampler: which ids make each batch.
+        skipped: where skipped samples are noted.
+        processes: how many decode; they take turns.
+        device: where batches are wanted: to a CUDA device they are copied ahead, from page-locked memory on a stream of
+            their own, while it computes.
+    """
+
+    batch_sampler = None  # Lightning looks for it beside `sampler`
+
+    def __init__(
+        self,
+        job: WorkerSpec,
+        sampler: Sampler,
+        skipped: SkipLog,
+        device: torch.device | None = None,
+        processes: int = 1,
+    ) -> None:
+        self.job, self.sampler, self.skipped, self.processes = job, sampler, skipped, processes
+        self.wait_seconds = 0.0  # time that the trainer has waited for batches, in total
+        self._device = device if device and device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None  # one for all epochs: memory is reused on its own stream only
+        self._decoding: list[DecodeWorker] = []
+
+    @property
+    def made_ahead(self) -> int:
+        """Batches at most that are there, or in the making, before the trainer asks."""
+        return self.processes * RING_SIZE + AHEAD
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches. Breaking off ends the decoding processes; an error in one is raised here."""
+        self.skipped.in_pass = 0
+        if any(process.busy for process in self._decoding):
+            self.close()
+        decoding = self._decoding = self._decoding or [DecodeWorker(self.job) for _ in range(self.processes)]
+        for number, process in enumerate(decoding):
+            process.begin(EveryNth(self.sampler, number, self.processes))
+        turns = itertools.cycle(decoding)
+        if self._device and not self._stream:
+            self._stream = torch.cuda.Stream(self._device)
+        stream = self._stream
+        thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
+        epoch = self.sampler.epoch
+        try:
+            pending = deque(thread.submit(self._receive, next(turns), epoch, stream) for _ in range(AHEAD))
+            while True:
+                began = time.perf_counter()
+                received = pending.popleft().result()
+                self.wait_seconds += time.perf_counter() - began
+                if received is None:
+                    return
+                batch, skipped = received
+                self.skipped.add(skipped)
+                if stream:
+                    for tensor in batch:  # made on the other stream, it must outlive what this one does with it
+                        tensor.record_stream(torch.cuda.current_stream(self._device))
+                pending.append(thread.submit(self._receive, next(turns), epoch, stream))
+                yield batch
+        finally:
+            if any(process.busy for process in decoding):
+                for process in decoding:  # this pass's own: another may have begun
+                    process.close()
+            thread.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """End the decoding processes; the next epoch starts others."""
+        for process in self._decoding:
+            process.close()
+        self._decoding = []
+
+    def _receive(
+        self, process: DecodeWorker, epoch: int, stream: torch.cuda.Stream | None
+    ) -> tuple[Batch, Skipped] | None:
+        """Take over the next batch; None at the epoch's end."""
+        rows = process.receive()
+        if rows is None:
+            return None
+        pixels = process.pixels[rows.slot][: len(rows.ids)]
+        if self._device is None:  # fresh memory from NumPy comes in huge pages, and is filled several times as fast
+            images = torch.from_numpy(np.array(pixels))
+        else:
+            images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+            images.numpy()[:] = pixels
+        process.free(rows.slot)
+        keys = sample_seeds(self.job.seed or 0, epoch, rows.ids)
+        others = (torch.from_numpy(array) for array in (rows.targets, rows.ids, keys, rows.valid))
+        batch = Batch(images.permute(0, 3, 1, 2), *others)
+        if stream:
+            with torch.cuda.stream(stream):
+                batch = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
+            stream.synchronize()  # in this thread, which has nothing else to do: what is handed over has arrived
+        return batch, rows.skipped

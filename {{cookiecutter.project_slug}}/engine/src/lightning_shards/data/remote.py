@@ -1,0 +1,105 @@
+"""Files behind URLs: http, https, s3, gs, hf and whatever else fsspec reads.
+
+A request that fails is made again after a growing, jittered pause, and goes on at the byte where the last one ended.
+What waiting cannot mend (no such file, no access, no library for the protocol) is an InputError at once.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from typing import Any
+
+import fsspec
+
+from ..errors import InputError, RunError
+from .dataset import Dataset
+
+PIECE = 16 << 20  # bytes of one request: the time to its first byte is small beside it
+TRIES = 8  # failures in a row until it is given up: with these pauses after a minute or more
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
+STALL_SECONDS = 60.0  # without a byte: the connection counts as broken
+
+
+def open_dataset(place: str) -> Dataset:
+    """The dataset in a folder, or below a URL. Raises InputError where there is none, or none that can be read."""
+    place = place.removeprefix("file://")
+    if "://" not in place:
+        return Dataset.open(place)
+    return Dataset.parse(Remote(place).read("dataset.json"), place)
+
+
+class Remote:
+    """The files below a URL. `stop`, once set, ends pauses with CancelledError."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.stop = url.rstrip("/"), threading.Event()
+        try:
+            options = _http_options() if url.startswith(("http://", "https://")) else {}
+            self._files, self._root = fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{url} cannot be opened: {error}") from None
+
+    def tars(self) -> list[str]:
+        """Names of all tars below the URL, sorted. Raises InputError where the store cannot list them."""
+        try:
+            found = self._files.find(self._root)
+        except Exception as error:
+            raise InputError(f"{self.url} cannot be listed ({error}); give a brace pattern of tars") from None
+        return sorted(name.removeprefix(self._root).lstrip("/") for name in found if name.endswith(".tar"))
+
+    def read(self, name: str) -> bytes:
+        return b"".join(self.pieces(name))
+
+    def pieces(self, name: str, size: int | None = None) -> Iterator[bytes]:
+        """The bytes of a file in order; `size` of them where it is known, so that a short answer is a failure."""
+        done = failures = 0
+        block = PIECE
+        while size is None or done < size:
+            try:
+                with self._files.open(f"{self._root}/{name}", "rb", block_size=block, cache_type="none") as file:
+                    if block:
+                        file.seek(done)
+                    skip = 0 if block else done
+                    while size is None or done < size:
+                        data = file.read(min(PIECE, skip or PIECE, PIECE if size is None else size - done + skip))
+                        if not data and size is None:
+                            return
+                        if not data:
+                            raise EOFError(f"it ended at byte {done} of {size}")
+                        if skip:
+                            skip -= len(data)
+                            continue
+                        done, failures = done + len(data), 0
+                        yield data
+            except Exception as error:
+                failures += 1
+                if isinstance(error, ValueError):
+                    block = 0  # a server that knows no ranges: read from the start again and skip what is there
+                self._pause(f"{self.url}/{name}", error, failures)
+
+    def _pause(self, url: str, error: Exception, failures: int) -> None:
+        """Wait after a failure. Raises InputError or RunError where trying again is of no use."""
+        cause = error.__cause__ or error
+        status = getattr(cause, "status", None)  # fsspec says "not found" for every failure of an http server
+        gone = status in (404, 410) if url.startswith("http") else isinstance(error, FileNotFoundError)
+        denied = isinstance(error, PermissionError) or (isinstance(status, int) and 400 <= status < 500)
+        if gone or isinstance(error, ImportError) or (denied and status not in (408, 425, 429)):
+            why = "there is no such file" if gone else "access is denied" if denied else str(error)
+            raise InputError(f"{url} cannot be read: {why}; check data.path and the store's credentials") from None
+        if failures >= TRIES:
+            why = " ".join(f"{type(cause).__name__} {cause}".split())
+            raise RunError(f"{url} cannot be read, tried {failures} times ({why}): is the store up?") from None
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * random.uniform(0.5, 1.5)
+        if self.stop.wait(pause):
+            raise CancelledError
+
+
+def _http_options() -> dict[str, Any]:
+    """A limit on silence in place of aiohttp's limit of five minutes on a whole request."""
+    from fsspec.implementations import http
+
+    timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+    return {"client_kwargs": {"timeout": timeout}}

@@ -1,0 +1,82 @@
+"""Who takes which part of the order: the ids of each micro-batch of one rank.
+
+Slices go to (accumulation step, rank) by position, so the global batch of a step is the same set of samples on any
+number of devices and with any accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .batcher import PADDING
+from .order import Order
+
+
+@dataclass
+class TrainSampler:
+    """This rank's micro-batches of an epoch, in the order of the optimizer steps.
+
+    `start` is (epoch, position) of a resume: that epoch begins there, every other one at 0. The length is always the
+    whole epoch's, since Lightning counts batches from the epoch's begin.
+    """
+
+    order: Order
+    rank: int
+    world: int
+    micro: int
+    accumulation: int
+    start: tuple[int, int]
+    epoch: int = 0
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro * self.world * self.accumulation
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def windows(self) -> list[NDArray[np.int64]]:
+        return self.order.windows(self.epoch)
+
+    def remaining(self, position: int) -> int:
+        """Micro-batches from `position` to the epoch's end."""
+        return (len(self.order) - position) // self.global_batch * self.accumulation
+
+    def __len__(self) -> int:
+        return self.remaining(0)
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        epoch, begin = self.epoch, self.start[1] if self.epoch == self.start[0] else 0
+        for number in range(self.remaining(begin)):
+            first = begin + (number * self.world + self.rank) * self.micro
+            yield self.order.ids(epoch, first, first + self.micro)
+
+
+@dataclass
+class EvalSampler:
+    """This rank's share of samples 0..count-1, unshuffled, the same in every epoch; padded, so that every rank has as
+    many batches as the others."""
+
+    count: int
+    rank: int
+    world: int
+    micro: int
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def windows(self) -> list[NDArray[np.int64]]:
+        return []
+
+    def __len__(self) -> int:
+        return -(-self.count // (self.micro * self.world))
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        ids = np.arange(len(self) * self.world * self.micro, dtype=np.int64)
+        ids[self.count :] = PADDING
+        return iter(ids.reshape(-1, self.world, self.micro)[:, self.rank])

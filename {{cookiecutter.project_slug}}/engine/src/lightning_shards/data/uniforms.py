@@ -1,0 +1,32 @@
+"""Random numbers that belong to samples: hashed from (seed, epoch, sample id), so nobody's turn decides them.
+
+Raw Philox and SplitMix64 outputs are fixed for good, on any machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def uniform(seed: int, epoch: int, ids: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Random numbers in [0, 1) that belong to the samples: (len(ids), count), whoever decodes them.
+
+    Counter-based: SplitMix64 (Steele, Lea and Flood, 2014) over `sample_seeds` and the column.
+    """
+    columns = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    draws = _mix(sample_seeds(seed, epoch, ids).view(np.uint64)[:, None] + columns) >> np.uint64(11)
+    return draws.astype(np.float64) * 2.0**-53
+
+
+def sample_seeds(seed: int, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One 64-bit key for each sample in this epoch, shape of `ids`; all its random choices are hashed from it."""
+    start = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    return _mix(_mix(ids.astype(np.uint64) + start) + start).view(np.int64)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, on arrays (which wrap around without a warning)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

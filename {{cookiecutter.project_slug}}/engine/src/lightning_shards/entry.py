@@ -1,0 +1,72 @@
+"""How every command of this project ends: with one sentence and an exit status, or with the traceback of a defect."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from .errors import InputError, RunError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """Bad input ends with status 2, a run that failed with 1, Ctrl-C where nothing is half done with 130."""
+    _end_with_the_launcher()
+    try:
+        yield
+    except InputError as error:
+        sys.exit(_say(f"error: {error}", 2))
+    except RunError as error:
+        sys.exit(_say(f"error: {error}", 1))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped; nothing was written", 130))
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """While modules are imported, the first time, nothing is garbage: to look for it would take half a second of three,
+    and to look through all that they made, as a full collection does, a fifth of a second each time."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # at the end they are garbage
+    finally:
+        gc.enable()
+
+
+def _end_with_the_launcher() -> None:
+    """A rank that a process on this host started (torchrun, Lightning's rank zero) dies with it.
+
+    The kernel sees to it, on Linux: a rank that is busy, or waits for the others, could not.
+    """
+    if "LOCAL_RANK" not in os.environ or sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has just died
+        sys.exit(1)
+
+
+def rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Of this process among all of the training."""
+    for name in ("RANK", "SLURM_PROCID"):  # of torchrun, of srun
+        if name in environment:
+            return int(environment[name])
+    return int(environment.get("NODE_RANK", 0)) or int(environment.get("LOCAL_RANK", 0))
+
+
+def _say(sentence: str, status: int) -> int:
+    print(f"rank {rank()}: {sentence}" if rank() else sentence, file=sys.stderr)
+    return status

@@ -1,0 +1,121 @@
+"""A forecast before packing: a sample of the source is packed into a temporary folder, and trained on for a while."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from ..cost.usage import JOULES_PER_KWH
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..packing.pack import PackOptions, pack
+from ..packing.pool import Stopped
+from .forecast import Told, forecast
+
+AT_LEAST = 100_000  # training samples that the sample stands for, by repetition: global batches need so many
+
+
+def forecast_source(
+    model_class: type[LightningModule],
+    source: Path,
+    recipe: PackOptions,
+    workers: int,
+    settings: Sequence[str],
+    images: int,
+    seconds: float,
+    told: Told,
+    sample: int = 2_000,
+    max_damaged_fraction: float = 0.01,
+) -> dict[str, Any]:
+    """As `forecast`, for a dataset that is not packed yet; `packing` in the report says what that will take.
+
+    Args:
+        source, recipe, workers, max_damaged_fraction: as for `pack`.
+        sample: images of each split that are packed and trained on.
+
+    Raises what `pack` and `forecast` do; the temporary folder is gone afterwards in any case.
+    """
+    told("a sample of the source")
+    with tempfile.TemporaryDirectory(prefix=".forecast-", dir=_disk(source), ignore_cleanup_errors=True) as folder:
+        dest, pace = Path(folder) / "sample", _Pace()
+        try:
+            packed = pack(
+                source,
+                dest,
+                replace(recipe, limit=sample),
+                workers,
+                max_damaged_fraction=max_damaged_fraction,
+                progress=pace,
+            )
+        except Stopped:
+            raise KeyboardInterrupt from None  # nothing of it is kept
+        except InputError as error:
+            raise InputError(str(error).replace("--limit", "--sample")) from None
+        whole = packed["listed"]
+        _repeat(dest, whole["train"])
+        report = forecast(model_class, [*settings, "--data.path", str(dest)], images, seconds, told, whole)
+    report["dataset"]["path"] = str(source)
+    rate = pace.rate or packed["images_per_second"]
+    size = sum(split["bytes"] / split["images"] * whole[name] for name, split in packed["splits"].items())
+    total, host = sum(whole.values()), report["host"]
+    took = pace.waited + total / rate
+    kwh = host["watts"] * took / JOULES_PER_KWH
+    report["packing"] = {
+        "sampled": sum(split["images"] for split in packed["splits"].values()),
+        "images": total,
+        "bytes": round(size),
+        "images_per_second": rate,
+        "workers": workers,
+        "seconds": took,
+        "hours": took / 3600,
+        "kwh": kwh,
+        "cost": kwh * host["electricity"] if host["rent"] is None else host["rent"] * took / 3600,
+    }
+    return report
+
+
+def _disk(source: Path) -> Path | None:
+    """The project's folder, where the dataset would lie; the system's where that cannot be, or is in the source."""
+    here, source = Path.cwd(), source.resolve()
+    try:
+        tempfile.TemporaryFile(dir=here).close()
+    except OSError:
+        return None
+    return None if source in (here, *here.parents) else here
+
+
+def _repeat(dest: Path, wanted: int) -> None:
+    """Name the training shards of the sample again and again, as far as the whole dataset will reach."""
+    dataset = Dataset.open(dest)
+    times = max(1, min(wanted, AT_LEAST) // dataset.samples("train"))
+    splits = {split: list(shards) * (times if split == "train" else 1) for split, shards in dataset.splits.items()}
+    replace(dataset, splits=splits).save()
+
+
+class _Pace:
+    """A progress of `pack` that notes how fast it goes, and how long it took to begin."""
+
+    def __init__(self) -> None:
+        self._made, self._first, self._last = time.monotonic(), (0.0, 0), (0.0, 0)
+
+    def __call__(self, done: int, total: int) -> None:
+        self._last = time.monotonic(), done
+        if done and not self._first[1]:
+            self._first = self._last
+
+    @property
+    def waited(self) -> float:
+        """Seconds of listing the source and of starting processes."""
+        return max(0.0, self._first[0] - self._made)
+
+    @property
+    def rate(self) -> float:
+        """Images/s; 0 where it was over before it could be seen twice."""
+        seconds, images = self._last[0] - self._first[0], self._last[1] - self._first[1]
+        return images / seconds if images and seconds else 0.0

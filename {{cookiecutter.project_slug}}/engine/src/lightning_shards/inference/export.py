@@ -1,0 +1,122 @@
+"""A run's best weights as one file that runs without this project: a PyTorch program (.pt2), or ONNX (.onnx).
+
+It takes RGB images, uint8 (B, 3, S, S) for any B, and gives probabilities or numbers, float32 (B, T). What they mean,
+and how images are cut, is in it as JSON: the extra file `about.json` of a .pt2, the metadata `about` of an ONNX file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..errors import InputError, RunError
+from ..files import replacing
+from ..runs.files import earlier_metrics
+from ..train import hardware
+
+FORMATS = (".pt2", ".onnx")
+FORMAT = "lightning-shards-model/1"
+TOLERANCE = 1e-3  # by which an output of the file may differ from the model's; as a share of numbers above 1
+MOST_ONNX = 2_000_000_000  # bytes: one file of protobuf holds no more
+
+
+class Deployed(nn.Module):
+    """Normalisation, network and what makes scores of its outputs."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.model.objective.scores(self.model(images))
+        return scores
+
+
+def export(model: Any, about: dict[str, Any], path: Path) -> None:
+    """Write `model` to `path`, in the format of its extension. Raises RunError where the file would say something else.
+
+    Args:
+        about: goes into the file.
+    """
+    check_format(path)
+    if path.suffix == ".onnx" and sum(p.nbytes for p in model.parameters()) > MOST_ONNX:
+        raise InputError(f"{path} would be larger than the 2 GB of an ONNX file: export to .pt2")
+    hardware.quiet()
+    for message in (".*No complete tensor found.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=message)
+    deployed, size = Deployed(model).eval().requires_grad_(False), model.hparams["image_size"]
+    images = torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = deployed(images).numpy()
+    program = torch.export.export(deployed, (images[:2],), dynamic_shapes=({0: Dim.DYNAMIC},))
+    write, run = (_save, _run) if path.suffix == ".pt2" else (_save_onnx, _run_onnx)
+    try:
+        with replacing(path) as temporary:
+            write(program, json.dumps(about), temporary)
+            difference = float(np.abs(run(temporary, images) - wanted).max())
+            if not difference < TOLERANCE * max(1.0, np.abs(wanted).max()):
+                raise RunError(f"what was exported differs by {difference:.2g} from the model's scores: it is not kept")
+    except OSError as error:
+        raise RunError(f"{path} could not be written ({error.strerror})") from None
+
+
+def describe(model: Any, config: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What whoever uses the file must know."""
+    task, size = model.hparams["task"], model.hparams["image_size"]
+    means = {"single_label": "probability of each class", "multi_label": "probability of each label"}
+    return {
+        "format": FORMAT,
+        "run": run.name,
+        "task": task,
+        "targets": list(model.hparams["targets"]),
+        "images": f"uint8 (B, 3, {size}, {size}), RGB, 0..255",
+        "scores": f"float32 (B, {len(model.hparams['targets'])}), {means.get(task, 'numbers')}",
+        "crop": {"size": size, "center": config["data"]["eval_crop"]},
+        "backbone": model.hparams["backbone"],
+        "metrics": earlier_metrics(run),
+        "versions": hardware.versions(),
+    }
+
+
+def check_format(path: Path) -> None:
+    """Raise InputError for a format that there is not, or whose libraries are missing."""
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path} ends with none of {', '.join(FORMATS)}: name a file that does")
+    if path.suffix == ".onnx" and (
+        missing := [x for x in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(x)]
+    ):
+        raise InputError(f"{missing[0]} is not installed: `uv run --extra onnx python -m ...` brings it")
+
+
+def _save(program: ExportedProgram, about: str, path: Path) -> None:
+    made = io.BytesIO()  # torch's own writer aborts the process where a disk is full
+    torch.export.save(program, made, extra_files={"about.json": about})
+    path.write_bytes(made.getbuffer())
+
+
+def _run(path: Path, images: Tensor) -> Any:
+    with path.open("rb") as file, torch.inference_mode():
+        return torch.export.load(file).module()(images).numpy()  # type: ignore[arg-type]
+
+
+def _save_onnx(program: ExportedProgram, about: str, path: Path) -> None:
+    made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["scores"], verbose=False)
+    assert made is not None
+    made.model.metadata_props["about"] = about
+    made.save(path, external_data=False)
+
+
+def _run_onnx(path: Path, images: Tensor) -> Any:
+    """By ONNX Runtime."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})[0]

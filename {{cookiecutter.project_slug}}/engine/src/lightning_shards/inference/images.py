@@ -1,0 +1,201 @@
+"""Images to predict, by number: of a file, a folder, a zip, a table of paths, or a split of a packed dataset."""
+
+from __future__ import annotations
+
+import lzma
+import mimetypes
+import os
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..data.cache import Cache
+from ..data.crop import Crop
+from ..data.dataset import Dataset
+from ..data.decode import IMAGE_FIELDS, DecodeError, Pixels
+from ..data.remote import open_dataset
+from ..data.sample_reader import SampleReader
+from ..data.shard_file import default_cache
+from ..errors import InputError
+from ..packing.sources import check_root, table_paths, walk
+
+AHEAD = 2  # batches in the making
+MOST_BYTES = 1 << 28  # of a file; a zip bomb would be larger
+
+
+class Images(Protocol):
+    """Images 0 to N - 1."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, number: int) -> str: ...
+
+    def read(self, number: int) -> bytes:
+        """The image file. Raises OSError, ValueError or KeyError where it is missing or damaged."""
+
+    def expect(self, first: int, last: int) -> None:
+        """These are read next."""
+
+    def close(self) -> None: ...
+
+
+class Files:
+    """Files below a folder, or in a zip."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self._root, self._names = root, names
+        self._zip = _open_zip(root) if root.is_file() else None
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, number: int) -> str:
+        return self._names[number]
+
+    def read(self, number: int) -> bytes:
+        name = self._names[number]
+        if (self._zip.getinfo(name).file_size if self._zip else (self._root / name).stat().st_size) > MOST_BYTES:
+            raise ValueError(f"is larger than {MOST_BYTES >> 20} MB")
+        if not self._zip:
+            return (self._root / name).read_bytes()
+        try:
+            return self._zip.read(name)
+        except (RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:  # encrypted, damaged
+            raise ValueError(f"cannot be read from the zip ({error})") from None
+
+    def expect(self, first: int, last: int) -> None:
+        pass
+
+    def close(self) -> None:
+        if self._zip:
+            self._zip.close()
+
+
+class Samples:
+    """The samples of a split, in its order."""
+
+    def __init__(self, dataset: Dataset, split: str, cache: tuple[Path, int | None]) -> None:
+        if not dataset.splits.get(split):
+            raise InputError(f"{dataset.root} has no split {split!r}; it has {', '.join(dataset.splits)}")
+        copies = Cache(dataset.root, *cache) if isinstance(dataset.root, str) else None
+        self._store = SampleReader(dataset, split, (IMAGE_FIELDS,), copies)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def name(self, number: int) -> str:
+        ((shard, row),) = self._store.locate([number])
+        return f"{shard.name}/{shard.keys[row]}"
+
+    def read(self, number: int) -> bytes:
+        ((shard, row),) = self._store.locate([number])
+        return shard.read(row)[0]
+
+    def expect(self, first: int, last: int) -> None:
+        shards = self._store.numbers([first, last]).tolist()
+        self._store.expect(range(shards[0], min(shards[1] + 2, len(self._store.shards))))
+
+    def close(self) -> None:
+        self._store.close(wait=False)
+
+
+def open_images(place: str, split: str, column: str, images: Path | None, settings: dict[str, Any]) -> Images:
+    """The images at `place`.
+
+    Args:
+        place: an image, a folder with images at any depth, a zip of one, a CSV or Parquet table of paths, or a packed
+            dataset (folder or URL).
+        split: of a dataset.
+        column, images: of a table: which one has the paths, and the folder or zip they lie in (None: the table's).
+        settings: of `data`: the cache for the shards of a URL.
+
+    Raises InputError where there are none.
+    """
+    if not place:
+        raise InputError("the place of the images is empty: name a file, a folder, a zip, a table or a packed dataset")
+    try:
+        found = _find(place, split, column, images, settings)
+    except OSError as error:
+        raise InputError(f"{place[:200]} cannot be read ({error.strerror}: {error.filename})") from None
+    if not len(found):
+        raise InputError(f"{place} has no images")
+    return found
+
+
+def _find(place: str, split: str, column: str, images: Path | None, settings: dict[str, Any]) -> Images:
+    path = Path(place)
+    if "://" in place or (path / "dataset.json").is_file():
+        folder = Path(settings["cache"]) if settings["cache"] else default_cache()
+        return Samples(open_dataset(place), split, (folder, settings["cache_bytes"]))
+    if not path.exists():
+        raise InputError(f"{place} does not exist")
+    if path.suffix.lower() in (".csv", ".parquet"):
+        root = images or path.parent
+        check_root(root)
+        return Files(root, list(table_paths(path, column, root)))
+    if path.is_dir():
+        return Files(path, [name for name, _ in walk(path) if _is_image(name)])
+    if path.suffix.lower() == ".zip":
+        return Files(path, sorted(filter(_is_image, _open_zip(path).namelist())))
+    return Files(Path(), [place])
+
+
+def _is_image(name: str) -> bool:
+    """By its extension, also where the kind is none that is decoded: predictions then say so."""
+    if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+        return False
+    return name.lower().endswith(IMAGE_FIELDS) or (mimetypes.guess_type(name)[0] or "").startswith("image/")
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is no whole zip ({error}): copy or download it again") from None
+
+
+class Cropped(NamedTuple):
+    """Images `first`, `first` + 1, ...: B of them."""
+
+    first: int
+    pixels: Pixels  # (B, S, S, 3); 0 where it could not be decoded
+    errors: list[str]  # why not; empty where it could
+
+
+def batches(images: Images, crop: Crop, size: int) -> Iterator[Cropped]:
+    """All `images` in batches of `size`, the centre of each, as in validation; by a thread for each CPU core."""
+
+    def fill(number: int, out: Pixels) -> str:
+        try:
+            crop(images.read(number), None, out)
+        except (DecodeError, OSError, ValueError, KeyError) as error:
+            return str(getattr(error, "strerror", None) or (error.args or ["cannot be read"])[0])
+        return ""
+
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
+    pending: deque[tuple[int, Pixels, list[Future[str]]]] = deque()
+
+    def finish() -> Cropped:
+        first, pixels, filled = pending.popleft()
+        return Cropped(first, pixels, [future.result() for future in filled])
+
+    try:
+        for first in range(0, len(images), size):
+            numbers = range(first, min(first + size, len(images)))
+            images.expect(pending[0][0] if pending else first, numbers[-1])
+            pixels = np.zeros((len(numbers), crop.size, crop.size, 3), np.uint8)
+            filled = [pool.submit(fill, number, out) for number, out in zip(numbers, pixels, strict=True)]
+            pending.append((first, pixels, filled))
+            if len(pending) == AHEAD:
+                yield finish()
+        while pending:
+            yield finish()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        images.close()

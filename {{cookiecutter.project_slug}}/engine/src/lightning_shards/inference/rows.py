@@ -1,0 +1,93 @@
+"""Predictions as rows of CSV or lines of JSON, in a file or on standard output."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from ..errors import InputError, RunError
+from ..files import replacing
+from .predict import Prediction
+
+
+def facts(of: Prediction, task: str, targets: list[str], every: bool) -> dict[str, Any]:
+    """A prediction as JSON; `every` gives the probability of each class, too."""
+    if of.scores is None:
+        return {"path": of.name, "error": of.error}
+    if task == "regression":
+        return {
+            "path": of.name,
+            "predicted": {name: float(f"{x:.6g}") for name, x in zip(targets, of.scores, strict=True)},
+        }
+    chosen, scores = np.flatnonzero(of.scores > 0.5), of.scores.astype(np.float64).round(6)
+    told = {"scores": dict(zip(targets, scores.tolist(), strict=True))} if every else {}
+    if task == "multi_label":
+        return {"path": of.name, "predicted": [targets[number] for number in chosen], **told}
+    best = int(of.scores.argmax())
+    return {"path": of.name, "predicted": targets[best], "score": float(scores[best]), **told}
+
+
+def writer(
+    out: TextIO, task: str, targets: list[str], every: bool, as_json: bool
+) -> Callable[[dict[str, Any]], object]:
+    """A function that writes `facts` as a row of a CSV file (labels are joined by `|`), or as a line of JSON."""
+    if as_json:
+        return lambda told: out.write(json.dumps(told) + "\n")
+    of_each = [("predicted", name) for name in targets] if task == "regression" else [("predicted",)]
+    fields: list[tuple[str, ...]] = [("path",), *of_each, *[("score",)] * (task == "single_label"), ("error",)]
+    fields += [("scores", name) for name in targets if every and task != "regression"]
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(":".join(field) for field in fields)
+
+    def row(told: dict[str, Any]) -> None:
+        cells: dict[tuple[str, ...], Any] = {}
+        for key, value in told.items():
+            if isinstance(value, dict):
+                cells |= {(key, name): number for name, number in value.items()}
+            else:
+                cells[key,] = "|".join(value) if isinstance(value, list) else value
+        table.writerow(cells.get(field, "") for field in fields)
+
+    return row
+
+
+@contextmanager
+def opened(path: Path | None) -> Iterator[TextIO]:
+    """The file to write, which is there when all was written; None: standard output, as far as somebody reads it."""
+    try:
+        if path:  # names that are not UTF-8 come out as they are
+            with replacing(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                yield file
+            return
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        yield sys.stdout
+        sys.stdout.flush()
+    except OSError as error:
+        if path:
+            raise RunError(f"{path} could not be written ({error.strerror})") from None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # such as `head`, which has seen enough
+            raise RunError(f"standard output could not be written ({error.strerror})") from None
+        sys.exit(0)
+
+
+def check_new(path: Path, force: bool, sources: Sequence[Path] = ()) -> None:
+    """Raise InputError for a file that cannot be written, or would replace one of `sources`, or any without `force`."""
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"the folder {path.parent} cannot be written")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file: choose another name")
+    if path.resolve() in [source.resolve() for source in sources]:
+        raise InputError(f"{path} is what is read: choose another name")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists: choose another name, or replace it by --force")

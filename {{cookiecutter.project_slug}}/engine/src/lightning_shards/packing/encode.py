@@ -1,0 +1,84 @@
+"""From the bytes of an image file to the bytes that a shard stores. Runs in `pack`'s worker processes.
+
+What a file is, its first bytes say, not its name. Every image is decoded once, so that damage is found before
+training. Images larger than `short_side` are made smaller (as the loader does, aspect kept) and stored as JPEG.
+Smaller ones keep their bytes, unless readers could differ about them: an orientation tag, CMYK, a palette,
+transparency or 16 bits make them upright 8-bit gray or RGB, as PNG where they were PNG, else as JPEG.
+Transparency is dropped.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from ..data.crop import resize
+from ..data.decode import Pixels, scratch
+from ..data.image_header import MAX_PIXELS, Frame, image_format, is_turned, read_frame
+
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
+def _header(kind: str, data: bytes, frame: Frame | None) -> tuple[int, int, bool]:
+    """Height, width (0 where unknown) and whether the pixels are upright 8-bit gray or three colours."""
+    if frame:
+        return frame.height, frame.width, frame.components in (1, 3) and frame.bits == 8 and not frame.turned
+    if kind == "png":
+        plain = data[24:26] in (b"\x08\x00", b"\x08\x02") and not is_turned(data)  # bit depth, colour type
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"), plain
+    return 0, 0, kind == "webp" and not is_turned(data)
+
+
+def _decode(data: bytes, frame: Frame | None, by: int) -> Pixels:
+    """BGR, uint8 (H, W, 3), or gray (H, W), upright, at 1/`by` of its size. Raises ValueError."""
+    if frame:  # of an upright JPEG in gray or colour; what the decoder warns of, OpenCV tries too
+        shape = (-(-frame.height // by), -(-frame.width // by), frame.components)
+        wanted = {"min_height": shape[0], "min_width": shape[1]} if by > 1 else {}
+        colours = "GRAY" if frame.components == 1 else "BGR"
+        with suppress(ValueError):
+            image: Pixels = simplejpeg.decode_jpeg(data, colours, buffer=scratch("decoded", shape), **wanted)
+            if image.shape == shape:
+                return image if frame.components == 3 else image[:, :, 0]
+    try:
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | _REDUCED[by])  # turns it upright
+    except cv2.error as error:
+        raise ValueError(f"cannot be decoded ({error.err})") from None
+    if found is None:
+        raise ValueError("is damaged or cut short")
+    return found  # type: ignore[return-value]
+
+
+def encode(data: bytes, short_side: int | None, quality: int) -> tuple[str, bytes]:
+    """Return the format (`jpg`, `png` or `webp`) and the bytes to store; `short_side` None keeps every byte.
+
+    Raises ValueError for what is damaged or no image.
+    """
+    kind = image_format(data)
+    if kind is None:
+        raise ValueError("is no JPEG, PNG or WebP image" if data else "is empty")
+    frame = read_frame(data) if kind == "jpg" else None
+    height, width, plain = _header(kind, data, frame)
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,} are not decoded")
+    # a large JPEG is decoded at 1/2, 1/4 or 1/8, several times as fast, but never below twice the size wanted
+    most = min(height, width) // (2 * short_side) if short_side and kind == "jpg" else 1
+    image = _decode(data, frame if plain else None, next((by for by in (8, 4, 2) if by <= most), 1))
+    smaller = short_side is not None and min(image.shape[:2]) > short_side
+    if short_side is None or (plain and not smaller):
+        return kind, data
+    if smaller:
+        scale = short_side / min(image.shape[:2])
+        made = np.empty((round(image.shape[0] * scale), round(image.shape[1] * scale), *image.shape[2:]), np.uint8)
+        resize(image, made)
+        image = made
+    if kind == "png" and not smaller:
+        return "png", cv2.imencode(".png", image)[1].tobytes()
+    return "jpg", cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

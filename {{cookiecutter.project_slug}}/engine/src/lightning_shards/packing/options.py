@@ -1,0 +1,76 @@
+"""The command line flags that say how images are packed: for `pack`, and for `forecast` of what is not packed yet."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .pack import PackOptions
+
+TASKS = ("single_label", "multi_label", "regression")
+
+
+def size(text: str) -> int:
+    """Bytes, or any other number, with K, M or G for thousands, millions and billions."""
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper())
+    return round(float(text[:-1]) * factor) if factor else int(text)
+
+
+def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
+    """Add the flags of `recipe`; `root` are those that name the folder of a table's images."""
+    add = parser.add_argument_group("images").add_argument
+    add(
+        "--short-side",
+        type=int,
+        default=256,
+        help="make larger images so small, as JPEG; smaller ones keep their bytes (%(default)s)",
+    )
+    add("--copy", action="store_true", help="keep every file's bytes as they are")
+    add("--quality", type=int, default=95, help="JPEG quality of images that are encoded anew (%(default)s)")
+    add(
+        "--max-damaged-fraction",
+        type=float,
+        default=0.01,
+        help="stop above this share of damaged files (%(default)s)",
+    )
+    add = parser.add_argument_group("splits").add_argument
+    add("--val", type=float, default=0.1, help="share to validate on, if SOURCE has no val split (%(default)s)")
+    add("--test", type=float, default=0.1, help="share to test on, if SOURCE has no test split (%(default)s)")
+    add("--seed", type=int, default=0, help="of splits and order (%(default)s)")
+    add = parser.add_argument_group("tables").add_argument
+    add("--task", choices=TASKS, default=TASKS[0], help="what the targets are (%(default)s)")
+    add("--path-column", default="path", help="column of the images' paths (%(default)s)")
+    add("--target-columns", default="", help="the class; or labels joined by |; or numbers: COLUMN,COLUMN")
+    add("--split-column", help="column that says train, val or test")
+    add(*root, type=Path, metavar="ROOT", dest="root", help="folder or zip of the paths (default: the table's folder)")
+    add = parser.add_argument_group("writing").add_argument
+    add(
+        "--shard-bytes",
+        type=size,
+        default=256_000_000,
+        help="size of a shard, about, such as 100M or 1G (256M)",
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add("--workers", type=int, default=cores, help="processes (%(default)s)")
+
+
+def recipe(arguments: argparse.Namespace, limit: int | None = None) -> PackOptions:
+    """What the flags say."""
+    from .pack import PackOptions
+    from .sources import TableColumns
+
+    targets = tuple(name.strip() for name in arguments.target_columns.split(",") if name.strip())
+    return PackOptions(
+        task=arguments.task,
+        columns=TableColumns(arguments.path_column, targets, arguments.split_column, arguments.root),
+        short_side=None if arguments.copy else arguments.short_side,
+        quality=arguments.quality,
+        val=arguments.val,
+        test=arguments.test,
+        shard_bytes=arguments.shard_bytes,
+        limit=limit,
+        seed=arguments.seed,
+    )

@@ -1,0 +1,117 @@
+"""The worker processes of `pack`, and how they are started, watched and stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, RunError
+from .worker import Task, Worker, estimate, read_record, write_shard
+
+MIN_SHARDS = 8  # of train, where there are enough images: something to shuffle and to share among ranks
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+class Stopped(RunError):
+    """A signal came; the finished shards are kept."""
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are noted in the list instead of raising somewhere."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda n, _: seen.append(n)) for number in both]
+    try:
+        yield seen
+    finally:
+        for number, handler in zip(both, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Pool:
+    """The worker processes."""
+
+    def __init__(self, work: Path, short_side: int | None, quality: int, workers: int) -> None:
+        self.work, self.workers = work, workers
+        context = multiprocessing.get_context("spawn")
+        self.worker = Worker(work, short_side, quality, context.Event(), context.Value("q", 0))
+        self.executor = ProcessPoolExecutor(workers, context, initializer=self.worker.start)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.worker.stop.set()
+        self.executor.shutdown(cancel_futures=True)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Processes that start here never see Ctrl-C: this process tells them to stop."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return self.executor.submit(function, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def tasks(self, sizes: Mapping[str, int], shard_bytes: int) -> list[Task]:
+        """The shards: about equal in size, judged by the first 48 images to train on."""
+        items = np.load(self.work / "train.npy", mmap_mode="r")[:48].tolist()
+        shares = [items[first :: self.workers] for first in range(self.workers)]  # so that all processes start
+        tried = [self.submit(estimate, share) for share in shares]
+        sizes_and_errors = zip(*(future.result() for future in tried), strict=True)
+        sample_bytes, errors = (list(chain.from_iterable(found)) for found in sizes_and_errors)
+        if not sample_bytes:
+            raise InputError(f"not one of {len(items)} images tried can be read; the first: {errors[0]}")
+        tasks = []
+        for split, size in sizes.items():
+            least = min(MIN_SHARDS, size // 64) if split == "train" else 1
+            count = max(1, least, round(size * fmean(sample_bytes) / shard_bytes))
+            tasks += [Task(split, n, size * n // count, size * (n + 1) // count) for n in range(count)]
+        return tasks
+
+    def write(self, tasks: list[Task], max_damaged_fraction: float, progress: Progress) -> int:
+        """Write the shards that are not finished; returns how many images the others hold.
+
+        Raises RunError for too many damaged images, Stopped for a signal.
+        """
+        total = sum(task.last - task.first for task in tasks)
+        queue = [task for task in tasks if not task.finished(self.work)]
+        before = total - sum(task.last - task.first for task in queue)
+        kept = [task for task in tasks if task.finished(self.work)]
+        damaged = [image for task in kept for image in read_record(self.work, task).damaged]
+        waiting, running = iter(queue), dict[Future[None], Task]()
+        with _signals() as stopped:
+            while True:
+                for task in islice(waiting, 2 * self.workers - len(running)):
+                    running[self.submit(write_shard, task)] = task
+                if len(damaged) > max_damaged_fraction * total:
+                    raise RunError(
+                        f"{len(damaged)} of {total} images are damaged or no images, such as "
+                        + ", ".join(f"{image['path']} ({image['error']})" for image in damaged[:3])
+                        + ": mend or remove them, or allow more with --max-damaged-fraction; finished shards are kept"
+                    )
+                if not running:
+                    return before
+                for future in wait(running, 0.2, FIRST_COMPLETED).done:
+                    future.result()
+                    damaged += read_record(self.work, running.pop(future)).damaged
+                progress(before + self.worker.done.value, total)
+                if stopped:
+                    finished = sum(task.finished(self.work) for task in tasks)
+                    raise Stopped(
+                        f"stopped; {finished} of {len(tasks)} shards are finished and kept: "
+                        "run the same command again to go on"
+                    )

@@ -1,0 +1,101 @@
+"""Re-read a whole dataset, every image and target, and name each damage by shard, key and offset."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from ..data.dataset import Dataset, Shard
+from ..data.decode import IMAGE_FIELDS, DecodeError, decode_image, target_decoder
+from ..data.remote import Remote, open_dataset
+from ..data.tar_index import ShardIndex
+from ..errors import InputError, RunError
+
+CHUNK = 1 << 24  # bytes of one sequential read
+
+
+def verify(root: Path | str, workers: int, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Check every byte that training would read.
+
+    Args:
+        root: folder or URL of a dataset; remote shards go through a temporary file, one a worker.
+        workers: shards read at a time (threads: checksums and decoding release the interpreter lock).
+        progress: is called with (samples done, samples in all).
+
+    Returns {"samples", "shards", "bytes", "damages": [{"shard", "key", "offset", "error"}]}; key and offset are None
+    where the whole shard is meant, offset alone where the sample lacks the field.
+
+    Raises InputError where there is no dataset.
+    """
+    dataset = open_dataset(str(root))
+    shards = [shard for split in dataset.splits.values() for shard in split]
+    total, done = sum(shard.samples for shard in shards), 0
+    damages: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(_verify_shard, dataset, shard): shard for shard in shards}
+        try:
+            for future in as_completed(futures):
+                damages += future.result()
+                done += futures[future].samples
+                progress(done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    damages.sort(key=lambda damage: (damage["shard"], damage["offset"] or -1))
+    return {"samples": total, "shards": len(shards), "bytes": sum(shard.bytes for shard in shards), "damages": damages}
+
+
+def _verify_shard(dataset: Dataset, shard: Shard) -> list[dict[str, Any]]:
+    if isinstance(dataset.root, Path):
+        return _verify_tar(dataset.root / shard.name, dataset, shard)
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        try:
+            for piece in Remote(dataset.root).pieces(shard.name, shard.bytes):
+                file.write(piece)
+        except (InputError, RunError) as error:
+            return [{"shard": shard.name, "key": None, "offset": None, "error": str(error)}]
+        file.flush()
+        return _verify_tar(Path(file.name), dataset, shard)
+
+
+def _verify_tar(path: Path, dataset: Dataset, shard: Shard) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def report(error: object, key: str | None = None, offset: int | None = None) -> None:
+        found.append({"shard": shard.name, "key": key, "offset": offset, "error": str(error)})
+
+    try:
+        if _checksum(path) != shard.sha256:
+            report("its SHA-256 is not the one in dataset.json")
+        index = ShardIndex.build(path)
+        if len(index) != shard.samples:
+            report(f"holds {len(index)} samples, dataset.json says {shard.samples}")
+        fields, decode_target = target_decoder(dataset.task, len(dataset.targets))
+        with path.open("rb") as file:
+            for names, decode in ((IMAGE_FIELDS, decode_image), (fields, decode_target)):
+                offsets, sizes, _ = index.pick(names)
+                for key, offset, size in zip(index.keys, offsets.tolist(), sizes.tolist(), strict=True):
+                    if offset < 0:
+                        report(f"the sample has no {'/'.join(names)}", key)
+                        continue
+                    file.seek(offset)
+                    try:
+                        decode(file.read(size))
+                    except DecodeError as error:
+                        report(error, key, offset)
+    except OSError as error:
+        report(f"cannot be read ({error.strerror})")
+    except InputError as error:
+        report(str(error).removeprefix(f"{path}: "))
+    return found
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

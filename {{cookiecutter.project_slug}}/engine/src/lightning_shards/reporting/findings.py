@@ -1,0 +1,149 @@
+"""What a pass over a split found, made ready for the page: tables for each class, charts, and images in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..runs.files import RunFiles
+from . import charts
+
+_GROUPS = {  # kind of example -> its heading, for classes and for numbers
+    "surest": ("Wrong, and most sure of it", "Furthest off"),
+    "wrong": ("Other mistakes, drawn at random", "Drawn at random"),
+    "right": ("Right, drawn at random", "Closest"),
+}
+_PAIRS = 8  # confusions that are listed
+_ROWS = 1000  # of a table
+_CHARTED = 6  # numbers that get charts
+
+
+def of(run: RunFiles) -> dict[str, Any]:
+    """What `evaluation/` tells, for the page; an empty one where it tells nothing or is damaged."""
+    nothing = {"title": "", "charts": [], "pairs": [], "columns": [], "rows": [], "groups": []}
+    told = run.evaluation
+    if not told:
+        return nothing
+    try:
+        names = [str(name) for name in told["targets"]]
+        title = f"{'Test' if told['split'] == 'test' else 'Validation'} split, {told['images']:,} images"
+        found = _numbers(told, names) if told["task"] == "regression" else _classes(told, names)
+        return nothing | found | {"title": title, "groups": _groups(told, names)}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        run.missing.append(f"evaluation/ is damaged ({type(error).__name__}: {error}): what it found is not shown")
+        return nothing
+
+
+def _classes(told: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Precision and recall of each class, the weakest first."""
+    counts, matrix = told["counts"], told["counts"].get("confusion")
+    if matrix is not None:
+        right = [row[i] for i, row in enumerate(matrix)]
+        there, said = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
+    else:  # of each class: true positives, false positives, true negatives, false negatives, images
+        right, there = ([row[i] for row in counts["stat_scores"]] for i in (0, 4))
+        said = [row[0] + row[1] for row in counts["stat_scores"]]
+    averages = counts.get("average_precision")
+    rows = []
+    for i, name in enumerate(names):
+        precision, recall = _share(right[i], said[i]), _share(right[i], there[i])
+        f1 = _share(2 * right[i], said[i] + there[i])
+        values = [precision, recall, f1, *([averages[i]] if averages else [])]
+        rows.append({"name": name, "images": there[i], "values": values, "weight": 2.0 if f1 is None else f1})
+    rows.sort(key=lambda row: row["weight"])
+    columns = ["precision", "recall", "F1", *(["average precision"] if averages else [])]
+    return {
+        "charts": [charts.confusion(matrix, names)] if matrix is not None else [],
+        "pairs": _pairs(matrix, names) if matrix is not None else [],
+        "columns": ["images", *columns],
+        "rows": [
+            {"name": row["name"], "first": f"{row['images']:,}", "cells": [_cell(value) for value in row["values"]]}
+            for row in rows[:_ROWS]
+        ],
+    }
+
+
+def _pairs(matrix: Sequence[Sequence[int]], names: list[str]) -> list[dict[str, str]]:
+    """What is most often taken for what."""
+    wrong = [
+        (count, actual, predicted)
+        for actual, row in enumerate(matrix)
+        for predicted, count in enumerate(row)
+        if count and actual != predicted
+    ]
+    return [
+        {"actual": names[a], "predicted": names[p], "count": f"{n:,}", "share": f"{n / sum(matrix[a]):.0%}"}
+        for n, a, p in sorted(wrong, reverse=True)[:_PAIRS]
+    ]
+
+
+def _numbers(told: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Errors of each number, and charts of predicted over actual for the first few."""
+    errors = {name: value if isinstance(value, list) else [value] for name, value in told["counts"].items()}
+    drawn = []
+    for i, name in enumerate(names[:_CHARTED]):
+        points = [(actual[i], predicted[i]) for actual, predicted in told["points"]]
+        if points:
+            drawn += [charts.predicted_over_actual(name, points), charts.residuals(name, points)]
+    return {
+        "charts": drawn,
+        "columns": [name.replace("_", " ") for name in errors],
+        "rows": [
+            {"name": name, "first": None, "cells": [{"text": f"{e[i]:.4g}", "percent": None} for e in errors.values()]}
+            for i, name in enumerate(names[:_ROWS])
+        ],
+    }
+
+
+def _groups(told: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+    """The images of each kind, with captions."""
+    caption = {"single_label": _of_class, "multi_label": _of_labels, "regression": _of_numbers}[told["task"]]
+    groups = []
+    for kind, headings in _GROUPS.items():
+        images = [
+            {"url": example["image"], "place": f"{example['shard']}, sample {example['number']}"}
+            | dict(zip(("said", "actual"), caption(example, names), strict=True))
+            for example in told["examples"].get(kind, [])
+            if str(example["image"]).startswith("data:image/")
+        ]
+        if images:
+            heading = headings[told["task"] == "regression"]
+            groups.append({"kind": f"{kind} {told['task']}", "heading": heading, "images": images})
+    return groups
+
+
+def _of_class(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
+    """What the model says and how sure it is; what the image is, where that is something else."""
+    (said, score), actual = example["predicted"][0], example["actual"][0]
+    return f"{names[said]} {score:.0%}", "" if said == actual else f"is {names[actual]}"
+
+
+def _of_labels(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
+    """Where the model is right, its labels; else only the labels in which it is not."""
+    said, actual = dict(example["predicted"]), set(example["actual"])
+    wrongly = [f"{names[number]} {score:.0%}" for number, score in said.items() if number not in actual]
+    missed = [names[number] for number in sorted(actual - set(said))]
+    if not wrongly and not missed:
+        return ", ".join(names[number] for number in sorted(actual)) or "no label", ""
+    return f"says {', '.join(wrongly)}" if wrongly else "", f"misses {', '.join(missed)}" if missed else ""
+
+
+def _of_numbers(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
+    return _values(example["predicted"], names), f"is {_values(example['actual'], names)}"
+
+
+def _values(values: list[float], names: list[str]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values, strict=True))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _cell(value: float | None) -> dict[str, Any]:
+    """A number of a table with the length of its bar, in percent."""
+    if value is None or value != value:
+        return {"text": "-", "percent": 0}
+    return {"text": f"{value:.1%}", "percent": round(100 * value)}

@@ -1,0 +1,200 @@
+"""`report.html`: what a run was and what came of it, as one file that asks no network for anything.
+
+It is made from the files in the run's folder alone, at the end of every run and again by `report RUN`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..files import write_durably
+from ..runs.files import RunFiles, read
+from . import charts, findings, numbers
+
+_STATUS = {  # what a status means for whoever opens the report
+    "done": "The run came to its end.",
+    "stopped": "A signal stopped the run, and everything is saved.",
+    "budget": "The run came to the end of its budget, and everything is saved; with a larger one it goes on.",
+    "failed": "The run failed.",
+    "unfinished": "The run goes on still, or was killed.",
+}
+_SKIPPED_SHOWN = 50
+
+
+def write(folder: Path) -> Path:
+    """Make the report of the run in `folder` from its files; there is the old one or the new one, never half of one."""
+    path = folder / "report.html"
+    write_durably(path, render(read(folder)).encode())
+    return path
+
+
+def render(run: RunFiles) -> str:
+    """The page. Text from files is escaped; delimiters other than Jinja's own keep cookiecutter away from them."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        block_start_string="[%",
+        block_end_string="%]",
+        variable_start_string="[[",
+        variable_end_string="]]",
+        comment_start_string="[#",
+        comment_end_string="#]",
+    )
+    found = findings.of(run)  # before `missing` is read: it may add to it
+    return environment.get_template("report.html").render(
+        run=run,
+        name=run.folder.name,
+        status=run.status,
+        status_text=_STATUS.get(run.status, ""),
+        resume=f"uv run train.py --resume {shlex.quote(run.folder.name)}"
+        if run.status in ("stopped", "budget", "unfinished")
+        else "",
+        subtitle=_subtitle(run),
+        headline=_headline(run),
+        metrics=_metrics(run),
+        tiles=_tiles(run),
+        learning=_learning(run),
+        speed=_speed(run),
+        found=found,
+        skipped=run.skipped[:_SKIPPED_SHOWN],
+        repeat=_repeat(run),
+        brief=_brief(run),
+        facts=_facts(run),
+        settings=sorted(run.config.items()),
+    )
+
+
+def _subtitle(run: RunFiles) -> str:
+    when = run.began
+    parts = [run.config.get("model.backbone"), run.config.get("data.path"), f"{when:%d %B %Y, %H:%M}" if when else None]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def _headline(run: RunFiles) -> dict[str, str] | None:
+    """The one number, and how far chance may have moved it."""
+    if run.headline is None:
+        return None
+    name, value = run.headline
+    split, _, metric = name.partition("/")
+    images = run.evaluation.get("images") if run.evaluation.get("split") == split else None
+    note = f"best weights, {split} split" if split == "test" else "best validation so far"
+    if isinstance(images, int) and images > 0:
+        note += f" of {images:,} images"
+        if metric == "accuracy" and 0 <= value <= 1:
+            low, high = numbers.interval(value, images)
+            note += f"; 95% interval {low:.1%} to {high:.1%}"
+    return {"name": metric.replace("_", " "), "value": numbers.metric(name, value), "note": note}
+
+
+def _metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
+    """(name, values of train, val and test) of what the summary has."""
+    metrics = run.summary.get("metrics", {})
+    names = dict.fromkeys(name.partition("/")[2] for name in metrics if name.startswith(("val/", "test/", "train/")))
+    rows = []
+    for name in names:
+        if name not in ("skipped", "learning_rate"):
+            values = [metrics.get(f"{split}/{name}") for split in ("train", "val", "test")]
+            rows.append((name.replace("_", " "), ["" if v is None else numbers.metric(name, v) for v in values]))
+    return rows
+
+
+def _tiles(run: RunFiles) -> list[dict[str, str]]:
+    told = run.summary
+    expected = told["expected"].get("seconds") if isinstance(told.get("expected"), dict) else None
+    rate, wait, epochs = (told.get(name) for name in ("images_per_second", "data_wait_fraction", "epochs"))
+    tiles = [
+        ("Images seen", numbers.count(told.get("images_seen")), f"{epochs:g} whole epochs" if epochs else ""),
+        ("Time", numbers.duration(told.get("seconds")), f"{numbers.duration(expected)} expected" if expected else ""),
+        ("Images per second", numbers.count(rate), "while training"),
+        ("Waiting for data", "-" if wait is None else f"{wait:.1%}", "of the training time"),
+        ("Energy", numbers.energy(told.get("kwh")), str(told.get("energy_source") or "")),
+        ("Cost", numbers.money(told.get("cost"), told.get("currency")), ""),
+        ("Skipped samples", numbers.count(told.get("skipped")), "could not be decoded" if told.get("skipped") else ""),
+    ]
+    return [
+        {"label": label, "value": value, "note": "not measured" if value == numbers.NOT_KNOWN else note}
+        for label, value, note in tiles
+    ]
+
+
+def _learning(run: RunFiles) -> list[str]:
+    """Charts of loss, metrics and learning rate."""
+    curves, metrics = run.curves, run.summary.get("metrics", {})
+    last = max((points[-1][0] for points in curves.values() if points), default=0)
+    names = ["loss", *(name[4:] for name in curves if name.startswith("val/") and name[4:] not in ("loss", "skipped"))]
+    drawn = []
+    for name in names:
+        lines = {split: curves[f"{split}/{name}"] for split in ("train", "val") if curves.get(f"{split}/{name}")}
+        test = metrics.get(f"test/{name}")
+        text = "" if test is None else f"test {numbers.metric(name, test)}"
+        if lines:
+            title, share = name.replace("_", " ").capitalize(), name in numbers.SHARES
+            drawn.append(charts.lines(title, lines, share, (text, last, test) if test is not None else None))
+    if curves.get("train/learning_rate"):
+        drawn.append(charts.lines("Learning rate", {"": curves["train/learning_rate"]}))
+    return drawn
+
+
+def _speed(run: RunFiles) -> list[str]:
+    """Charts of everything that was logged of speed. Energy and money grow by the step: their sums say it all."""
+    drawn = []
+    for name, points in run.curves.items():
+        kind, _, short = name.partition("/")
+        if kind == "speed" and points:
+            title = {"data_wait_fraction": "Share of time waiting for data"}.get(short, short.replace("_", " "))
+            drawn.append(charts.lines(title[:1].upper() + title[1:], {"": points}, short in numbers.SHARES))
+    return drawn
+
+
+def _repeat(run: RunFiles) -> list[str]:
+    """The commands that do the same again."""
+    git, changed = run.summary.get("git"), run.summary.get("changed_on_resume")
+    lines = []
+    if isinstance(git, dict) and git.get("commit"):
+        note = "   # and files that were changed, but not committed" if git.get("changed") else ""
+        lines.append(f"git checkout {git['commit']}{note}")
+    command = ["uv", "run", "train.py", "--config", str(run.folder / "config.yaml")]
+    for name, value in (changed if isinstance(changed, dict) else {}).items():
+        command += [f"--{name}", str(value)]
+    return [*lines, shlex.join(command)]
+
+
+def _brief(run: RunFiles) -> str:
+    """Hardware, the versions that matter most, and the commit, on one line."""
+    told, git = run.summary, run.summary.get("git")
+    versions = [
+        f"{name} {told['versions'][name]}" for name in ("torch", "lightning") if name in told.get("versions", {})
+    ]
+    commit = f"commit {str(git.get('commit'))[:10]}" if isinstance(git, dict) else ""
+    hardware = f"{told.get('devices', 1)} x {told['hardware']}" if "hardware" in told else ""
+    return " · ".join(part for part in (hardware, *versions, commit) if part)
+
+
+def _facts(run: RunFiles) -> list[tuple[str, str]]:
+    """What the result depends on, beside the settings."""
+    told, resolved = run.summary, run.summary.get("resolved", {})
+    dataset, git = told.get("dataset"), told.get("git")
+    rows = [
+        ("hardware", f"{told.get('devices', 1)} x {told['hardware']}" if "hardware" in told else ""),
+        ("precision", str(told.get("precision", ""))),
+        *((name.replace("_", " "), _plain(value)) for name, value in resolved.items() if name != "precision"),
+        *((name, str(value)) for name, value in told.get("versions", {}).items()),
+    ]
+    if isinstance(dataset, dict):
+        rows += [(f"dataset {name}".replace("_", " "), _plain(value)) for name, value in dataset.items()]
+    if not isinstance(git, dict):
+        rows.append(("git commit", "none: the project is not kept by git" if told else ""))
+    return [(name, value) for name, value in rows if value]
+
+
+def _plain(value: object) -> str:
+    """Yes and no for booleans, thousands set apart."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

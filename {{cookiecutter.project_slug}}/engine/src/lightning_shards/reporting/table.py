@@ -1,0 +1,115 @@
+"""The table of all runs: what each was, how its settings differ from the others', and what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import InputError
+from ..runs.files import HEADLINES, RunFiles, read
+from ..runs.folder import RUNS
+from . import numbers
+
+_COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "budget": "yellow", "unfinished": "yellow"}
+_BESIDE = ("log.", "trainer.enable_")  # settings that change nothing of a training
+# TableColumns that can be sorted by: the value of a row, and whether a large one comes first.
+COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], Any], bool]] = {
+    "when": (lambda row: row["when"], True),
+    "run": (lambda row: row["run"], False),
+    "status": (lambda row: row["status"], False),
+    "metric": (lambda row: row["metric"] and row["metric"]["value"], True),  # or the smallest, where that is best
+    "images": (lambda row: row["images_seen"], True),
+    "time": (lambda row: row["seconds"], True),
+    "speed": (lambda row: row["images_per_second"], True),
+    "energy": (lambda row: row["kwh"], True),
+    "cost": (lambda row: row["cost"], True),
+}
+
+
+def rows(sort: str = "when", folder: Path = RUNS) -> list[dict[str, Any]]:
+    """One row for each folder in `folder`, sorted; what a run does not have is None, and stands last.
+
+    Raises InputError for a column that is none of COLUMNS.
+    """
+    if sort not in COLUMNS:
+        raise InputError(f"--sort {sort} is no column: {', '.join(COLUMNS)} are")
+    runs = [read(path, images=False) for path in sorted(folder.glob("*")) if path.is_dir()]
+    differing = differences(runs)
+    table = [_row(run, differing) for run in runs]
+    value, largest_first = COLUMNS[sort]
+    if sort == "metric":
+        smallest_is_best = [row["metric"]["better"] == "min" for row in table if row["metric"]]
+        largest_first = not all(smallest_is_best) or not smallest_is_best
+    known = sorted((row for row in table if value(row) is not None), key=value, reverse=largest_first)
+    return known + [row for row in table if value(row) is None]
+
+
+def differences(runs: list[RunFiles]) -> list[str]:
+    """The settings that two of the runs have with different values; one that only newer versions know is none."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.config.items():
+            values.setdefault(name, set()).add(repr(value))
+    return [name for name, found in values.items() if len(found) > 1 and not name.startswith(_BESIDE)]
+
+
+def _row(run: RunFiles, differing: list[str]) -> dict[str, Any]:
+    when, headline, told = run.began, run.headline, run.summary
+    metric = None
+    if headline:
+        best = HEADLINES.get(headline[0].rpartition("/")[2])
+        better = "min" if best is min or told.get("mode") == "min" else "max"
+        metric = {"name": headline[0], "value": headline[1], "better": better}
+    figures = ("images_seen", "seconds", "kwh", "cost", "currency", "images_per_second", "data_wait_fraction")
+    return {
+        "run": run.folder.name,
+        "when": when.isoformat(timespec="seconds") if when else None,
+        "status": run.status,
+        "error": told.get("error"),
+        "metric": metric,
+        **{name: told.get(name) for name in figures},
+        "settings": {name: run.config[name] for name in differing if name in run.config},
+        "missing": run.missing,
+    }
+
+
+def render(table: list[dict[str, Any]]) -> str:
+    """The rows as text, as wide as the terminal; settings by their last name where that tells them apart."""
+    names = list(dict.fromkeys(name for row in table for name in row["settings"]))
+    last = [name.rpartition(".")[2] for name in names]
+    short = {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
+    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in (*COLUMNS, "settings"):
+        numeric = heading in ("images", "time", "speed", "energy", "cost")
+        shown.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "settings")
+    for row in table:
+        metric = row["metric"]
+        shown.add_row(
+            (row["when"] or numbers.NOT_KNOWN)[:16].replace("T", " "),
+            Text(row["run"]),
+            Text(row["status"], style=_COLOURS.get(row["status"], "")),
+            Text(
+                f"{numbers.metric(metric['name'], metric['value'])} {metric['name']}" if metric else numbers.NOT_KNOWN
+            ),
+            numbers.count(row["images_seen"]),
+            numbers.duration(row["seconds"]),
+            numbers.rate(row["images_per_second"]),
+            numbers.energy(row["kwh"]),
+            numbers.money(row["cost"], row["currency"]),
+            Text(" ".join(f"{short[name]}={value}" for name, value in row["settings"].items())),
+        )
+    notes = [f"{row['run']}: {'; '.join(row['missing'])}" for row in table if row["missing"]]
+    terminal = sys.stdout.isatty()
+    width = None if terminal or "COLUMNS" in os.environ else 200
+    console = Console(width=width, highlight=False, force_terminal=terminal)
+    with console.capture() as printed:
+        console.print(shown)
+    lines = [line.rstrip() for line in printed.get().rstrip("\n").splitlines()]
+    return "\n".join([*lines, *(["", *notes] if notes else [])])

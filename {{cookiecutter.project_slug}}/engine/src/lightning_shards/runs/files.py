@@ -1,0 +1,219 @@
+"""The files of a run, read so that what is missing or damaged is named, and ends nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HEADLINES = {"accuracy": max, "average_precision": max, "mean_absolute_error": min}  # what the tasks are judged by
+_NUMBERS = (
+    "images_seen",
+    "steps",
+    "epochs",
+    "images_per_second",
+    "data_wait_fraction",
+    "seconds",
+    "kwh",
+    "cost",
+    "skipped",
+)
+_TYPES = dict.fromkeys(_NUMBERS, (int, float)) | {
+    "status": str,
+    "metrics": dict,
+    "devices": int,
+    "precision": str,
+    "hardware": str,
+    "resolved": dict,
+    "versions": dict,
+}
+
+
+@dataclass
+class RunFiles:
+    """What a run has left, as far as it can be read.
+
+    Attributes:
+        summary: of `summary.json`, only what has the type that it should have.
+        config: of `config.yaml`, by dotted names.
+        curves: of `metrics.csv`, (step, value) by name.
+        evaluation: of the last pass over a split that `evaluation/` tells of; empty where there was none.
+        skipped: one line for each sample that was skipped, with the `times` it was.
+        missing: what is not there, in a sentence each.
+    """
+
+    folder: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def began(self) -> datetime | None:
+        """When the run began: what it wrote down, else the time of its first file."""
+        try:
+            return datetime.fromisoformat(str(self.summary["began"]))
+        except (KeyError, ValueError):
+            config = self.folder / "config.yaml"
+            return datetime.fromtimestamp(config.stat().st_mtime) if config.exists() else None
+
+    @property
+    def status(self) -> str:
+        """As the summary has it; `unfinished` where none was written, or where steps were logged since."""
+        if "status" not in self.summary:
+            return "unfinished"
+        last = max((points[-1][0] for points in self.curves.values() if points), default=0)
+        return "unfinished" if last > self.summary.get("steps", last) else str(self.summary["status"])
+
+    @property
+    def headline(self) -> tuple[str, float] | None:
+        """What the run is judged by, such as ("test/accuracy", 0.9): of the test, else the best of the validations."""
+        metrics = self.summary.get("metrics", {})
+        names = [str(self.summary["monitor"])] if "monitor" in self.summary else []
+        for name in [*names, *HEADLINES]:
+            if f"test/{name}" in metrics:
+                return f"test/{name}", metrics[f"test/{name}"]
+            values = [value for _, value in self.curves.get(f"val/{name}", []) if not math.isnan(value)]
+            if values:
+                best = HEADLINES.get(name) or (min if self.summary.get("mode") == "min" else max)
+                return f"val/{name}", best(values)
+        return None
+
+
+def read(folder: Path, images: bool = True) -> RunFiles:
+    """What the run in `folder` has left; without `images` (and skipped samples), what the table of runs says."""
+    run = RunFiles(folder)
+    run.config = dict(flat(_parsed(run, "config.yaml", yaml.safe_load, "YAML")))
+    run.summary = _checked_summary(run, _parsed(run, "summary.json", json.loads, "JSON"))
+    run.curves = _curves(run)
+    if images:
+        run.evaluation = _evaluation(run)
+        run.skipped = skipped_samples(folder)
+    return run
+
+
+def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by their dotted names."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def skipped_samples(folder: Path) -> list[dict[str, Any]]:
+    """The samples that were skipped, on all ranks and in all attempts; lines that a kill has torn are left out."""
+    passes: set[tuple[Any, ...]] = set()
+    samples: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for path in sorted(folder.glob("skipped/rank-*.jsonl")):
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                place = row["shard"], row["key"]
+                seen = (row["epoch"], *place)
+            except (ValueError, KeyError, TypeError):
+                continue
+            if seen not in passes:
+                passes.add(seen)
+                samples.setdefault(place, {"error": ""} | row | {"times": 0})["times"] += 1
+    return list(samples.values())
+
+
+_WHY = {  # what it means that a file is not there
+    "config.yaml": "the settings are not known",
+    "summary.json": "the run goes on still, or was killed before it could sum up",
+    "metrics.csv": "no step was logged",
+    "evaluation/": "the run came to no validation, or is of an older version of this project",
+}
+
+
+def _parsed(run: RunFiles, name: str, parse: Any, language: str) -> dict[str, Any]:
+    """A file of the run as a dictionary; empty, and named as missing, where it cannot be had."""
+    try:
+        content = parse((run.folder / name).read_bytes())
+    except FileNotFoundError:
+        run.missing.append(f"{name} is not there: {_WHY[name]}")
+    except OSError as error:
+        run.missing.append(f"{name} cannot be read ({error.strerror})")
+    except (ValueError, yaml.YAMLError):
+        run.missing.append(f"{name} is damaged: it is no {language}")
+    else:
+        if isinstance(content, dict):
+            return content
+        run.missing.append(f"{name} is damaged: it has another form than it should")
+    return {}
+
+
+def _checked_summary(run: RunFiles, content: dict[str, Any]) -> dict[str, Any]:
+    """Without values of a wrong type; keys that are not there are named."""
+    wrong = [name for name, kind in _TYPES.items() if content.get(name) is not None and not _is(content[name], kind)]
+    absent = [name for name in _TYPES if content and name not in content and name != "steps"]
+    if wrong:
+        run.missing.append(f"summary.json is damaged at {', '.join(wrong)}")
+    if absent:
+        run.missing.append(f"summary.json does not say {', '.join(absent)}: it is of another version of this project")
+    kept = {name: value for name, value in content.items() if name not in wrong and value is not None}
+    metrics = kept.get("metrics", {})
+    return kept | {"metrics": {str(name): value for name, value in metrics.items() if _is(value, (int, float))}}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _curves(run: RunFiles) -> dict[str, list[tuple[int, float]]]:
+    """`metrics.csv` by column; where steps were done again after a kill, the later attempt holds."""
+    path = run.folder / "metrics.csv"
+    if not path.is_file():
+        run.missing.append(f"metrics.csv is not there: {_WHY['metrics.csv']}")
+        return {}
+    text = path.read_text(errors="replace").replace("\0", "")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
+        try:
+            step = int(float(row["step"]))
+        except (KeyError, ValueError, TypeError):
+            continue
+        for name, cell in row.items():
+            if not name or name == "step" or not isinstance(cell, str) or not cell:
+                continue
+            points = curves.setdefault(name, [])
+            while points and points[-1][0] >= step:
+                points.pop()
+            try:
+                points.append((step, float(cell)))
+            except ValueError:
+                continue
+    return curves
+
+
+def _evaluation(run: RunFiles) -> dict[str, Any]:
+    """The pass over a split after the most training; of two, that over the test split."""
+    found = []
+    for split in ("val", "test"):
+        if (run.folder / "evaluation" / f"{split}.json").exists():
+            told = _parsed(run, f"evaluation/{split}.json", json.loads, "JSON")
+            if told.get("format") == 1:
+                found.append(told)
+            elif told:
+                run.missing.append(f"evaluation/{split}.json is of another version of this project: it is not shown")
+    if not found and not (run.folder / "evaluation").exists():
+        run.missing.append(f"evaluation/ is not there: {_WHY['evaluation/']}")
+    return max(found, key=lambda told: (told.get("images_seen", 0), told.get("split") == "test"), default={})
+
+
+def earlier_metrics(folder: Path) -> dict[str, float]:
+    """The metrics that an earlier attempt summed up; empty where there is no summary."""
+    try:
+        return dict(json.loads((folder / "summary.json").read_bytes())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

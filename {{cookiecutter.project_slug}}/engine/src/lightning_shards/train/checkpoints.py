@@ -1,0 +1,218 @@
+"""Checkpoints and the place in the training: everything that must agree when a run goes on.
+
+`last.ckpt` is written every few minutes, at the end of each epoch and when a signal or a budget ends the run;
+`best.ckpt` is the one with the best validation metric, and the last few are kept as `step-<n>.ckpt`: names of the same
+files where the file system has hard links. They are written at optimizer steps only, never while gradients accumulate,
+and where a validation is due after the step, after it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from ..files import fsync_folder, replacing
+from . import ema, loop_state
+from .datamodule import ShardDataModule
+from .stop import RankConsensus, Stopped, StopRequest, ended
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, fsyncs and renames it: after a kill there is the old one or the new one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+class Checkpoints(Checkpoint):
+    """Advances the datamodule's place, saves, and stops when a signal asked for it.
+
+    Lightning calls callbacks of type Checkpoint after all others, so what the others note of a step (ledger, meter) is
+    noted before the place moves on.
+
+    Args:
+        monitor, mode: validation metric of the best weights, and whether `max` or `min` of it is best.
+        every_minutes: time between checkpoints within an epoch.
+        keep: how many of the last ones stay.
+        patience: validations at epochs' ends without a better metric after which the training is over; None: never.
+        stop: where a signal is noted.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: str,
+        every_minutes: float = 10.0,
+        keep: int = 2,
+        patience: int | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.monitor, self.sign, self.every_seconds = monitor, 1 if mode == "max" else -1, 60 * every_minutes
+        self.keep, self.patience = keep, patience
+        self.stop, self.agreement = stop or StopRequest(), RankConsensus()
+        self.best: float | None = None
+        self.waited = 0  # validations since then, at epochs' ends
+        self._is_best = False  # the checkpoint being written is the best one
+        self._validated: tuple[int, int] | None = None  # (epoch, position) of the last validation that was completed
+        self._saved_at = time.monotonic()
+
+    # -- what a checkpoint holds of this callback, and how a run goes on from it
+    def state_dict(self) -> dict[str, Any]:
+        place = {"is_best": self._is_best, "validated": self._validated}
+        return {"best": self.best, "waited": self.waited, **place}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self._validated = state_dict["best"], state_dict["validated"]
+        self.waited = state_dict.get("waited", 0)  # of an older version of this project
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.stop.take_over(trainer)
+        self.agreement.start(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.agreement.finish()  # a pass that was ended by an error is not torn down
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        data = _data(trainer)  # stands at the checkpoint's place already
+        done, left = data.batches(trainer.accumulate_grad_batches) if data.position else (0, 0)
+        loop_state.rewrite(checkpoint["loops"]["fit_loop"], data.epoch, done, left)
+        ema.leave(trainer, pl_module, checkpoint)
+        if checkpoint["callbacks"][self.state_key]["is_best"]:
+            self._name(trainer, "best.ckpt")  # a kill may have come between the two
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loop_state.at_start(trainer, validated=self._validated == _data(trainer).place)
+        if self.agreement.now(*self.stop.wishes())[1]:
+            raise Stopped("budget")  # the checkpoint that it began with holds everything
+        self._end_if_nothing_improves(trainer)
+
+    # -- the course of a training
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return
+        _data(trainer).advance()
+        due = time.monotonic() - self._saved_at > self.every_seconds
+        *ends, save = self.agreement.ask(*self.stop.wishes(), due)
+        if end := ended(*ends):
+            self.save(trainer)
+            raise end
+        loop = trainer.fit_loop.epoch_loop
+        assert trainer.fit_loop._data_fetcher is not None
+        later = loop._should_check_val_fx(trainer.fit_loop._data_fetcher) or loop.batch_progress.is_last_batch
+        if save and not later:
+            self.save(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            ema.share_statistics(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._stop_came():
+            ema.swap_back(trainer, pl_module)
+            self.save(trainer)
+            raise Stopped("stopped")  # the resume runs this validation from its begin
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._validated = _data(trainer).place
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_with_best(trainer)
+            self._end_if_asked()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        measured = self._validated == _data(trainer).place
+        _data(trainer).finish_epoch()
+        if measured:
+            self.waited += 1
+            self._save_with_best(trainer)
+        else:
+            self.save(trainer)
+        self._end_if_nothing_improves(trainer)
+        if _data(trainer).epoch < (trainer.max_epochs or 0) and not trainer.should_stop:
+            self._end_if_asked()
+
+    def on_test_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if self._stop_came():
+            raise Stopped("stopped")  # the training is saved; the resume tests anew
+
+    # -- ends
+    def _stop_came(self) -> bool:
+        """On any rank, in a pass that no step of the training is made in."""
+        return self.agreement.ask(bool(self.stop.number), False, False)[0]
+
+    def _end_if_asked(self) -> None:
+        """Where all ranks meet in any case, and everything is saved."""
+        if end := ended(*self.agreement.now(*self.stop.wishes())):
+            raise end
+
+    def _end_if_nothing_improves(self, trainer: L.Trainer) -> None:
+        if self.patience is not None and self.waited >= self.patience:
+            trainer.should_stop = True
+
+    # -- saving
+    def save(self, trainer: L.Trainer) -> None:
+        """Write `last.ckpt`, on all ranks, and let go of what is older than the last few."""
+        ema.share_statistics(trainer)
+        trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
+        self._saved_at = time.monotonic()
+        if trainer.is_global_zero and self.keep > 1:
+            self._name(trainer, f"step-{trainer.global_step:09d}.ckpt")
+            kept = sorted(self.folder(trainer).glob("step-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+            for path in kept[: -self.keep]:
+                path.unlink()
+
+    def _save_with_best(self, trainer: L.Trainer) -> None:
+        """Save at a place that was just validated."""
+        value = trainer.callback_metrics.get(f"val/{self.monitor}")
+        score = float(value) if value is not None else math.nan
+        gain = math.nan if math.isnan(score) else math.inf if self.best is None else self.sign * (score - self.best)
+        self._is_best = gain >= 0  # of equals, the later
+        if gain > 0:
+            self.waited = 0
+        if self._is_best:
+            self.best = score
+        self.save(trainer)
+        if self._is_best:
+            self._name(trainer, "best.ckpt")
+        self._is_best = False
+
+    def _name(self, trainer: L.Trainer, name: str) -> None:
+        """Give `last.ckpt` a second name; a copy has it where there are no hard links."""
+        if not trainer.is_global_zero:
+            return
+        last, path = self.folder(trainer) / "last.ckpt", self.folder(trainer) / name
+        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(last, temporary)
+        except OSError:
+            shutil.copyfile(last, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        temporary.unlink(missing_ok=True)  # renaming one name of a file onto another of its names does nothing
+        fsync_folder(path.parent)
+
+    @staticmethod
+    def folder(trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def _data(trainer: L.Trainer) -> ShardDataModule:
+    assert isinstance(trainer.datamodule, ShardDataModule)  # type: ignore[attr-defined]
+    return trainer.datamodule  # type: ignore[attr-defined]

@@ -1,0 +1,254 @@
+"""The LightningDataModule: turns settings into loaders, and owns the place in the training.
+
+The place is (epoch, position in the epoch's order). It moves at optimizer steps, goes into checkpoints without anything
+of ranks, workers or micro-batches, and on a resume the loaders start there: a jump, not a replay.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from ..data.cache import Cache
+from ..data.crop import Crop
+from ..data.loader import ShardLoader, SkipLog
+from ..data.order import Order
+from ..data.remote import open_dataset
+from ..data.sampler import EvalSampler, TrainSampler
+from ..data.shard_file import default_cache
+from ..data.worker import RING_SIZE, WorkerSpec
+from ..errors import InputError
+
+WINDOW_BYTES = 4 << 30
+SMALL = 8192  # bytes of an image on average
+MOST_PROCESSES = 4  # that take turns: each hands out thousands of images a second, of small ones tens of thousands
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Images and targets of a packed dataset.
+
+    Args:
+        path: folder that `pack` wrote, or its URL (https, s3, gs, hf or any other that fsspec reads).
+        global_batch_size: images in one optimizer step, over all devices.
+        micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
+            Where it is smaller, gradients are accumulated.
+        image_size: side of the squares that the model sees, in pixels.
+        workers: decoding threads a device, in up to four processes; null: CPU cores / devices.
+        seed: of the order and of all random crops.
+        fraction: share of the training samples to use; the same samples in every epoch.
+        window_samples: samples that are mixed with each other at a time.
+        window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory.
+        crop_scale: share of the image that a training crop covers, from and to.
+        flip: probability of a mirrored image in training.
+        eval_crop: share of the shorter side that validation and test look at, from the centre.
+        max_skipped_fraction: end the run when more samples than this share of a split cannot be decoded.
+        cache: folder on this node's own disk for the shards of a URL; null: lightning-shards in ~/.cache, on Slurm
+            in $TMPDIR.
+        cache_bytes: bytes it may hold, at least two windows and some batches; null: half of what is free on its disk.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/sample",
+        global_batch_size: int = 256,
+        micro_batch_size: int | None = None,
+        image_size: int = 224,
+        workers: int | None = None,
+        seed: int = 0,
+        fraction: float = 1.0,
+        window_samples: int = 1 << 20,
+        window_bytes: int | None = None,
+        crop_scale: tuple[float, float] = (0.25, 1.0),
+        flip: float = 0.5,
+        eval_crop: float = 0.875,
+        max_skipped_fraction: float = 0.01,
+        cache: str | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_settings(locals())
+        self.dataset = open_dataset(path)
+        if not self.dataset.splits.get("train"):
+            raise InputError(f"{path} has no split named train: pack it again")
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.workers, self.seed = workers, seed
+        self.max_skipped_fraction = max_skipped_fraction
+        self.crop = Crop(image_size, scale=crop_scale, flip=flip, center=eval_crop)
+        shards = self.dataset.splits["train"]
+        samples, sizes = [shard.samples for shard in shards], [shard.bytes for shard in shards]
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        window_bytes = window_bytes or min(WINDOW_BYTES, memory // 4)
+        self.order = Order(samples, sizes, seed, fraction, window_samples, window_bytes)
+        if global_batch_size > len(self.order):
+            raise InputError(
+                f"data.global_batch_size {global_batch_size} is larger than the training set"
+                f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
+            )
+        self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
+        if new := self.new_cache():
+            held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
+            new.check_capacity(self.order.reach((RING_SIZE + 1) * global_batch_size), shards, held_out)
+        self.epoch = self.position = self.images_seen = 0
+        self._start = (0, 0)
+        self._loaders: dict[str, ShardLoader] = {}
+
+    @property
+    def task(self) -> str:
+        return self.dataset.task
+
+    @property
+    def targets(self) -> list[str]:
+        """Class names, or the names of the numbers."""
+        return list(self.dataset.targets)
+
+    def split_batch(self, world: int) -> tuple[int, int]:
+        """(micro-batch, accumulation steps) for `world` devices. Raises InputError, with the sizes that would do."""
+        total, micro = self.global_batch_size, self.micro_batch_size
+        unit = world * (micro or 1)
+        if total % unit:
+            sizes = " or ".join(str(size) for size in (total // unit * unit, (total // unit + 1) * unit) if size)
+            of = f"{world} devices" + (f" x data.micro_batch_size {micro}" if micro else "")
+            raise InputError(f"data.global_batch_size {total} is no multiple of {of}: {sizes} would do")
+        micro = micro or total // world
+        return micro, total // (micro * world)
+
+    def decoders(self, devices: int) -> tuple[int, int]:
+        """(processes, threads of each) that decode for each of `devices` on this host.
+
+        Threads of one process wait for each other's interpreter lock: beyond four of them that costs more than a
+        process, and for images of a few KB, which take less time to decode than Python takes around it, with two.
+        Behind a URL there is one process: several, which are not quite at the same place, would fetch shards again
+        where the cache is as small as it may be.
+        """
+        workers = self.workers or max(1, len(os.sched_getaffinity(0)) // devices)
+        most = 1 if isinstance(self.dataset.root, str) else MOST_PROCESSES
+        if self._small:
+            return min(workers, most), 1
+        threads = -(-workers // most)
+        return -(-workers // threads), threads
+
+    @property
+    def _small(self) -> bool:
+        return sum(shard.bytes for shard in self.dataset.splits["train"]) < SMALL * self.dataset.samples("train")
+
+    def progress(self, epochs: int) -> float:
+        """Share of a training of `epochs` epochs that is done, 0..1: what schedules follow."""
+        return (self.epoch + self.position / len(self.order)) / max(1, epochs)
+
+    def advance(self) -> None:
+        """An optimizer step was taken: its global batch is done."""
+        self.position += self.global_batch_size
+        self.images_seen += self.global_batch_size
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(epoch, position in its order)."""
+        return self.epoch, self.position
+
+    def batches(self, accumulation: int) -> tuple[int, int]:
+        """Micro-batches of this epoch before and behind the place, counted from the epoch's end."""
+        whole, left = (n // self.global_batch_size for n in (len(self.order), len(self.order) - self.position))
+        return (whole - left) * accumulation, left * accumulation
+
+    def finish_epoch(self) -> None:
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def train_dataloader(self) -> ShardLoader:
+        assert self.trainer is not None
+        micro, accumulation = self.split_batch(self.trainer.world_size)
+        sampler = TrainSampler(
+            self.order, self.trainer.global_rank, self.trainer.world_size, micro, accumulation, self._start
+        )
+        sampler.set_epoch(self.epoch)  # Lightning announces the first epoch after a resume too late
+        return self._loader("train", sampler, self.seed)
+
+    def val_dataloader(self) -> ShardLoader | list[ShardLoader]:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> ShardLoader | list[ShardLoader]:
+        return self._eval_loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the training and what the order was made from; nothing about ranks, workers or micro-batches."""
+        place = {"epoch": self.epoch, "position": self.position, "images_seen": self.images_seen}
+        return {**place, "order": self._order_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at a saved place. Raises InputError where the dataset or the order is another."""
+        saved, now = state_dict["order"], self._order_state()
+        if saved["fingerprint"] != now["fingerprint"]:
+            raise InputError(
+                f"the dataset at {self.dataset.root} is not the one that this run began with: restore it,"
+                " or start a new run from its weights with --model.weights CHECKPOINT"
+            )
+        changed = [f"{name} (was {saved[name]}, is {now[name]})" for name in now if saved.get(name) != now[name]]
+        if changed:
+            raise InputError(
+                f"a run goes on with the order it began with, but these changed: {', '.join(changed)};"
+                " set them back or start a new run"
+            )
+        self.epoch, self.position = state_dict["epoch"], state_dict["position"]
+        self.images_seen = state_dict["images_seen"]
+        self._start = self.place
+
+    def teardown(self, stage: str) -> None:
+        for loader in self._loaders.values():
+            loader.close()
+
+    @property
+    def made_ahead(self) -> int:
+        """Training batches at most that are there, or in the making, before the trainer asks."""
+        return self._loaders["train"].made_ahead if "train" in self._loaders else 0
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that this process has waited for training batches."""
+        return self._loaders["train"].wait_seconds if "train" in self._loaders else 0.0
+
+    def _order_state(self) -> dict[str, Any]:
+        return {"fingerprint": self.dataset.fingerprint, **self.order.settings}
+
+    def _eval_loader(self, split: str) -> ShardLoader | list[ShardLoader]:
+        assert self.trainer is not None
+        if not self.dataset.splits.get(split):
+            return []
+        micro = min(self.split_batch(self.trainer.world_size)[0], self.dataset.samples(split))
+        sampler = EvalSampler(self.dataset.samples(split), self.trainer.global_rank, self.trainer.world_size, micro)
+        return self._loader(split, sampler, None)
+
+    def new_cache(self) -> Cache | None:
+        """Where the shards of a URL are kept; None for a folder."""
+        return Cache(self.dataset.root, *self._cache) if isinstance(self.dataset.root, str) else None
+
+    def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
+        assert self.trainer is not None
+        trainer, (processes, threads) = self.trainer, self.decoders(self.trainer.num_devices)
+        if split != "train":  # it is read once in a while, and each process has memory of its own
+            processes, threads = 1, 1 if self._small else processes * threads
+        log = Path(trainer.default_root_dir) / "skipped" / f"rank-{trainer.global_rank}.jsonl"
+        skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / trainer.world_size)
+        job = WorkerSpec(self.dataset, split, self.crop, sampler.micro, seed, threads, self._cache)
+        self._loaders[split] = ShardLoader(job, sampler, skipped, trainer.strategy.root_device, processes)
+        return self._loaders[split]
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """One sentence for a value outside its range."""
+    low, high = settings["crop_scale"]
+    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "global_batch_size micro_batch_size workers window_samples": ("at least 1", lambda x: x >= 1),
+        "window_bytes cache_bytes": ("at least 1", lambda x: x >= 1),
+        "image_size": ("at least 8", lambda x: x >= 8),
+        "seed": ("at least 0", lambda x: x >= 0),
+        "fraction eval_crop": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+        "flip max_skipped_fraction": ("between 0 and 1", lambda x: 0 <= x <= 1),
+        "crop_scale": ("two numbers above 0 and at most 1, the smaller first", lambda _: 0 < low <= high <= 1),
+    }
+    for names, (rule, holds) in rules.items():
+        for name in names.split():
+            if settings[name] is not None and not holds(settings[name]):
+                raise InputError(f"data.{name} is {settings[name]}, it must be {rule}")

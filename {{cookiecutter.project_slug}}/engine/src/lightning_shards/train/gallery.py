@@ -1,0 +1,209 @@
+"""What the model says of single images: counts for each class and some images with predictions, of a pass over a split.
+
+    validation or test -> evaluation/val.json or test.json in the run's folder -> report.html, and W&B
+
+Whatever the size of the split and the number of ranks, a pass keeps a fixed number of images and counts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection, SumMetric
+
+from ..data.batch import Batch
+from ..data.dataset import Shard
+from ..files import write_durably
+from .loggers import Wandb
+from .top_rows import TopRows
+
+LARGEST_SIDE = 128  # pixels; larger images are made smaller
+FORMAT = 1  # of evaluation/*.json
+POINTS = 1000  # of the plot of predicted over actual numbers
+
+
+class Gallery(L.Callback):
+    """Collects during each validation and the test, and writes `evaluation/<split>.json`; shows it in W&B too.
+
+    Args:
+        count: images of each kind: right, wrong, and most confidently wrong.
+    """
+
+    def __init__(self, count: int = 12) -> None:
+        self.count = count
+        self._kept: dict[str, TopRows] = {}
+        self._counts = MetricCollection({})
+        self._images = SumMetric()
+        self._told: dict[str, Any] = {}
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end(trainer, pl_module, "test")
+        self._show(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(trainer)
+
+    def _begin(self, model: Any) -> None:
+        targets, side = len(model.hparams["targets"]), min(LARGEST_SIDE, model.hparams["image_size"])
+        single = model.hparams["task"] == "single_label"
+        rows = (targets, (), torch.int64) if single else (targets, (targets,), torch.float32)
+        groups = {"surest": 1, "wrong": 2, "right": 3}  # times as many as are shown, since none is shown twice
+        self._kept = {kind: TopRows(times * self.count, side, *rows).to(model.device) for kind, times in groups.items()}
+        if model.hparams["task"] == "regression":
+            self._kept["points"] = TopRows(POINTS, 1, *rows).to(model.device)
+        self._counts = model.objective.counts(targets).to(model.device)
+        self._images = SumMetric().to(model.device)
+        self._told = {}
+        model.watch_outputs = lambda batch, scores: self._collect(model, batch, scores)
+
+    def _collect(self, model: Any, batch: Batch, scores: Tensor) -> None:
+        valid, wrong = batch.valid, model.objective.error_score(scores, batch.targets)
+        draw = (batch.seeds & 0xFFFFFF) / 2.0**24  # random, but the sample's own, whichever rank has it
+        if "points" in self._kept:  # no number is simply right: the nearest ones stand for that
+            priorities = {"surest": wrong, "wrong": draw, "right": -wrong, "points": draw}
+        else:
+            priorities = {
+                "surest": torch.where(wrong > 0, wrong, -torch.inf),
+                "wrong": torch.where(wrong > 0, draw, -torch.inf),
+                "right": torch.where(wrong > 0, -torch.inf, draw),
+            }
+        for kind, priority in priorities.items():
+            self._kept[kind].update(torch.where(valid, priority, -torch.inf), batch, scores)
+        self._images.update(valid.sum())
+        if bool(valid.any()):
+            self._counts.update(scores[valid], batch.targets[valid])
+
+    def _end(self, trainer: L.Trainer, model: Any, split: str) -> None:
+        """Bring the ranks' parts together, on all of them, and write them down on one."""
+        model.watch_outputs = None
+        if trainer.sanity_checking:
+            return
+        kept = {kind: metric.rows() for kind, metric in self._kept.items()}
+        images, counts = int(self._images.compute()), self._counts.compute()
+        if not trainer.is_global_zero:
+            return
+        task = model.hparams["task"]
+        dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        points = [[target.tolist(), scores.tolist()] for _, _, target, scores in kept.pop("points", [])]
+        shown: set[int] = set()
+        for kind, rows in kept.items():
+            kept[kind] = [row for row in rows if row[0] not in shown][: self.count]
+            shown.update(row[0] for row in kept[kind])
+        self._told = {
+            "format": FORMAT,
+            "split": split,
+            "task": task,
+            "targets": list(model.hparams["targets"]),
+            "images": images,
+            "images_seen": trainer.datamodule.images_seen,  # type: ignore[attr-defined]
+            "counts": {name: value.tolist() for name, value in counts.items()},
+            "points": points,
+            "examples": {
+                kind: [_example(row, task) | _place(dataset.splits[split], row[0]) for row in rows]
+                for kind, rows in kept.items()
+            },
+        }
+        path = Path(trainer.default_root_dir) / "evaluation" / f"{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, json.dumps(self._told).encode())
+
+    def _show(self, trainer: L.Trainer) -> None:
+        """The images of the last pass, and the confusion matrix, in W&B."""
+        logger = next((x for x in trainer.loggers if isinstance(x, Wandb)), None)
+        if logger is None or not self._told:  # which it is on rank zero only
+            return
+        told = self._told
+        logger.try_to(lambda: logger.experiment.log(_shown(told)))
+
+
+def _shown(told: dict[str, Any]) -> dict[str, Any]:
+    """What was found on a split, as W&B's images and charts."""
+    import wandb
+
+    split = told["split"]
+    shown: dict[str, Any] = {
+        f"{split}/predictions": [
+            wandb.Image(_pixels(example["image"]), caption=f"{kind}: {_caption(example, told['targets'])}")
+            for kind, examples in told["examples"].items()
+            for example in examples
+        ]
+    }
+    if "confusion" in told["counts"]:
+        shown[f"{split}/confusion_matrix"] = _matrix_plot(told["counts"]["confusion"], told["targets"], split)
+    return shown
+
+
+def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str) -> dict[str, Any]:
+    """One image with what it is and what the model says, as JSON: class numbers with scores, or numbers."""
+    sample, image, target, scores = row
+    pixels = cv2.cvtColor(image.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2BGR)
+    kind = "png" if len(pixels) <= 64 else "jpeg"
+    data = cv2.imencode(f".{kind}", pixels, [] if kind == "png" else [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    if task == "regression":
+        actual, predicted = target.tolist(), scores.tolist()
+    else:
+        if task == "single_label":
+            actual, chosen = [int(target)], [int(scores.argmax())]
+        else:
+            actual, chosen = target.nonzero().flatten().tolist(), (scores >= 0.5).nonzero().flatten().tolist()
+        predicted = [[number, round(float(scores[number]), 4)] for number in chosen]
+    image_url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"id": sample, "actual": actual, "predicted": predicted, "image": image_url}
+
+
+def _place(shards: Sequence[Shard], sample: int) -> dict[str, Any]:
+    """Where a sample lies: its shard, and its number there, from 0."""
+    for shard in shards:
+        if sample < shard.samples:
+            return {"shard": shard.name, "number": sample}
+        sample -= shard.samples
+    raise IndexError(sample)
+
+
+def _pixels(image: str) -> Any:
+    """RGB, uint8 (S, S, 3), of a data URL."""
+    data = torch.frombuffer(bytearray(base64.b64decode(image.partition(",")[2])), dtype=torch.uint8).numpy()
+    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+
+
+def _caption(example: dict[str, Any], names: list[str]) -> str:
+    """`prediction (how sure) | target`."""
+    if example["predicted"] and isinstance(example["predicted"][0], float):
+        predicted, actual = (
+            [f"{n} {value:.3g}" for n, value in zip(names, example[key], strict=True)]
+            for key in ("predicted", "actual")
+        )
+    else:
+        predicted = [f"{names[number]} ({score:.0%})" for number, score in example["predicted"]]
+        actual = [names[number] for number in example["actual"]]
+    return f"{', '.join(predicted) or 'nothing'} | {', '.join(actual) or 'nothing'}"
+
+
+def _matrix_plot(counts: list[list[int]], names: list[str], split: str) -> Any:
+    """W&B's own confusion matrix, from counts (actual, predicted)."""
+    import wandb
+
+    rows = [[names[a], names[p], count] for a, row in enumerate(counts) for p, count in enumerate(row)]
+    return wandb.plot_table(
+        data_table=wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows),
+        vega_spec_name="wandb/confusion_matrix/v1",
+        fields={"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
+        string_fields={"title": f"Confusion matrix ({split})"},
+    )

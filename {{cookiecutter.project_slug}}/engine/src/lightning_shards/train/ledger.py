@@ -1,0 +1,75 @@
+"""The ledger: which samples each optimizer step was made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+import lightning as L
+
+
+class Ledger(L.Callback):
+    """Writes `ledger/rank-<r>.jsonl`: one line per rank and optimizer step, flushed before the step can be saved.
+
+    {"attempt", "epoch", "step", "position", "ids"}: `position` is where the step's global batch begins in the epoch's
+    order, `ids` are the samples that this rank trained on. An attempt begins with a line without ids: what earlier
+    attempts did from that position on is void.
+    """
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+        self._ids: list[int] = []
+        self._attempt = 1
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = Path(trainer.default_root_dir) / "ledger"
+        before = max((row["attempt"] for path in folder.glob("rank-*.jsonl") for row in read(path)), default=0)
+        self._attempt = trainer.strategy.broadcast(before, src=0) + 1
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"rank-{trainer.global_rank}.jsonl"
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a")
+        if torn:
+            self._file.write("\n")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ids += [i for i in batch.ids.tolist() if i >= 0]
+        if not trainer.fit_loop._should_accumulate():
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if self._file is None:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        line = {
+            "attempt": self._attempt,
+            "epoch": data.epoch,
+            "step": trainer.global_step,
+            "position": data.position,
+            "ids": self._ids,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._ids = []
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger file; lines that a kill has torn are left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

@@ -1,0 +1,73 @@
+"""Lightning's counters, made to fit the place at which a run goes on.
+
+Lightning counts micro-batches, so what it saved fits neither another number of devices nor another accumulation or
+global batch; and what it does with counters that were saved at a validation or at an epoch's last batch differs from
+case to case (it skips the validation, or runs it twice; it leaves out the epoch's end, or a whole epoch; the step at
+which metrics are logged drifts). So nothing of what it saved is used but the number of optimizer steps: all counters
+are computed from the place, into the one form that it goes on from correctly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from ..errors import InputError
+
+
+def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int) -> None:
+    """Make the saved state of Lightning's fit loop that of a run in which `epoch` has got so far.
+
+    Args:
+        fit_loop: `checkpoint["loops"]["fit_loop"]`, changed in place.
+        epoch: epochs that are finished, and so the number of the one to go on with.
+        done, left: micro-batches of that epoch, as this start would count them, before and behind the place.
+    """
+    finished = dict.fromkeys(("ready", "started", "processed", "completed"), epoch)
+    begun = finished | {"ready": epoch + 1, "started": epoch + 1} if done or left else finished
+    fit_loop["epoch_progress"] = {"total": dict(begun), "current": dict(begun)}
+    batches = dict.fromkeys(finished, done)
+    fit_loop["epoch_loop.batch_progress"] = {"total": batches, "current": dict(batches), "is_last_batch": not left}
+    steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+    # as if a validation had begun and not got through its first batch: it is run whole, unless `at_start` says no
+    nothing = dict.fromkeys(finished, 0)
+    fit_loop["epoch_loop.val_loop.batch_progress"] = {
+        "total": nothing | {"ready": 1, "started": 1},
+        "current": dict(nothing),
+        "is_last_batch": False,
+    }
+
+
+def validations(trainer: L.Trainer, steps: int, epochs: int) -> int:
+    """How many validations `epochs` epochs of `steps` optimizer steps have; 0 where they come by the clock."""
+    interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if not isinstance(interval, (int, float)) or not trainer.limit_val_batches:
+        return 0
+    between = interval if isinstance(interval, int) else max(1, int(steps * interval))
+    return steps * epochs // between if every is None else steps // between * (epochs // every)
+
+
+def at_start(trainer: L.Trainer, validated: bool) -> None:
+    """In `on_train_start`: count validations in optimizer steps, and decide about one at the place of a resume.
+
+    Args:
+        validated: the validation at this place was made before the checkpoint.
+
+    A validation between two optimizer steps would measure weights that belong to no place, and its checkpoint would
+    hold half of the gradients of a global batch.
+    """
+    loop, interval = trainer.fit_loop.epoch_loop, trainer.val_check_interval
+    accumulation = trainer.accumulate_grad_batches
+    steps = int(trainer.num_training_batches) // accumulation
+    if isinstance(trainer.val_check_batch, int):  # not where validation is timed
+        if isinstance(interval, int) and interval > steps and trainer.check_val_every_n_epoch is not None:
+            raise InputError(f"trainer.val_check_interval {interval} is more than an epoch's {steps} optimizer steps")
+        every = interval if isinstance(interval, int) else max(1, int(steps * float(interval)))  # type: ignore[arg-type]
+        trainer.val_check_batch = every * accumulation
+    assert trainer.fit_loop._data_fetcher is not None
+    if trainer.fit_loop.restarting and loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        loop._batches_that_stepped -= 1  # Lightning takes this step's end up again, with its validation or without
+        if validated or not loop.batch_progress.current.ready:
+            loop.val_loop.reset_restart_stage()

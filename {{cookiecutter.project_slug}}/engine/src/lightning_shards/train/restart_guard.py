@@ -1,0 +1,58 @@
+"""`starts.jsonl`: from where each start of a run went on; a scheduler's starts in vain come to an end."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import RunError
+from .cluster import requeued
+from .datamodule import ShardDataModule
+from .ledger import read
+
+IN_VAIN = 3  # starts in a row without progress
+
+
+def note_start(folder: Path, checkpoint: Path | None) -> None:
+    """Write down that the run in `folder` starts from `checkpoint`.
+
+    Raises RunError in a job that was requeued, if its last three starts came no further than to where they began. A
+    person's start counts anew.
+    """
+    path = folder / "starts.jsonl"
+    epoch, position = _place(checkpoint)
+    in_vain = 0
+    for row in reversed(read(path) if path.exists() else []):
+        if [row["epoch"], row["position"]] != [epoch, position]:
+            break
+        in_vain += 1
+        if not row["requeued"]:
+            break
+    if requeued() and in_vain >= IN_VAIN:
+        raise RunError(
+            f"{in_vain} starts in a row came no further than epoch {epoch}, image {position}, so the job is not"
+            f" requeued again; the log says what ended them. Then go on with --resume {folder.name}"
+        )
+    row = {
+        "at": datetime.now().isoformat(timespec="seconds"),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "requeued": requeued(),
+        "epoch": epoch,
+        "position": position,
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _place(checkpoint: Path | None) -> tuple[int, int]:
+    """Epoch and position in it; the weights are not read."""
+    if checkpoint is None:
+        return 0, 0
+    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    data = state[ShardDataModule.__name__]
+    return data["epoch"], data["position"]

@@ -1,0 +1,235 @@
+"""The folder that one training leaves behind: `runs/<run>/`, its name, and `summary.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from ..cost.usage import Usage, duration
+from ..entry import rank
+from ..errors import InputError
+from ..files import write_durably
+from ..runs.checkpoints import is_whole, newest
+from ..runs.files import flat, skipped_samples
+from ..runs.folder import RUNS, checked
+from . import cluster, loggers
+from .restart_guard import note_start
+from .stop import Stopped, StopRequest
+
+_NAME_VARIABLE = "LIGHTNING_SHARDS_RUN"  # one host's ranks learn the run's name by it
+# Torchrun or Lightning's launcher started this process, or srun, as another rank than zero.
+_LAUNCHED = "LOCAL_RANK" in os.environ or rank() > 0
+
+
+def choose(name: str | None) -> tuple[Path, bool]:
+    """(folder, whether it goes on): from `--run`, else the Slurm job's or torchrun's id, else the date and time.
+
+    A job that its scheduler starts again goes on with its run; a name that a person gives twice is refused. Rank zero
+    makes the folder, so no other rank may be surprised to find it.
+    """
+    inherited = os.environ.get(_NAME_VARIABLE)
+    if inherited:
+        return RUNS / inherited, False
+    if not name and cluster.nameless():
+        raise InputError(
+            "torchrun on several hosts needs one name for the run: give --rdzv-id to torchrun, or --run to train.py"
+        )
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = RUNS / checked(name or cluster.name() or now)
+    if not (folder / "config.yaml").exists():
+        return folder, False
+    if cluster.goes_on() or rank() > 0:
+        return folder, cluster.goes_on()
+    if not name and cluster.layout() in (None, (1, 1)):  # the second training of one job
+        return folder.with_name(f"{folder.name}_{now}"), False
+    raise InputError(f"the run {folder} exists: go on with it by `--resume {folder.name}`, or choose another --run")
+
+
+@dataclass
+class Run:
+    """The run's folder while it is in use; as a context it ends with `summary.json`, whatever happens.
+
+    Args:
+        folder: `runs/<run>`.
+        config: what was asked for, as YAML that repeats the run.
+        resumed: an earlier attempt's folder is there already.
+        facts: what the summary says.
+        stop: notes signals, as long as the run is in use.
+    """
+
+    folder: Path
+    config: str
+    resumed: bool
+    facts: Callable[[], dict[str, Any]]
+    stop: StopRequest = field(default_factory=StopRequest)
+    _summary: bytes | None = None  # of the attempt before
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where a resumed run goes on; None: from the begin."""
+        return newest(self.folder / "checkpoints") if self.resumed else None
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The best weights, or the last ones where there is no validation; None: there are none yet."""
+        best = self.folder / "checkpoints" / "best.ckpt"
+        return best if is_whole(best) else newest(best.parent)
+
+    @property
+    def skipped(self) -> int:
+        """Times that a sample was skipped, on all ranks and in all attempts."""
+        return sum(row["times"] for row in skipped_samples(self.folder))
+
+    def __enter__(self) -> Run:
+        self.stop.__enter__()
+        os.environ[_NAME_VARIABLE] = self.folder.name
+        self._create()
+        return self
+
+    @rank_zero_only
+    def _create(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for litter in (
+            f for name in ("*.tmp", "evaluation/*.tmp", "checkpoints/*.tmp") for f in self.folder.glob(name)
+        ):
+            litter.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
+        if not (self.folder / "config.yaml").exists():
+            write_durably(self.folder / "config.yaml", self.config.encode())
+        if (self.folder / "summary.json").exists():
+            self._summary = (self.folder / "summary.json").read_bytes()
+            self._mark(status="unfinished")  # what holds if this attempt is killed
+
+    def _mark(self, **changes: str) -> None:
+        """Change what an earlier attempt has left in `summary.json`."""
+        try:
+            told = dict(json.loads(self._summary or b"{}"))
+        except (ValueError, TypeError):
+            told = {}
+        told.pop("error", None)
+        write_durably(self.folder / "summary.json", (json.dumps(told | changes, indent=1) + "\n").encode())
+
+    @property
+    def how_to_go_on(self) -> str:
+        """The command that does, where something was saved."""
+        saved = newest(self.folder / "checkpoints")
+        command = f"uv run train.py --resume {self.folder.name}"
+        return f"Go on from the last checkpoint with: {command}" if saved else "There is no checkpoint yet"
+
+    def fail(self, sentence: str) -> None:
+        """Say why the run ends, where its own thread cannot."""
+        print(f"error: {sentence}. {self.how_to_go_on}", file=sys.stderr, flush=True)
+        self._mark(status="failed", error=sentence)
+
+    @rank_zero_only
+    def note_start(self, checkpoint: Path | None) -> None:
+        """The training goes on from `checkpoint`. Raises RunError where a scheduler starts it in vain."""
+        note_start(self.folder, checkpoint)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.environ.pop(_NAME_VARIABLE, None)
+        try:
+            self._finish(error)
+        finally:
+            self.stop.__exit__(kind, error, traceback)
+        if isinstance(error, Stopped) and error.status == "stopped" and _LAUNCHED:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun and torchrun end those that are slower than rank zero
+            raise SystemExit(0)  # so that no launcher restarts or kills the others; summary.json tells
+
+    def _finish(self, error: BaseException | None) -> None:
+        status = "done" if error is None else error.status if isinstance(error, Stopped) else "failed"
+        if isinstance(error, InputError):
+            loggers.finish(None, None, failed=True)
+            if self._summary is not None:
+                write_durably(self.folder / "summary.json", self._summary)
+            self._remove_if_empty()
+            return
+        self._write(status, f"{type(error).__name__}: {error}" if status == "failed" else None)
+
+    @rank_zero_only
+    def _write(self, status: str, error: str | None) -> None:
+        """`summary.json` and `report.html`, then W&B, which may have to wait for a network."""
+        began = datetime.fromtimestamp((self.folder / "config.yaml").stat().st_mtime).isoformat(timespec="seconds")
+        content: dict[str, Any] = {
+            "status": status,
+            "began": began,
+            **self.facts(),
+            **({"error": error} if error else {}),
+        }
+        if changed := self._changed():
+            content["changed_on_resume"] = changed
+        write_durably(self.folder / "summary.json", (json.dumps(content, indent=1) + "\n").encode())
+        page: Path | None = None
+        try:
+            from ..reporting import report  # and matplotlib with it, for which no start should wait
+
+            page = report.write(self.folder)
+        except Exception as defect:  # the training is what counts, and its figures are saved
+            print(f"{self.folder}/report.html could not be made: {type(defect).__name__}: {defect}", file=sys.stderr)
+        loggers.finish(content, page, failed=status == "failed")
+        again = f"Go on with: uv run train.py --resume {self.folder.name}"
+        if status == "stopped":
+            print(f"\nStopped; everything is saved. {again}")
+        if status == "budget":
+            limit, value = self.stop.budget.split()
+            print(f"\nStopped at {limit} {value}; everything is saved. {again} --{limit} {2 * float(value):g}")
+
+    def _changed(self) -> dict[str, Any]:
+        """Settings with which this attempt went on that differ from those in `config.yaml`."""
+        first, now = (
+            dict(flat(yaml.safe_load(text))) for text in ((self.folder / "config.yaml").read_bytes(), self.config)
+        )
+        return {name: value for name, value in now.items() if name in first and first[name] != value}
+
+    def report(self) -> str:
+        """What a person wants to know at the end, from `summary.json`; empty on ranks other than zero."""
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return ""
+        summary = json.loads((self.folder / "summary.json").read_bytes())
+        metrics = {name: value for name, value in summary["metrics"].items() if name.startswith(("test/", "val/"))}
+        chosen = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
+        rows = [(name, f"{value:.4g}") for name, value in chosen.items() if not name.endswith("/skipped")]
+        rate, wait = summary["images_per_second"], summary["data_wait_fraction"]
+        rows += [
+            ("images trained on", f"{summary['images_seen']:,}"),
+            ("took", _took(summary)),
+        ]
+        if rate:
+            rows.append(("images per second", f"{rate:,.0f} (waiting for data {wait or 0:.0%})"))
+        rows += [
+            ("skipped samples", str(summary["skipped"])),
+            ("hardware", summary["hardware"]),
+            ("files", f"{self.folder}/"),
+            ("report", f"{self.folder}/report.html"),
+        ]
+        return "\n" + "\n".join(f"  {name:<20} {value}" for name, value in rows)
+
+    @rank_zero_only
+    def _remove_if_empty(self) -> None:
+        """Bad input that shows only now leaves nothing behind."""
+        if not self.resumed and not (self.folder / "checkpoints").exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _took(summary: dict[str, Any]) -> str:
+    """Time, energy and money of a run, and how far off what was expected was."""
+    took, expected = (
+        Usage(part["seconds"], part["kwh"], part["cost"], summary["currency"])
+        for part in (summary, summary["expected"] or summary)
+    )
+    if not summary["expected"]:
+        return str(took)
+    return f"{took} (expected {duration(expected.seconds)}: {took.seconds / expected.seconds - 1:+.0%})"

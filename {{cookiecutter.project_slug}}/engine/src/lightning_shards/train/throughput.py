@@ -1,0 +1,167 @@
+"""Speed as it is: images per second, the share of time spent waiting for data, and what the training takes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from ..cost.usage import Usage, money, number
+from . import loop_state
+from .cost_tracker import CostTracker
+
+EXPECT_AFTER = 10.0  # seconds of training from which its rate is known
+VALIDATION = 0.5  # time of an image in validation, for one in training: a forward of forward and backward, and decoding
+
+
+class Throughput(L.Callback):
+    """EvalMetrics the speed of a training, validation excluded, and its time, energy and money, over all its attempts.
+
+    Every `trainer.log_every_n_steps` steps `speed/...` and `cost/...` go to the loggers. The rate of the whole run
+    leaves out the first batch of each attempt: starting threads, compiling and choosing kernels is no speed. Once the
+    rate is known, a line says what the run is expected to take.
+    """
+
+    def __init__(self, spending: CostTracker) -> None:
+        self.spending = spending
+        self.rate = 0.0  # images per second, of late
+        self.wait = 0.0  # share of the time that the trainer waited for batches, of late
+        self.total = Usage(0.0)  # what the run has taken, of late
+        self._totals = {"images": 0, "seconds": 0.0, "waited": 0.0}  # without each attempt's first batch
+        self._since = self._waited = 0.0
+        self._before = dict(self._totals)  # what earlier attempts did
+        self._validation: float | None = None  # seconds that one takes
+        self._told = False
+        self._images = 0
+        self._warm = False
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of the whole run; None before the second batch."""
+        images, seconds = self._totals["images"] + self._images, self._totals["seconds"] + self._elapsed()
+        return images / seconds if images and seconds else None
+
+    @property
+    def data_wait_fraction(self) -> float | None:
+        seconds = self._totals["seconds"]
+        return self._totals["waited"] / seconds if seconds else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spending": self.spending.state_dict(), "totals": dict(self._totals)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.spending.load_state_dict(state_dict["spending"])
+        self._totals, self._before = dict(state_dict["totals"]), dict(state_dict["totals"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.spending.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._warm:
+            self._warm = True
+            self._restart(trainer)
+            return
+        self._images += len(batch.ids) * trainer.world_size
+        if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
+            self._flush(trainer)
+            if self._totals["seconds"] - self._before["seconds"] > EXPECT_AFTER:
+                self._tell_expected(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._warm and trainer.state.fn == "fit":
+            self._flush(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._validation = self._elapsed() or None
+            self._restart(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.close(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.close(trainer)
+
+    def close(self, trainer: L.Trainer) -> None:
+        """Count what has run so far."""
+        if self._warm:
+            self._flush(trainer)
+        self.spending.stop()
+        self._since = 0.0
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._since if self._since else 0.0
+
+    def _restart(self, trainer: L.Trainer) -> None:
+        self._since, self._images = time.monotonic(), 0
+        self._waited = trainer.datamodule.wait_seconds  # type: ignore[attr-defined]
+
+    def _flush(self, trainer: L.Trainer) -> None:
+        """Close the current stretch: add it to the totals, send its speed to the loggers."""
+        seconds, images = self._elapsed(), self._images
+        if not self._since or not images:
+            return
+        waited = trainer.datamodule.wait_seconds - self._waited  # type: ignore[attr-defined]
+        self._totals["images"] += images
+        self._totals["seconds"] += seconds
+        self._totals["waited"] += waited
+        self.rate, self.wait = images / seconds, waited / seconds
+        figures = {"speed/images_per_second": self.rate, "speed/data_wait_fraction": self.wait}
+        if trainer.strategy.root_device.type == "cuda":
+            figures["speed/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self.total = self.spending.total
+        figures |= {"cost/kwh": self.total.kwh} if self.total.kwh is not None else {}
+        figures |= {"cost/money": self.total.cost} if self.total.cost is not None else {}
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        self._restart(trainer)
+
+    def _tell_expected(self, trainer: L.Trainer) -> None:
+        """Say once what the whole run will take, at this attempt's rate."""
+        images, seconds = (self._totals[name] - self._before[name] for name in ("images", "seconds"))
+        if self._told or not images or not trainer.is_global_zero:
+            return
+        self._told = True
+        data, epochs = trainer.datamodule, trainer.max_epochs or 1  # type: ignore[attr-defined]
+        steps, left = sum(data.batches(1)), data.batches(1)[1]
+        ahead = (left + (epochs - data.epoch - 1) * steps) / (epochs * steps)
+        if self._validation is None:
+            held_out = data.dataset.samples("val") if data.dataset.splits.get("val") else 0
+            self._validation = held_out * VALIDATION * seconds / images
+        training = epochs * steps * data.global_batch_size * seconds / images
+        validating = loop_state.validations(trainer, steps, epochs) * self._validation
+        expected = self.spending.expect((training + validating) * ahead)
+        bar = trainer.progress_bar_callback
+        tell = bar.print if isinstance(bar, ProgressBar) else print
+        tell(f"expected: {expected} in all, at {images / seconds:,.0f} images/s")
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with the speed beside the loss."""
+
+    def __init__(self, meter: Throughput) -> None:
+        super().__init__(refresh_rate=20)
+        self.meter = meter
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning tells the bar what an epoch is when one begins, so not after a resume in the middle of one."""
+        super().on_train_start(trainer, pl_module)
+        self.train_progress_bar.reset(trainer.num_training_batches)
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The loss is read here, when it is shown: logged with `prog_bar`, Lightning would read it in every step."""
+        items = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        if (loss := trainer.callback_metrics.get("train/loss")) is not None:
+            items = {"train/loss": float(loss), **items}
+        if self.meter.rate:
+            items |= {"img/s": f"{self.meter.rate:,.0f}", "wait": f"{self.meter.wait:.0%}"}
+            total = self.meter.total
+            items |= {"kWh": number(total.kwh)} if total.kwh is not None else {}
+            items |= {str(total.currency): money(total.cost)} if total.cost is not None else {}
+        return items

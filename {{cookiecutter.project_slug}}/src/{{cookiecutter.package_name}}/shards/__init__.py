@@ -1,1 +1,0 @@
-"""Files on disk: tars, their indexes and `dataset.json`. No torch in here."""
