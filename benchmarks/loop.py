@@ -71,8 +71,8 @@ def bare(model: Any, optimizer: torch.optim.Optimizer, batch: Any, steps: int, d
             group["lr"] = 1e-3 * (1 - step / steps)
         optimizer.zero_grad()
         with torch.autocast(device, half, enabled=device == "cuda"):
-            outputs = model((batch.images - model.mean) / model.std)
-        torch.nn.functional.cross_entropy(outputs.float(), batch.targets).backward()
+            outputs = model((batch["image"] - model.mean) / model.std)
+        torch.nn.functional.cross_entropy(outputs.float(), batch["target"]).backward()
         optimizer.step()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -123,8 +123,8 @@ def measure(cli: Any, loading: Any, wanted: float, rounds: int) -> dict[str, Any
     images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=random)
     targets, rows = torch.randint(0, 10, (count,), generator=random), torch.arange(count)
     images = images.contiguous(memory_format=torch.channels_last)
-    batch = loading.Batch(images, targets, rows, rows, torch.ones(count, dtype=torch.bool))
-    batch = loading.Batch(*(tensor.to(device) for tensor in batch))
+    batch = loading.Batch({"image": images, "target": targets}, rows, rows, torch.ones(count, dtype=torch.bool))
+    batch = batch.to(device)
     for width in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024):
         plain = network(width).to(device)
         plain.mean, plain.std = cli.model.mean.to(device), cli.model.std.to(device)

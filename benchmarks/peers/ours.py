@@ -58,7 +58,7 @@ def ours(data: Path, spec: Spec) -> Iterator[Any]:
     for epoch in itertools.count():
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            yield batch.images
+            yield batch["image"]
 
 
 def crop(data: bytes, box: Box, size: int) -> Any:

@@ -39,22 +39,32 @@ def make_batch(ids: list[int], task: str = "single_label", invalid: tuple[int, .
     numbers = torch.tensor(ids)
     targets = numbers % 3 if task == "single_label" else torch.nn.functional.one_hot(numbers % 3, 3).float()
     return Batch(
-        torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
-        targets,
+        {"image": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), "target": targets},
         numbers,
         torch.from_numpy(uniforms.sample_seeds(0, epoch, np.array(ids))),
         torch.tensor([row not in invalid for row in range(len(ids))]),
     )
 
 
+def arguments(rows: Batch) -> tuple[torch.Tensor, ...]:
+    """What the augmentation of a batch is given."""
+    return rows["image"], rows["target"], rows.seeds, rows.valid
+
+
+def augmented(net: Any, rows: Batch) -> Any:
+    return (net.augment if isinstance(net, ImageModel) else net)(*arguments(rows))
+
+
 def constant_rows(rows: int) -> Batch:
     """Row i has the value i in every pixel, so what comes from the row before it can be told apart."""
     images = torch.arange(rows, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, SIDE, SIDE)
-    return make_batch(list(range(rows)))._replace(images=images.contiguous(memory_format=torch.channels_last))
+    rows_of = make_batch(list(range(rows)))
+    images = images.contiguous(memory_format=torch.channels_last)
+    return dataclasses.replace(rows_of, fields={**rows_of.fields, "image": images})
 
 
 def draws(rows: int) -> Draws:
-    return Draws(*augment.uniform(make_batch(list(range(rows))).keys, len(Draws._fields)).unbind(1))
+    return Draws(*augment.uniform(make_batch(list(range(rows))).seeds, len(Draws._fields)).unbind(1))
 
 
 # -- where the random numbers come from
@@ -79,16 +89,16 @@ def test_the_decoder_and_the_device_share_no_numbers() -> None:
 
 def test_a_sample_looks_the_same_in_any_batch_and_other_in_another_epoch() -> None:
     net = make(**OWN)
-    alone, _ = net(make_batch([5, 17]))
-    among, _ = net(make_batch([3, 17, 8, 5], invalid=(2,)))
+    alone, _ = augmented(net, make_batch([5, 17]))
+    among, _ = augmented(net, make_batch([3, 17, 8, 5], invalid=(2,)))
     assert torch.allclose(alone, among[[3, 1]], atol=1e-3)
-    later, _ = net(make_batch([5, 17], epoch=1))
+    later, _ = augmented(net, make_batch([5, 17], epoch=1))
     assert not torch.allclose(alone, later, atol=1)
 
 
 def test_with_mixing_a_micro_batch_decides() -> None:
     net = make(**ALL)
-    first, again, other = (net(make_batch(ids)) for ids in ([1, 2, 3, 4], [1, 2, 3, 4], [9, 2, 3, 4]))
+    first, again, other = (augmented(net, make_batch(ids)) for ids in ([1, 2, 3, 4], [1, 2, 3, 4], [9, 2, 3, 4]))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1].share, again[1].share)
     assert torch.equal(first[1].share[1:], other[1].share[1:]), "the share is the sample's own"
     assert torch.allclose(first[0][2:], other[0][2:], atol=1e-3), "only the row behind the changed one sees it"
@@ -99,7 +109,7 @@ def test_two_ranks_see_what_one_sees(dataset: Path) -> None:
         loader = make_loader(dataset, micro=4)
         assert isinstance(loader.sampler, TrainSampler)
         loader.sampler = dataclasses.replace(loader.sampler, rank=rank, world=world, accumulation=2 // world)
-        done = (net(batch) for batch in loader)
+        done = (augmented(net, batch) for batch in loader)
         return [(images, mix.share) for images, mix in done]
 
     net = make(**ALL)
@@ -111,24 +121,24 @@ def test_two_ranks_see_what_one_sees(dataset: Path) -> None:
 # -- pixels
 def test_everything_off_hands_the_images_through() -> None:
     rows = make_batch([1, 2])
-    images, mix = make()(rows)
-    assert images is rows.images and mix is None
+    images, mix = augmented(make(), rows)
+    assert images is rows["image"] and mix is None
 
 
 @pytest.mark.parametrize("names", [n for k in (1, 2, 4) for n in itertools.combinations(ALL, k)])
 def test_memory_format_range_and_type(names: tuple[str, ...]) -> None:
     rows = make_batch(list(range(16)))
-    before = rows.images.clone()
-    images, mix = make(**{name: ALL[name] for name in names})(rows)
+    before = rows["image"].clone()
+    images, mix = augmented(make(**{name: ALL[name] for name in names}), rows)
     assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
-    assert images.min() >= 0 and images.max() <= 255 and torch.equal(rows.images, before)
+    assert images.min() >= 0 and images.max() <= 255 and torch.equal(rows["image"], before)
     assert (mix is not None) == bool({"mixup", "cutmix"} & set(names))
     if mix is not None:
         assert mix.share.min() >= 0 and mix.share.max() <= 1 and mix.share.shape == (16,)
 
 
 def test_mixup_blends_each_row_with_the_one_before_by_its_own_share() -> None:
-    images, mix = make(mixup=1.0)(constant_rows(64))
+    images, mix = augmented(make(mixup=1.0), constant_rows(64))
     own = torch.arange(64.0)
     expected = mix.share * own + (1 - mix.share) * own.roll(1)
     assert torch.allclose(images, expected[:, None, None, None].expand_as(images), atol=1e-3)
@@ -137,7 +147,7 @@ def test_mixup_blends_each_row_with_the_one_before_by_its_own_share() -> None:
 
 def test_cutmix_pastes_one_box_whose_area_is_the_weight_in_the_loss() -> None:
     rows = 256
-    images, mix = make(cutmix=1.0)(constant_rows(rows))
+    images, mix = augmented(make(cutmix=1.0), constant_rows(rows))
     own, before = torch.arange(rows), torch.arange(rows).roll(1)
     kept = images == own[:, None, None, None]
     assert (kept | (images == before[:, None, None, None])).all(), "each pixel is of one of the two"
@@ -148,7 +158,7 @@ def test_cutmix_pastes_one_box_whose_area_is_the_weight_in_the_loss() -> None:
 
 
 def test_with_both_each_sample_takes_one_of_the_two() -> None:
-    images, mix = make(mixup=1.0, cutmix=1.0)(constant_rows(250))
+    images, mix = augmented(make(mixup=1.0, cutmix=1.0), constant_rows(250))
     blended = (images.amax((1, 2, 3)) - images.amin((1, 2, 3)) < 1e-3) & (mix.share > 0.01) & (mix.share < 0.99)
     pasted = images.amax((1, 2, 3)) - images.amin((1, 2, 3)) > 0.99
     assert 90 < blended.sum() < 150 and 80 < pasted.sum() < 150 and not (blended & pasted).any()
@@ -172,7 +182,7 @@ def test_erasing_meets_the_share_of_rows_and_the_areas_that_it_names() -> None:
 
 
 def test_color_jitter_does_what_torchvision_does() -> None:
-    images = make_batch(list(range(8))).images.float() / 4 + 90  # far from 0 and 255: nothing is cut off
+    images = make_batch(list(range(8)))["image"].float() / 4 + 90  # far from 0 and 255: nothing is cut off
     numbers = draws(8)
     done = augment.jitter(images, 0.3, numbers)
     factors = [1 + 0.3 * (2 * d - 1) for d in (numbers.saturation, numbers.contrast, numbers.brightness)]
@@ -208,7 +218,7 @@ def model(task: str = "single_label", **settings: Any) -> ImageModel:
 
 def gradients(net: ImageModel, rows: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
     net.zero_grad()
-    images, mix = net.augment(rows)
+    images, mix = augmented(net, rows)
     losses = net.losses(net(images), rows, mix)
     (losses.sum() / len(losses)).backward()
     return losses.detach(), [p.grad.clone() for p in net.parameters() if p.grad is not None]
@@ -218,14 +228,14 @@ def gradients(net: ImageModel, rows: Batch) -> tuple[torch.Tensor, list[torch.Te
 @pytest.mark.parametrize("invalid", [(1, 4), (0, 7), (0, 1, 2, 3, 4, 5, 6, 7)])
 def test_nothing_of_a_row_that_is_not_valid_reaches_another(task: str, invalid: tuple[int, ...]) -> None:
     net, rows = model(task, **ALL), make_batch(list(range(8)), task, invalid)
-    garbage = rows._replace(images=rows.images.clone(), targets=rows.targets.clone())
+    garbage = dataclasses.replace(rows, fields={name: values.clone() for name, values in rows.fields.items()})
     for row in invalid:
-        garbage.images[row] = 255 * (row % 2)
-        garbage.targets[row] = 2
+        garbage["image"][row] = 255 * (row % 2)
+        garbage["target"][row] = 2
     (losses, clean), (others, dirty) = gradients(net, rows), gradients(net, garbage)
     assert torch.equal(losses, others) and all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
     assert (losses[list(invalid)] == 0).all() and losses.isfinite().all()
-    _, mix = net.augment(rows)
+    _, mix = augmented(net, rows)
     behind = [(row + 1) % 8 for row in invalid]
     assert (mix.share[behind] == 1).all() and ((mix.share < 1).any() or len(invalid) == 8)
 
@@ -236,11 +246,11 @@ def test_nothing_of_a_row_that_is_not_valid_reaches_another(task: str, invalid: 
 def test_the_loss_is_that_of_the_mixed_target(task: str, smoothing: float) -> None:
     net = model(task, mixup=1.0, cutmix=1.0, label_smoothing=smoothing)
     rows = make_batch(list(range(12)), task)
-    images, mix = net.augment(rows)
+    images, mix = augmented(net, rows)
     logits = net(images).detach()
     losses = net.losses(logits, rows, mix)
     share = mix.share[:, None]
-    own = torch.nn.functional.one_hot(rows.targets, 3).float() if task == "single_label" else rows.targets
+    own = torch.nn.functional.one_hot(rows["target"], 3).float() if task == "single_label" else rows["target"]
     target = share * own + (1 - share) * own.roll(1, 0)
     if task == "regression":  # squared errors: apart by what does not depend on the outputs
         constant = (mix.share * (1 - mix.share))[:, None] * (own - own.roll(1, 0)).square()
@@ -261,28 +271,28 @@ def test_validation_and_prediction_see_the_images_as_they_are() -> None:
     for stage_name in ("val", "test"):
         a, b = (x.measures[stage_name].compute()["loss"] for x in (plain, net))  # type: ignore[operator]
         assert a == b
-    assert torch.equal(plain(rows.images), net(rows.images))
+    assert torch.equal(plain(rows["image"]), net(rows["image"]))
     assert set(plain.state_dict()) == set(net.state_dict()), "checkpoints keep their names"
 
 
 # -- how it runs
 def test_it_compiles_into_one_graph() -> None:
     net, rows = make(**ALL), make_batch(list(range(8)), invalid=(3,))
-    images, mix = net(rows)
-    compiled_images, compiled_mix = torch.compile(net, backend="eager", fullgraph=True)(rows)
+    images, mix = augmented(net, rows)
+    compiled_images, compiled_mix = torch.compile(net, backend="eager", fullgraph=True)(*arguments(rows))
     assert torch.equal(images, compiled_images) and torch.equal(mix.share, compiled_mix.share)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_it_runs_under_autocast_and_in_half_precision(dtype: torch.dtype) -> None:
     net, rows = model(**ALL), make_batch(list(range(8)))
-    images, mix = net.augment(rows)
+    images, mix = augmented(net, rows)
     with torch.autocast("cpu", dtype):
-        mixed, mixed_mix = net.augment(rows)
+        mixed, mixed_mix = augmented(net, rows)
         losses = net.losses(net(mixed), rows, mixed_mix)
     assert torch.equal(images, mixed) and torch.equal(mix.share, mixed_mix.share)
     exact = net.losses(net(images), rows, mix)
     assert torch.allclose(losses, exact, rtol=0.05, atol=0.05)
     net.to(dtype)
-    images, mix = net.augment(rows)
+    images, mix = augmented(net, rows)
     assert images.dtype == dtype and torch.allclose(net.losses(net(images), rows, mix), exact, rtol=0.1, atol=0.1)

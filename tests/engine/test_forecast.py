@@ -239,9 +239,7 @@ def test_a_source_that_is_interrupted_leaves_nothing(
 ) -> None:
     source = unpacked(tmp_path_factory.mktemp("source"), 600)
     command = [sys.executable, "-m", PACKAGE, "forecast", str(source), "--config", "small.yaml", "--seconds", "60"]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     sign = {"packing": ".forecast-*/.sample.packing/listing", "training": ".forecast-*/sample/dataset.json"}[moment]
     while not list(priced.glob(sign)) and process.poll() is None:
         time.sleep(0.005)

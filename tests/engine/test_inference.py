@@ -161,7 +161,7 @@ def test_the_other_tasks_predict_and_export(
     small = torch.from_numpy(np.stack([picture(number, 16) for number in range(3)])).permute(0, 3, 1, 2)
     scores = torch.export.load("m.pt2").module()(small)
     assert not scores.requires_grad and scores.shape == (3, 3 if task == "multi_label" else 1)
-    model = best_model(Path("runs") / task)[0].eval()
+    model = best_model(ImageModel, Path("runs") / task)[0].eval()
     assert torch.allclose(scores, model.objective.scores(model(small)), atol=1e-5)
 
 
@@ -283,7 +283,7 @@ def test_an_onnx_model_says_the_same(run: Path, monkeypatch: pytest.MonkeyPatch)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), dtype=np.uint8)
     np.save("pixels.npy", pixels)
     names, scores = json.loads(alone(ELSEWHERE))
-    model = best_model(run / "runs" / "one")[0].eval()
+    model = best_model(ImageModel, run / "runs" / "one")[0].eval()
     with torch.inference_mode():
         assert names == NAMES and np.allclose(scores, model(torch.from_numpy(pixels)).softmax(1), atol=1e-5)
 

@@ -61,7 +61,7 @@ def decode(decoder: BatchDecoder, sampler: TrainSampler | EvalSampler) -> Iterat
 def by_id(batches: list[Batch]) -> dict[int, tuple[torch.Tensor, Any, int]]:
     """Pixels, target and key of each sample, however it was batched."""
     return {
-        int(i): (b.images[row], b.targets[row].tolist(), int(b.seeds[row]))
+        int(i): (b["image"][row], b["target"][row].tolist(), int(b.seeds[row]))
         for b in batches
         for row, i in enumerate(b.ids)
         if i >= 0
@@ -70,8 +70,8 @@ def by_id(batches: list[Batch]) -> dict[int, tuple[torch.Tensor, Any, int]]:
 
 def test_every_sample_is_handed_out_once_as_webdataset_reads_it(dataset: Path) -> None:
     batches = list(make_loader(dataset, micro=7, train=False))
-    assert all(b.images.shape == (7, 3, 16, 16) and b.images.dtype == torch.uint8 for b in batches)
-    assert all(b.images.is_contiguous(memory_format=torch.channels_last) for b in batches)
+    assert all(b["image"].shape == (7, 3, 16, 16) and b["image"].dtype == torch.uint8 for b in batches)
+    assert all(b["image"].is_contiguous(memory_format=torch.channels_last) for b in batches)
     rows = by_id(batches)
     tars = [str(dataset / shard.name) for shard in Dataset.open(dataset).splits["train"]]
     reference = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
@@ -135,9 +135,9 @@ def test_damaged_samples_are_masked_and_written_down(tmp_path: Path) -> None:
     masked = {int(i) for b in batches for i in b.ids[~b.valid]}
     assert masked == set(DAMAGED)
     for batch in batches:
-        good = batch.images[batch.valid]
+        good = batch["image"][batch.valid]
         for row in (~batch.valid).nonzero().flatten():
-            assert any(torch.equal(batch.images[row], other) for other in good), "filled with a neighbour"
+            assert any(torch.equal(batch["image"][row], other) for other in good), "filled with a neighbour"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["id"] for line in lines} == set(DAMAGED)
     for line in lines:

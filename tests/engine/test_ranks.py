@@ -11,7 +11,7 @@ import torch
 import yaml
 from lightning_shards.data.order import Order
 from lightning_shards.train.evaluate import evaluate
-from team.model import schedule
+from team.model import ImageModel, schedule
 
 from . import proofs, starts
 from .conftest import write_dataset
@@ -109,7 +109,7 @@ def test_one_two_and_four_ranks_and_accumulation(context: Any, tmp_path: Path, d
         other = trainings.run(str(devices), devices=devices, micro=4)
         assert len(losses(one)) == 12 and close(losses(one), losses(other)) and rates(one) == rates(other)
         assert set(same(weights(one), weights(other))) <= running
-        metrics, alone = proofs.summary(other)["metrics"], evaluate(other)
+        metrics, alone = proofs.summary(other)["metrics"], evaluate(ImageModel, other)
         for name in ("test/accuracy", "test/loss"):
             assert alone[name] == pytest.approx(metrics[name]), "ranks evaluate with one set of statistics, the saved"
         called = [call for row in rows(other) for call in row["called"]]
@@ -143,7 +143,7 @@ def test_raw_and_averaged_weights_after_kill_and_resume(context: Any, tmp_path: 
     assert same(weights(whole), weights(whole, key="current_model_state"))
     metrics = [proofs.summary(run)["metrics"] for run in (whole, cut)]
     assert {k: v for k, v in metrics[0].items() if "loss" in k} == {k: v for k, v in metrics[1].items() if "loss" in k}
-    assert evaluate(cut)["test/loss"] == pytest.approx(metrics[1]["test/loss"])
+    assert evaluate(ImageModel, cut)["test/loss"] == pytest.approx(metrics[1]["test/loss"])
 
     trainings.run("cut", "--ema_decay", "null", "--trainer.max_epochs", "3", strikes=[starts.Strike("step", 1, 15)])
     raw = losses(cut)

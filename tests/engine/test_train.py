@@ -125,7 +125,7 @@ def test_a_run_learns_and_leaves_everything_behind(project: Path, monkeypatch: p
     assert summary("again")["metrics"] == told["metrics"], "config.yaml repeats the run"
     assert all(torch.equal(a, b) for a, b in zip(weights("first").values(), weights("again").values(), strict=True))
 
-    measured = evaluate(folder)
+    measured = evaluate(ImageModel, folder)
     assert measured["test/accuracy"] == told["metrics"]["test/accuracy"]
     assert start(monkeypatch, "--run", "first") == 2, "a run is not written over"
     assert summary("first") == told
@@ -248,7 +248,7 @@ def test_a_dataset_with_other_classes_is_refused(
     assert start(monkeypatch, "--run", "one", "--trainer.max_epochs", "1") == 0
     other = write_dataset(tmp_path / "other", task="regression")
     with pytest.raises(Exception, match="trained for single_label"):
-        evaluate(Path("runs/one"), str(other))
+        evaluate(ImageModel, Path("runs/one"), str(other))
     text = (tmp_path / "other/dataset.json").read_text()
     assert text
     more = write_dataset(tmp_path / "more", sizes=(40, 41))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import lightning_shards
@@ -26,7 +27,12 @@ def batch(rows: int = 6, valid: list[bool] | None = None, task: str = "single_la
     images = torch.randint(0, 255, (rows, 3, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.arange(rows) % 3
     targets = labels if task == "single_label" else torch.nn.functional.one_hot(labels, 3).float()
-    return Batch(images, targets, torch.arange(rows), torch.arange(rows), torch.tensor(valid or [True] * rows))
+    return Batch(
+        {"image": images, "target": targets},
+        torch.arange(rows),
+        torch.arange(rows),
+        torch.tensor(valid or [True] * rows),
+    )
 
 
 def model(task: str = "single_label", **changes: object) -> ImageModel:
@@ -38,22 +44,21 @@ def model(task: str = "single_label", **changes: object) -> ImageModel:
 def test_rows_that_are_not_valid_give_no_gradient_and_count_nowhere(task: str) -> None:
     net = model(task).eval()  # batch statistics are not what is asked here
     masked = batch(6, [True, False, True, True, False, True], task)
-    garbage = masked._replace(targets=masked.targets.clone())
-    garbage.targets[1] = garbage.targets[4] = 2
+    garbage = replace(masked, fields={**masked.fields, "target": masked["target"].clone()})
+    garbage["target"][1] = garbage["target"][4] = 2
     gradients = []
     for rows in (masked, garbage):
         net.zero_grad()
-        loss = net.losses(net(rows.images), rows).sum() / 6
+        loss = net.losses(net(rows["image"]), rows).sum() / 6
         loss.backward()
         gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    keep = masked.valid.nonzero().flatten()
-    few = Batch(*(field[keep] for field in masked))
-    assert torch.allclose(net.losses(net(few.images), few).sum() / 6, loss.detach(), atol=1e-6)
+    few = masked.rows(masked.valid)
+    assert torch.allclose(net.losses(net(few["image"]), few).sum() / 6, loss.detach(), atol=1e-6)
     results = []
     for rows in (garbage, few):
         measures = net.measures["val"]
-        outputs = net(rows.images).detach()
+        outputs = net(rows["image"]).detach()
         measures.update(net.losses(outputs, rows).detach(), outputs, rows)  # type: ignore[operator]
         results.append(measures.compute())  # type: ignore[operator]
         measures.reset()  # type: ignore[operator]
@@ -79,8 +84,8 @@ def test_metrics_agree_with_counting_by_hand() -> None:
 
 def test_label_smoothing_is_torchs() -> None:
     net, rows = model(label_smoothing=0.1), batch()
-    outputs = net(rows.images)
-    expected = torch.nn.functional.cross_entropy(outputs, rows.targets, label_smoothing=0.1)
+    outputs = net(rows["image"])
+    expected = torch.nn.functional.cross_entropy(outputs, rows["target"], label_smoothing=0.1)
     assert torch.allclose(net.losses(outputs, rows).mean(), expected)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from lightning_shards.data.batch import Batch
+
 from torch import Tensor, nn
 
 FIRST_COLUMN = 1 << 10  # of the hash; those before belong to the decoder's crop
@@ -83,23 +83,23 @@ class Augment(nn.Module):
     def active(self) -> bool:
         return self.mixes or self.erasing > 0 or self.color_jitter > 0
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Mix | None]:
+    def forward(self, images: Tensor, targets: Tensor, seeds: Tensor, valid: Tensor) -> tuple[Tensor, Mix | None]:
         """Images in 0..255, (B, 3, S, S) in the memory format they came in, and what was mixed into them.
 
         They are float of the module's type, or untouched where nothing is switched on.
         """
         if not self.active:
-            return batch.images, None
-        draws = Draws(*uniform(batch.seeds, len(Draws._fields)).unbind(1))
-        images, mix = batch.images.float(), None
+            return images, None
+        draws = Draws(*uniform(seeds, len(Draws._fields)).unbind(1))
+        images, mix = images.float(), None
         if self.color_jitter:
             images = jitter(images, self.color_jitter, draws)
         if self.erasing:
             images = torch.where(erased(self.erasing, images.shape[-1], draws), self.fill.float(), images)
         if self.mixes:
-            kept = torch.where(_column(partners(batch.valid)), self._kept(images.shape[-1], draws), 1.0)
+            kept = torch.where(_column(partners(valid)), self._kept(images.shape[-1], draws), 1.0)
             images = torch.lerp(partners(images), images, kept)
-            mix = Mix(partners(batch.targets), kept.mean((1, 2, 3)))
+            mix = Mix(partners(targets), kept.mean((1, 2, 3)))
         return images.to(self.fill.dtype), mix
 
     def _kept(self, side: int, draws: Draws) -> Tensor:

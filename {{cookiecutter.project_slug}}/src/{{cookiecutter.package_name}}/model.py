@@ -104,7 +104,7 @@ class ImageModel(L.LightningModule):
         return self.backbone((images - self.mean) / self.std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, mix = self.augment(batch)
+        images, mix = self.augment(batch["image"], batch["target"], batch.seeds, batch.valid)
         losses = self.losses(self(images), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
         self.log("train/loss", loss)  # with prog_bar, Lightning would wait for its value in every step
@@ -113,7 +113,7 @@ class ImageModel(L.LightningModule):
     def losses(self, outputs: Tensor, batch: Batch, mix: Mix | None = None) -> Tensor:
         """Loss of each row, float (B,), for its target and what was mixed in; 0 where the row is not valid."""
         outputs, smoothing = outputs.float(), self.hparams["label_smoothing"]
-        losses = self.objective.losses(outputs, batch.targets, smoothing)
+        losses = self.objective.losses(outputs, batch["target"], smoothing)
         if mix is not None:
             losses = torch.lerp(self.objective.losses(outputs, mix.targets, smoothing), losses, mix.share)
         return torch.where(batch.valid, losses, 0.0)
@@ -125,7 +125,7 @@ class ImageModel(L.LightningModule):
         self._measure("test", batch)
 
     def _measure(self, stage: str, batch: Batch) -> None:
-        outputs = self(batch.images)
+        outputs = self(batch["image"])
         self.measures[stage].update(self.losses(outputs, batch), outputs.float(), batch)  # type: ignore[operator]
         if self.watch_outputs is not None:
             self.watch_outputs(batch, self.objective.scores(outputs.float()))

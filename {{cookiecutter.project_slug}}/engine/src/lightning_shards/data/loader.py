@@ -111,8 +111,7 @@ class ShardLoader:
                 batch, skipped = received
                 self.skipped.add(skipped)
                 if stream:
-                    for tensor in batch:  # made on the other stream, it must outlive what this one does with it
-                        tensor.record_stream(torch.cuda.current_stream(self._device))
+                    _outlive(batch, torch.cuda.current_stream(self._device))
                 pending.append(thread.submit(self._receive, next(turns), epoch, stream))
                 yield batch
         finally:
@@ -141,11 +140,21 @@ class ShardLoader:
             images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
             images.numpy()[:] = pixels
         process.free(rows.slot)
-        keys = sample_seeds(self.job.seed or 0, epoch, rows.ids)
-        others = (torch.from_numpy(array) for array in (rows.targets, rows.ids, keys, rows.valid))
-        batch = Batch(images.permute(0, 3, 1, 2), *others)
+        seeds = sample_seeds(self.job.seed or 0, epoch, rows.ids)
+        target, *others = (torch.from_numpy(array) for array in (rows.targets, rows.ids, seeds, rows.valid))
+        batch = Batch({"image": images.permute(0, 3, 1, 2), "target": target}, *others)
         if stream:
             with torch.cuda.stream(stream):
-                batch = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
+                batch = batch.to(self._device, non_blocking=True)
             stream.synchronize()  # in this thread, which has nothing else to do: what is handed over has arrived
         return batch, rows.skipped
+
+
+def _outlive(batch: Batch, stream: torch.cuda.Stream) -> None:
+    """Made on another stream, the memory of a batch must outlive what `stream` does with it."""
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.record_stream(stream)
+        return tensor
+
+    batch.map(note)

@@ -22,7 +22,7 @@ class EvalMetrics(nn.Module):
         self.valid.update(valid.sum())
         self.skipped.update(((batch.ids >= 0) & ~valid).sum())
         if bool(valid.any()):  # waits for the device, as torchmetrics does in any case: this is no training step
-            self.metrics.update(outputs[valid], batch.targets[valid])
+            self.metrics.update(outputs[valid], batch["target"][valid])
 
     def compute(self) -> dict[str, Tensor]:
         skipped = self.skipped.compute()

@@ -74,7 +74,7 @@ class Gallery(L.Callback):
         model.watch_outputs = lambda batch, scores: self._collect(model, batch, scores)
 
     def _collect(self, model: Any, batch: Batch, scores: Tensor) -> None:
-        valid, wrong = batch.valid, model.objective.error_score(scores, batch.targets)
+        valid, wrong = batch.valid, model.objective.error_score(scores, batch["target"])
         draw = (batch.seeds & 0xFFFFFF) / 2.0**24  # random, but the sample's own, whichever rank has it
         if "points" in self._kept:  # no number is simply right: the nearest ones stand for that
             priorities = {"surest": wrong, "wrong": draw, "right": -wrong, "points": draw}
@@ -88,7 +88,7 @@ class Gallery(L.Callback):
             self._kept[kind].update(torch.where(valid, priority, -torch.inf), batch, scores)
         self._images.update(valid.sum())
         if bool(valid.any()):
-            self._counts.update(scores[valid], batch.targets[valid])
+            self._counts.update(scores[valid], batch["target"][valid])
 
     def _end(self, trainer: L.Trainer, model: Any, split: str) -> None:
         """Bring the ranks' parts together, on all of them, and write them down on one."""

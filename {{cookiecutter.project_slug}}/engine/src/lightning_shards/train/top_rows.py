@@ -36,10 +36,10 @@ class TopRows(Metric):
     def update(self, priority: Tensor, batch: Batch, scores: Tensor) -> None:
         """Take the rows of a batch into account; those of priority -inf never count. Nothing waits for the device."""
         rows = priority.topk(min(self.count, len(priority))).indices
-        images = batch.images[rows]
+        images = batch["image"][rows]
         if images.shape[-1] != self.side:
             images = F.interpolate(images.float(), self.side, mode="area").round().to(torch.uint8)
-        new = (priority[rows], batch.ids[rows], images, batch.targets[rows], scores[rows].float())
+        new = (priority[rows], batch.ids[rows], images, batch["target"][rows], scores[rows].float())
         joined = [torch.cat([old, more]) for old, more in zip(self._parts(), new, strict=True)]
         best = joined[0].topk(self.count).indices
         self.priority, self.ids, self.images, self.targets, self.scores = (part[best] for part in joined)
