@@ -92,7 +92,7 @@ def test_breaking_off_ends_the_threads_while_the_store_is_down(web: Web, tmp_pat
     thread = threading.Thread(target=iterate)
     thread.start()
     wait_for(lambda: len(web.gets) >= 4)
-    decoder.sample_reader.close()
+    decoder.store.close()
     thread.join(5)
     assert errors and not thread.is_alive() and not read_ahead_threads()
     assert not list(tmp_path.glob("*.tmp"))
@@ -123,7 +123,7 @@ def test_a_local_disk_is_read_in_order_and_in_long_reads(dataset: Path, monkeypa
     windows = sampler.windows()
     assert sum(len(rows.ids) for rows, _ in decode(decoder, sampler)) == 96
     long = [read for read in reads if read[1] == 20_000]
-    names = [str(dataset / decoder.sample_reader.shards[n].name) for window in windows for n in window]
+    names = [str(dataset / decoder.store.shards[n].name) for window in windows for n in window]
     assert sorted({name for name, _, _ in long}) == sorted(names)
     for name in names:
         offsets = [offset for path, _, offset in long if path == name]
