@@ -36,7 +36,7 @@ def package() -> str:
 def simulate(nodes: int) -> dict[str, Any]:
     """The figures of one epoch for the last of `nodes` nodes, and for its last rank."""
     loading = f"{package()}.loading"
-    order_of = importlib.import_module(f"{loading}.order").Order
+    order_of = importlib.import_module(f"{loading}.order").WindowedOrder
     sampler_of = importlib.import_module(f"{loading}.sampler").TrainSampler
     order = order_of([SAMPLES] * SHARDS, [SAMPLES * SAMPLE_BYTES] * SHARDS, window_bytes=WINDOW_BYTES)
     world = nodes * RANKS
@@ -47,7 +47,7 @@ def simulate(nodes: int) -> dict[str, Any]:
         rows += len(ids)
     seconds = time.perf_counter() - began
     shards, touches, read, share = set(), 0, 0, BATCH // nodes
-    for window in range(len(order.windows(0))):
+    for window in range(len(order._plan(0)[1]) - 1):
         first, last = (int(p) for p in order._plan(0)[2][window : window + 2])
         batches = np.arange(first // BATCH, min(-(-last // BATCH), len(order) // BATCH)) * BATCH
         positions = (batches[:, None] + np.arange((nodes - 1) * share, BATCH)).ravel()

@@ -49,7 +49,7 @@ def job_and_rows(dataset: str, batch: int, threads: int) -> tuple[Any, Any]:
     remote, order, sampler = package("fetching.remote"), package("loading.order"), package("loading.sampler")
     data = remote.open_dataset(dataset)
     shards = data.splits["train"]
-    all_ids = order.Order([s.samples for s in shards], [s.bytes for s in shards])
+    all_ids = order.WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
     crop = package("decoding.crop").Crop(SIDE)
     job = package("decoding.process").Job(data, "train", crop, batch, 0, threads, (Path(), None))
     return job, sampler.TrainSampler(all_ids, 0, 1, batch, 1, (0, 0))

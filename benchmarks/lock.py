@@ -54,8 +54,11 @@ class Sampler:
     def __init__(self, samples: int) -> None:
         self.samples = samples
 
-    def windows(self) -> list[Any]:
-        return []
+    def occurrences(self, batch: int) -> None:
+        return None
+
+    def shards(self, first: int, last: int) -> None:
+        return None
 
     def __iter__(self) -> Iterator[Any]:
         return batches(self.samples)

@@ -99,7 +99,7 @@ def deliver(root: Path, ahead: bool, batches: int | None) -> dict[str, float]:
     data = dataset.Dataset.open(root)
     shards = data.splits["train"]
     window = SAMPLES_PER_SHARD * WINDOW
-    plan = order.Order([s.samples for s in shards], [s.bytes for s in shards], window_samples=window)
+    plan = order.WindowedOrder([s.samples for s in shards], [s.bytes for s in shards], window_samples=window)
     decoder = process.Job(data, "train", crop.Crop(32), 64, 0, 16, (Path(), None)).decoder
     if not ahead:
         decoder.store.expect = lambda numbers: None

@@ -58,7 +58,9 @@ def figures(setup: Setup) -> Figures:
 
 def train_order(dataset: Path, fraction: float) -> Any:
     shards = package("shards.dataset").Dataset.open(dataset).splits["train"]
-    return package("loading.order").Order([s.samples for s in shards], [s.bytes for s in shards], fraction=fraction)
+    return package("loading.order").WindowedOrder(
+        [s.samples for s in shards], [s.bytes for s in shards], fraction=fraction
+    )
 
 
 def killed(command: list[str], cwd: Path, run: Path, steps: int, proofs: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from lightning_shards.data.dataset import Dataset
-from lightning_shards.data.order import Order
+from lightning_shards.data.order import WindowedOrder
 
 from . import proofs, starts
 
@@ -69,7 +69,7 @@ class Chain:
         }
         data_settings = self.settings["data"]
         shards = Dataset.open(data_settings["path"]).splits["train"]
-        self.order = Order(
+        self.order = WindowedOrder(
             [s.samples for s in shards],
             [s.bytes for s in shards],
             fraction=data_settings["fraction"],

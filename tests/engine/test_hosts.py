@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from lightning_shards.data.dataset import Dataset
-from lightning_shards.data.order import Order
+from lightning_shards.data.order import WindowedOrder
 
 from . import proofs, starts
 from .test_train import SMALL, start
@@ -92,7 +92,7 @@ def test_hosts_are_stopped_go_on_together_and_one_dies(hosts: Hosts, dataset: Pa
     assert not first.left_behind()
     assert proofs.summary(hosts.run)["devices"] == 1 and len({step.attempt for step in proofs.history(hosts.run)}) == 3
     shards = Dataset.open(dataset).splits["train"]
-    order = Order([s.samples for s in shards], [s.bytes for s in shards])
+    order = WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
     assert proofs.examine(hosts.run, order, EPOCHS, 1.0, [12], killed=True) == (0, 0, [])
 
 

@@ -20,7 +20,7 @@ from lightning_shards.data.crop import Crop, resize
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.decode import DecodeError, Pixels, target_decoder
 from lightning_shards.data.loader import ShardLoader, SkipLog
-from lightning_shards.data.order import Order
+from lightning_shards.data.order import WindowedOrder
 from lightning_shards.data.sample_reader import SampleReader
 from lightning_shards.data.sampler import EvalSampler, TrainSampler
 from lightning_shards.data.worker import WorkerSpec
@@ -38,7 +38,7 @@ def make_job(root: Path, micro: int = 8, workers: int = 2, train: bool = True) -
 def make_sampler(root: Path, micro: int = 8, train: bool = True, epoch: int = 0) -> TrainSampler | EvalSampler:
     data = Dataset.open(root)
     shards = data.splits["train"]
-    order = Order([s.samples for s in shards], [s.bytes for s in shards])
+    order = WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
     return TrainSampler(order, 0, 1, micro, 1, (0, 0), epoch) if train else EvalSampler(len(order), 0, 1, micro)
 
 

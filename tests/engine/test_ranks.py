@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning_shards.data.order import Order
+from lightning_shards.data.order import WindowedOrder
 from lightning_shards.train.evaluate import evaluate
 from team.model import ImageModel, schedule
 
@@ -70,7 +70,9 @@ def evaluation(run: Path) -> dict[str, Any]:
 
 def test_three_ranks_train_and_count_as_one(context: Any, tmp_path: Path) -> None:
     """With the augmentation that is each sample's own; what mixing does is the micro-batch's."""
-    first_step = Order(SIZES, [1] * 4).ids(0, 0, 12).tolist()  # on three ranks, these damaged rows are all on the first
+    first_step = (
+        WindowedOrder(SIZES, [1] * 4).ids(0, 0, 12).tolist()
+    )  # on three ranks, these damaged rows are all on the first
     damaged = dict.fromkeys(first_step[:3], b"no image")
     root = write_dataset(tmp_path / "data", SIZES, damaged=damaged, held_out=20)
     trainings = Trainings(context, tmp_path, root, model={"backbone": PLAIN, "erasing": 0.5, "color_jitter": 0.4})

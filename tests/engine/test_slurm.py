@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from lightning_shards.data.dataset import Dataset
-from lightning_shards.data.order import Order
+from lightning_shards.data.order import WindowedOrder
 from lightning_shards.train.ledger import read
 
 from . import proofs
@@ -115,7 +115,7 @@ class Site:
         dataset = write_dataset(folder / "colours", (1700, 3000, 900, 400), held_out=200)
         write_dataset(folder / "tiny", (BATCH,), held_out=2 * BATCH)
         shards = Dataset.open(dataset).splits["train"]
-        self.order = Order([s.samples for s in shards], [s.bytes for s in shards])
+        self.order = WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
         (folder / "cluster.yaml").write_text(yaml.safe_dump(SETTINGS))
         # Lightning takes the first node's name for an address, and these have none of their own.
         self.cluster = Cluster(PYTHONPATH=os.environ["PYTHONPATH"], WANDB_MODE="offline", MASTER_ADDR="127.0.0.1")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -32,14 +32,17 @@ Chunks = list[Future[Skipped]]  # parts of a batch in the making
 class Sampler(Protocol):
     """The ids of each batch of this rank, int64 (B,). Lightning calls `set_epoch` before each epoch.
 
-    `windows` are the shards of each window, in the order of reading; none where the shards are read as they are stored.
+    Batches are counted from where the iteration begins. `occurrences`: how often each sample of a batch has come before
+    in the epoch; None where each comes once. `shards`: those to have at hand while the batches `first` to `last` are
+    made, in the order of reading; None where samples are read in the order in which they are stored.
     """
 
     epoch: int
     micro: int  # B
 
     def set_epoch(self, epoch: int) -> None: ...
-    def windows(self) -> list[NDArray[np.int64]]: ...
+    def occurrences(self, batch: int) -> NDArray[np.int64] | None: ...
+    def shards(self, first: int, last: int) -> Sequence[int] | None: ...
     def __iter__(self) -> Iterator[NDArray[np.int64]]: ...
     def __len__(self) -> int: ...
 
@@ -56,8 +59,11 @@ class EveryNth:
     def epoch(self) -> int:
         return self.sampler.epoch
 
-    def windows(self) -> list[NDArray[np.int64]]:
-        return self.sampler.windows()
+    def occurrences(self, batch: int) -> NDArray[np.int64] | None:
+        return self.sampler.occurrences(self.first + batch * self.processes)
+
+    def shards(self, first: int, last: int) -> Sequence[int] | None:
+        return self.sampler.shards(self.first + first * self.processes, self.first + last * self.processes)
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         return itertools.islice(self.sampler, self.first, None, self.processes)
@@ -123,8 +129,8 @@ class BatchDecoder:
         pending: deque[_Making] = deque()
         expect = self._expecter(sampler)
         try:
-            for ids in sampler:
-                expect(pending[0].rows.ids if pending else ids, ids)
+            for number, ids in enumerate(sampler):
+                expect(number - len(pending), number, np.append(pending[0].rows.ids, ids) if pending else ids)
                 pending.append(self._begin(pool, ids, sampler.epoch, *take()))
                 if len(pending) == ahead:
                     yield self._finish(pending.popleft(), False)
@@ -135,21 +141,20 @@ class BatchDecoder:
             self.store.close()
             pool.shutdown(wait=True)
 
-    def _expecter(self, sampler: Sampler | EveryNth) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None]:
-        """A function that tells the store, of the oldest and the newest batch in the making, which shards come next:
-        those of their windows, of the windows in between and of the one after."""
-        windows = sampler.windows() or [np.array([number]) for number in range(len(self.store.shards))]
-        window_of = np.zeros(len(self.store.shards), np.int64)
-        for number, shards in enumerate(windows):
-            window_of[shards] = number
-        current = (-1, -1)
+    def _expecter(self, sampler: Sampler | EveryNth) -> Callable[[int, int, NDArray[np.int64]], None]:
+        """A function that tells the store which shards come next, given the numbers of the oldest and the newest batch
+        in the making and the ids of both."""
+        current: Sequence[int] = ()
 
-        def expect(oldest: NDArray[np.int64], newest: NDArray[np.int64]) -> None:
+        def expect(first: int, last: int, ids: NDArray[np.int64]) -> None:
             nonlocal current
-            first, last = (window_of[self.store.numbers(ids[ids != PADDING])] for ids in (oldest, newest))
-            if len(first) and len(last) and (first.min(), last.max()) != current:
-                current = first.min(), last.max()
-                self.store.expect(np.concatenate(windows[current[0] : current[1] + 2]).tolist())
+            shards = sampler.shards(first, last)
+            if shards is None:
+                used = self.store.numbers(ids[ids != PADDING])
+                shards = range(used.min(), min(used.max() + 2, len(self.store.shards))) if len(used) else current
+            if shards != current:
+                current = shards
+                self.store.expect(shards)
 
         return expect
 

@@ -1,4 +1,6 @@
-"""Which sample stands at which position: pure functions of (shard sizes, fraction, seed, epoch, window).
+"""Which sample stands at which position of an epoch: pure functions, the same on any hardware.
+
+`Order` is what a loader asks. `WindowedOrder` shuffles one dataset; `balance` and `mixture` have others.
 
 An epoch's order is made in two steps. The shards are permuted; consecutive shards of that permutation form *windows* of
 bounded samples and bytes; the samples inside a window are permuted. So any slice of the order costs memory and time of
@@ -11,9 +13,9 @@ versions and is not used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,35 @@ def permutation(count: int, *key: int) -> NDArray[np.int64]:
     return np.argsort(draws, kind="stable")
 
 
-class Order:
+class Order(Protocol):
+    """Position -> sample id. Picklable: each decoding process has its own.
+
+    `settings` are plain values that decide the order together with the dataset: a resume compares them.
+    """
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def __len__(self) -> int:
+        """Positions of an epoch, the same in every epoch."""
+
+    def ids(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Sample ids at the positions start..stop-1 of `epoch`, int64 (stop - start,)."""
+
+    def occurrences(self, epoch: int, start: int, stop: int) -> NDArray[np.int64] | None:
+        """How often each of these samples has come before in `epoch`; None where each comes once.
+
+        It goes into the sample's seed: each time, the same image is cropped and flipped in another way.
+        """
+
+    def shards(self, epoch: int, start: int, stop: int) -> Sequence[int]:
+        """The shards to have at hand for these positions, in the order of reading: theirs, and those that come next."""
+
+    def reach(self, samples: int) -> int:
+        """Bytes at most of the shards at hand for `samples` positions in a row, in any epoch."""
+
+
+class WindowedOrder:
     """The shuffled order of one split's samples, for every epoch.
 
     Args:
@@ -67,8 +97,8 @@ class Order:
         self._window_ids = lru_cache(maxsize=2)(self._make_window)
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
-    def __reduce__(self) -> tuple[type[Order], tuple[Any, ...]]:
-        return Order, (self._samples, self._bytes, *self.settings.values())  # caches stay where they are
+    def __reduce__(self) -> tuple[type[WindowedOrder], tuple[Any, ...]]:
+        return WindowedOrder, (self._samples, self._bytes, *self.settings.values())  # caches stay where they are
 
     def __len__(self) -> int:
         return self._length
@@ -86,10 +116,15 @@ class Order:
             start, window = min(stop, last), window + 1
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
-    def windows(self, epoch: int) -> list[NDArray[np.int64]]:
-        """The shard numbers of each window, in the order in which they are read."""
-        shards, edges, _ = self._plan(epoch)
-        return np.split(shards, edges[1:-1])
+    def occurrences(self, epoch: int, start: int, stop: int) -> NDArray[np.int64] | None:
+        return None
+
+    def shards(self, epoch: int, start: int, stop: int) -> list[int]:
+        """The shards of the windows that the positions start..stop-1 touch, and of the window behind them."""
+        shards, edges, positions = self._plan(epoch)
+        first = int(np.searchsorted(positions, start, side="right")) - 1
+        behind = max(first, int(np.searchsorted(positions, stop, side="left")))
+        return shards[edges[first] : edges[min(behind + 1, len(edges) - 1)]].tolist()  # type: ignore[no-any-return]
 
     def reach(self, samples: int) -> int:
         """Bytes at most of the windows that `samples` in a row touch, in any epoch: two windows and what is between."""
@@ -102,9 +137,9 @@ class Order:
         """The epoch's shards, where each window begins among them, and at which position of the order."""
         shards = self._subset[permutation(len(self._subset), self.seed, _SHARDS, epoch)]
         edges, samples, size = [0], 0, 0
-        for place, (n, b) in enumerate(zip(self._samples[shards].tolist(), self._bytes[shards].tolist(), strict=True)):
-            if place > edges[-1] and (samples + n > self._limits[0] or size + b > self._limits[1]):
-                edges.append(place)
+        for number, (n, b) in enumerate(zip(self._samples[shards].tolist(), self._bytes[shards].tolist(), strict=True)):
+            if number > edges[-1] and (samples + n > self._limits[0] or size + b > self._limits[1]):
+                edges.append(number)
                 samples, size = 0, 0
             samples, size = samples + n, size + b
         edges.append(len(shards))

@@ -6,7 +6,7 @@ number of devices and with any accumulation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +39,21 @@ class TrainSampler:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def windows(self) -> list[NDArray[np.int64]]:
-        return self.order.windows(self.epoch)
+    @property
+    def begin(self) -> int:
+        """The position at which this epoch begins."""
+        return self.start[1] if self.epoch == self.start[0] else 0
+
+    def _rows(self, batch: int) -> tuple[int, int, int]:
+        """(epoch, first position, the one behind the last) of a batch, counted from `begin`."""
+        first = self.begin + (batch * self.world + self.rank) * self.micro
+        return self.epoch, first, first + self.micro
+
+    def occurrences(self, batch: int) -> NDArray[np.int64] | None:
+        return self.order.occurrences(*self._rows(batch))
+
+    def shards(self, first: int, last: int) -> Sequence[int]:
+        return self.order.shards(self.epoch, self._rows(first)[1], self._rows(last)[2])
 
     def remaining(self, position: int) -> int:
         """Micro-batches from `position` to the epoch's end."""
@@ -50,10 +63,8 @@ class TrainSampler:
         return self.remaining(0)
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        epoch, begin = self.epoch, self.start[1] if self.epoch == self.start[0] else 0
-        for number in range(self.remaining(begin)):
-            first = begin + (number * self.world + self.rank) * self.micro
-            yield self.order.ids(epoch, first, first + self.micro)
+        for batch in range(self.remaining(self.begin)):
+            yield self.order.ids(*self._rows(batch))
 
 
 @dataclass
@@ -70,8 +81,11 @@ class EvalSampler:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def windows(self) -> list[NDArray[np.int64]]:
-        return []
+    def occurrences(self, batch: int) -> None:
+        return None
+
+    def shards(self, first: int, last: int) -> None:
+        return None
 
     def __len__(self) -> int:
         return -(-self.count // (self.micro * self.world))

@@ -16,7 +16,7 @@ import lightning as L
 from ..data.cache import Cache
 from ..data.crop import Crop
 from ..data.loader import ShardLoader, SkipLog
-from ..data.order import Order
+from ..data.order import Order, WindowedOrder
 from ..data.remote import open_dataset
 from ..data.sampler import EvalSampler, TrainSampler
 from ..data.shard_file import default_cache
@@ -82,7 +82,7 @@ class ShardDataModule(L.LightningDataModule):
         samples, sizes = [shard.samples for shard in shards], [shard.bytes for shard in shards]
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         window_bytes = window_bytes or min(WINDOW_BYTES, memory // 4)
-        self.order = Order(samples, sizes, seed, fraction, window_samples, window_bytes)
+        self.order: Order = WindowedOrder(samples, sizes, seed, fraction, window_samples, window_bytes)
         if global_batch_size > len(self.order):
             raise InputError(
                 f"data.global_batch_size {global_batch_size} is larger than the training set"
