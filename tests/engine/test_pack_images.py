@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import zlib
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from lightning_shards.data.decode import DecodeError, decode_image
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.packing.encode import encode
 from lightning_shards.packing.pack import pack
@@ -89,6 +91,44 @@ def png_of_size(width: int, height: int) -> bytes:
 def test_damage_is_found(data: bytes, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         encode(data, None, 95)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        chunk(b"iTXt", b"workflow\0\0\0\0\0" + b"x" * 20_000_000),
+        chunk(b"zTXt", b"bomb\0\0" + zlib.compress(bytes(100_000_000))),
+        chunk(b"tEXt", b"key\0value") * 3_000,
+        chunk(b"caBX", bytes(9_000_000)),
+    ],
+    ids=["long", "bomb", "many", "of another program"],
+)
+def test_text_in_a_png_does_not_matter(text: bytes) -> None:
+    whole = cv2.imencode(".png", image(1))[1].tobytes()
+    data = whole[:33] + text + whole[33:]
+    kind, stored = encode(data, 256, 95)
+    assert kind == "png" and decoded(stored).tolist() == image(1).tolist() and len(stored) < 2_000_000
+    assert encode(data, None, 95) == ("png", data), "a copy is a copy"
+    assert decode_image(data)[:, :, ::-1].tolist() == image(1).tolist()
+
+
+def test_a_film_behind_a_photo_does_not_matter_but_a_cut_does() -> None:
+    """pack, verify, training and predict agree: they ask the same function for the end."""
+    preview = b"\xff\xe1" + (202).to_bytes(2, "big") + bytes(198) + b"\xff\xd9"  # with an end mark of its own
+    photo = jpeg(1, 200, 200)
+    photo = photo[:2] + preview + photo[2:]
+    film = np.random.default_rng(0).integers(0, 255, 9_000, np.uint8).tobytes()  # no byte 255, no mark
+    assert encode(photo + film, None, 95) == ("jpg", photo + film)
+    assert decode_image(photo + film).tolist() == decode_image(photo).tolist()
+    for cut in (photo[:-400], photo[:-2], photo[: len(photo) // 2] + film):
+        with pytest.raises(ValueError, match="cut short"):
+            encode(cut, None, 95)
+        with pytest.raises(DecodeError, match="cut short"):
+            decode_image(cut)
 
 
 def test_damaged_files_are_listed_and_counted(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from .image_header import MAX_PIXELS, Frame, image_format, read_frame
-from .png import unpack
+from .file_names import IMAGE_FIELDS as IMAGE_FIELDS
+from .image_header import MAX_PIXELS, Frame, has_end, image_format, read_frame
+from .png import unpack, without_bulk
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 KEPT_BYTES = 16 << 20  # of a thread's memory for one purpose
 EDGE = 8  # rows beyond those wanted: chroma is interpolated from the rows around
 MARK = [1, 254, 1]  # a last pixel that nothing was written over; as an image's own it only makes OpenCV try
@@ -58,9 +58,9 @@ def jpeg_frame(data: bytes) -> Frame | None:
         raise DecodeError("is no JPEG, PNG or WebP image")
     if kind != "jpg":
         return None
-    if data.rfind(b"\xff\xd9", -4096) < 0:  # the decoder would fill the missing rows with gray
-        raise DecodeError("the JPEG is cut short")
     frame = read_frame(data)
+    if not has_end(data, frame):  # the decoder would fill the missing rows with gray
+        raise DecodeError("the JPEG is cut short")
     if not frame or frame.turned or frame.components not in (1, 3) or frame.process > 2 or frame.bits != 8:
         return None
     if frame.height * frame.width > MAX_PIXELS:
@@ -93,7 +93,7 @@ def decode_jpeg(data: bytes, frame: Frame, by: int, rows: int, keep: bool) -> Pi
 def decode_other(data: bytes) -> Pixels:
     """Decode any image by OpenCV into RGB, uint8 (height, width, 3). Raises DecodeError."""
     if image_format(data) == "png":
-        data = unpack(data)
+        data = unpack(without_bulk(data))
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:

@@ -38,6 +38,15 @@ class Frame(NamedTuple):
     at: int  # where the height lies in the file, 2 bytes
     turned: bool  # an EXIF tag says so
     one_scan: bool  # all components together, rows of blocks from top to bottom
+    scan: int  # where the first scan lies in the file
+
+
+def has_end(data: bytes, frame: Frame | None) -> bool:
+    """Whether the end mark of a JPEG is there. Behind it may be anything: phones put films there.
+
+    Within a scan the two bytes mean the end and nothing else; in what comes before it they may be a preview's.
+    """
+    return data.rfind(b"\xff\xd9", -4096) >= 0 or data.find(b"\xff\xd9", frame.scan if frame else 2) >= 0
 
 
 def read_frame(data: bytes) -> Frame | None:
@@ -58,6 +67,6 @@ def read_frame(data: bytes) -> Frame | None:
             kind, bits, h1, h0, w1, w0, components = data[start + 1], *data[start + 4 : start + 10]
             process = kind & 0xF
             together = process < 2 and data[at + 4] == components
-            return Frame(h1 << 8 | h0, w1 << 8 | w0, components, process, bits, start + 5, turned, together)
+            return Frame(h1 << 8 | h0, w1 << 8 | w0, components, process, bits, start + 5, turned, together, at)
         at = after
     return None

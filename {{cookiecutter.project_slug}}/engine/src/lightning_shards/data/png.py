@@ -11,7 +11,26 @@ MOST_CHUNKS = 4096
 _HEADER = struct.Struct(">4sIIBBBBB")  # IHDR: kind, width, height, bits, colour type, compression, filter, interlacing
 _CHUNK = struct.Struct(">I4s")
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
+_BULK = 1 << 20  # bytes of a chunk that decoders refuse to hold, or hold in vain
 _BLOCK = 0xFFFF  # bytes of a stored block at most
+
+
+def without_bulk(data: bytes) -> bytes:
+    """The same PNG without long chunks that have nothing to do with its pixels, such as a program's text or a film.
+
+    Decoders give up at such a chunk. Frames of an animation and EXIF, which may say how the image is turned, stay.
+    """
+    if len(data) < _BULK:
+        return data
+    at, parts, kept = 8, [], 0
+    while at + 12 <= len(data):
+        length, kind = _CHUNK.unpack_from(data, at)
+        end = at + 12 + length
+        if length > _BULK and kind[0] & 0x20 and kind not in (b"eXIf", b"fdAT"):  # the bit means: not needed
+            parts.append(data[kept:at])
+            kept = end
+        at = end
+    return b"".join((*parts, data[kept:])) if parts else data
 
 
 def unpack(data: bytes) -> bytes:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..errors import InputError, RunError
 from .dataset import Shard
-from .tar_index import BLOCK, ShardIndex
+from .tar_index import ShardIndex
+from .tar_walk import BLOCK, header_name, header_number
 
 LONG_READ = 8 << 20
 
@@ -73,6 +74,8 @@ class ShardFile:
         # memoryviews give Python numbers, in half the time
         self._fields = [tuple(column.data for column in index.pick(names)) for names in wanted]
         self._wanted = wanted
+        present = [[name for name in names if name in index.fields] or names for names in wanted]
+        self._suffixes = [f".{names[0]}\0".encode() for names in present]  # of nearly all members
         if descriptor < 0:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -108,15 +111,31 @@ class ShardFile:
 
     def read(self, row: int) -> list[bytes]:
         """The wanted fields of `row`. Raises KeyError for a field it lacks, RunError where the tar has changed."""
-        contents = []
+        contents, key = [], self.keys.encoded(row)
         for field, (offsets, sizes, checks) in enumerate(self._fields):
-            offset, size = offsets[row], BLOCK + sizes[row]
+            offset, size = offsets[row], sizes[row]
             if offset < 0:
                 raise KeyError(f"the sample has no {'/'.join(self._wanted[field])}")
-            data = os.pread(self._descriptor, size, offset - BLOCK)
-            if len(data) != size or zlib.crc32(data[:BLOCK]) != checks[row]:
+            data = os.pread(self._descriptor, BLOCK + size, offset - BLOCK)
+            right = len(data) == BLOCK + size and zlib.crc32(data[:BLOCK]) == checks[row]
+            usual = data.startswith(key + self._suffixes[field]) and data.startswith(b"%011o\0" % size, 124)
+            if not right or not (usual or _confirms(data[:BLOCK], key, self._wanted[field], size)):
                 raise RunError(
                     f"{self.name}: sample {self.keys[row]!r} is no longer at byte {offset}; was the shard replaced?"
                 )
             contents.append(data[BLOCK:])
         return contents
+
+
+def _confirms(header: bytes, key: bytes, names: Sequence[str], size: int) -> bool:
+    """Whether a member's header has the sample's key, one of the field's names, and the size.
+
+    Of a name that is long or no ASCII the header before this one has the right form, so this one's is not compared.
+    """
+    try:
+        has_size, name = header_number(header[124:136]) == size, header_name(header)
+    except ValueError:
+        return False
+    encoded, suffixes = name.encode("utf-8", "surrogateescape"), [f".{each}".encode() for each in names]
+    unsure = not key.isascii() or len(key) + max(map(len, suffixes)) > 99
+    return has_size and (unsure or (encoded.startswith(key) and encoded[len(key) :].lower() in suffixes))

@@ -1,125 +1,35 @@
 """Where each sample's fields lie in a tar: walk the headers once, keep the result beside the tar, read by position.
 
-A shard is a plain tar as `webdataset`, GNU tar or Python's `tarfile` write it. `walk` reads nothing but headers (ustar,
-PAX, GNU long names, base-256 sizes), `ShardIndex.build` groups the members into samples by WebDataset's naming rule
-(the key ends at the first dot of the base name), and the result is stored as `<shard>.index`: a NumPy zip without
-pickles. Format of the headers: POSIX.1-2024, `pax`; https://www.gnu.org/software/tar/manual/html_node/Standard.html.
+A shard is a plain tar as `webdataset`, GNU tar or Python's `tarfile` write it. `ShardIndex.build` groups its files into
+samples by WebDataset's naming rule (the key ends at the first dot of the base name), without hidden files and those of
+a system, and stores the result as `<shard>.index`: a NumPy zip without pickles. A sidecar is somebody's data, too: it
+is used where all in it fits, and a member's own header confirms its name and size at each read.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import threading
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .file_names import is_system_file
+from .sidecar import read_arrays
+from .tar_walk import BLOCK, Member, walk
 
-BLOCK = 512
+# what a sidecar holds, and of which type and how many dimensions
+_KINDS = {
+    "version": ("i8", 0), "keys": ("u1", 1), "key_ends": ("i8", 1), "fields": ("U", 1),
+    "data": ("i8", 2), "size": ("i8", 2), "check": ("u4", 2), "shard": ("i8", 1),
+}  # fmt: skip
+MOST_FIELDS = 256  # of a shard: the index has a place for each field of each sample
 SIDECAR_VERSION = 1
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset.tariterators.base_plus_ext
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
-
-
-class Member(NamedTuple):
-    """One regular file in a tar: `data` is the offset of its bytes, its own header block ends there."""
-
-    name: str
-    data: int
-    size: int
-    check: int  # CRC-32 of the 512 bytes before `data`: proves at each read that this member still lies here
-
-
-def _number(field: bytes) -> int:
-    """A numeric header field: octal digits, or base-256 where the first bit is set (GNU, sizes of 8 GiB and more)."""
-    if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-
-
-def _pax_records(data: bytes) -> dict[str, str]:
-    """The `length key=value` records of a PAX header."""
-    records = {}
-    while data and data[0] != 0:
-        length = int(data.split(b" ", 1)[0])
-        if not 4 < length <= len(data):
-            raise ValueError("a PAX record has a wrong length")
-        key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
-        records[key.decode()] = value.decode("utf-8", "surrogateescape")
-        data = data[length:]
-    return records
-
-
-def _header_name(block: bytes) -> str:
-    name = block[:100].split(b"\0", 1)[0]
-    prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
-
-
-def _verify_end(file: BinaryIO, offset: int) -> None:
-    """After the first zero block there must be a second, and nothing but zeros behind it."""
-    rest = file.read()
-    if len(rest) < BLOCK:
-        raise ValueError(f"is cut short at byte {offset + BLOCK + len(rest)}: the end-of-archive mark is not whole")
-    if rest.strip(b"\0"):
-        raise ValueError(
-            f"goes on after its end-of-archive mark at byte {offset} (tars joined with cat? split them again)"
-        )
-
-
-def walk(file: BinaryIO) -> Iterator[Member]:
-    """Yield the regular files of the tar `file`, in order. Raises ValueError for what is no whole plain tar."""
-    offset, extended = 0, {}
-    while True:
-        file.seek(offset)
-        block = file.read(BLOCK)
-        if len(block) < BLOCK:
-            raise ValueError(f"is cut short at byte {offset + len(block)}: no end-of-archive mark")
-        if not block.strip(b"\0"):
-            return _verify_end(file, offset)
-        stored = _number(block[148:156]) if re.fullmatch(rb"[ 0-7]*[\0 ]*", block[148:156]) else -1
-        if stored != sum(block) - sum(block[148:156]) + 8 * 32:
-            kind = next((name for magic, name in _COMPRESSED.items() if offset == 0 and block.startswith(magic)), None)
-            if kind:
-                raise ValueError(f"is compressed with {kind}; decompress it first, shards are read by position")
-            raise ValueError(f"is damaged or no tar: the header at byte {offset} has a wrong checksum")
-        kind_flag, size = block[156:157], _number(block[124:136])
-        data, offset = offset + BLOCK, offset + BLOCK + -(-size // BLOCK) * BLOCK
-        if kind_flag in (b"x", b"g", b"L", b"K"):
-            content = file.read(size)
-            if len(content) < size:
-                raise ValueError(f"is cut short at byte {data + len(content)}: inside an extended header")
-            if kind_flag == b"L":
-                extended["path"] = content.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-            elif kind_flag == b"x":
-                extended |= _pax_records(content)
-            continue
-        if "size" in extended:
-            size = int(extended["size"])
-            offset = data + -(-size // BLOCK) * BLOCK
-        name = extended.get("path") or _header_name(block)
-        if kind_flag in _REFUSED or kind_flag == b"S" or any(key.startswith("GNU.sparse") for key in extended):
-            what = _REFUSED.get(kind_flag, "a sparse file")
-            raise ValueError(
-                f"holds {what} ({name!r}); write the shard with plain files (tar --dereference, without --sparse)"
-            )
-        extended = {}
-        if kind_flag in (b"0", b"\0", b"7"):
-            yield Member(name, data, size, zlib.crc32(block))
-
-
-# NumPy parses headers by `ast`, in which CPython 3.11 fails now and then where threads take turns (gh-106905).
-_parsing = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +47,41 @@ class Keys:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def encoded(self, row: int) -> bytes:
+        ends = self.ends.data  # of which a number costs a third
+        return self.text[ends[row - 1] if row else 0 : ends[row]]
+
     def __getitem__(self, row: int) -> str:
-        start, end = self.ends[row - 1] if row else 0, self.ends[row]
-        return self.text[start:end].decode("utf-8", "surrogateescape")
+        return self.encoded(row).decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         return map(self.__getitem__, range(len(self)))
+
+
+def _group(members: Iterable[Member]) -> tuple[dict[str, dict[str, Member]], list[str]]:
+    """Members by key and field, and the names of all fields. Raises ValueError for what are no samples."""
+    samples: dict[str, dict[str, Member]] = {}
+    fields: set[str] = set()
+    last = None
+    for member in members:
+        match = _NAME.match(member.name)
+        if not match or (member.name.startswith("__") and member.name.endswith("__")) or is_system_file(member.name):
+            continue  # as webdataset does: no extension, or its own meta members
+        key, field = match[1], match[2].lower()
+        sample = samples.setdefault(key, {})
+        if key != last and sample:
+            raise ValueError(f"has the members of sample {key!r} in two places; write each sample's files in a row")
+        if field in sample:
+            raise ValueError(f"has two members {key + '.' + field!r}; a key, all before the first dot, must be unique")
+        fields.add(field)
+        if len(fields) > MOST_FIELDS:
+            raise ValueError(
+                f"has more than {MOST_FIELDS} different fields, such as {field!r}: a sample's key ends at the first "
+                "dot of the file's name, and the rest is the field; rename the files without dots in their keys"
+            )
+        sample[field] = member
+        last = key
+    return samples, sorted(fields)
 
 
 @dataclass(frozen=True)
@@ -171,38 +110,19 @@ class ShardIndex:
     @classmethod
     def build(cls, shard: Path) -> ShardIndex:
         """Walk the headers of `shard`. Raises InputError for what is no whole plain tar of samples."""
-        samples: dict[str, dict[str, Member]] = {}
-        last = None
         try:
             with shard.open("rb") as file:
                 stat = os.fstat(file.fileno())
-                for member in walk(file):
-                    match = _NAME.match(member.name)
-                    if not match or (member.name.startswith("__") and member.name.endswith("__")):
-                        continue  # as webdataset does: no extension, or its own meta members
-                    key, field = match[1], match[2].lower()
-                    sample = samples.setdefault(key, {})
-                    if key != last and sample:
-                        raise ValueError(
-                            f"has the members of sample {key!r} in two places; write each sample's files in a row"
-                        )
-                    if field in sample:
-                        raise ValueError(
-                            f"has two members {key + '.' + field!r}; a key, all before the first dot, must be unique"
-                        )
-                    if member.data + member.size > stat.st_size:
-                        raise ValueError(f"is cut short: {member.name!r} ends after the file")
-                    sample[field] = member
-                    last = key
+                samples, fields = _group(walk(file))
         except OSError as error:
             raise InputError(f"{shard}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             raise InputError(f"{shard}: {error}") from None
-        fields = sorted({field for sample in samples.values() for field in sample})
+        columns = {field: column for column, field in enumerate(fields)}
         table = np.full((3, len(samples), len(fields)), -1, np.int64)
         for row, sample in enumerate(samples.values()):
             for field, member in sample.items():
-                table[:, row, fields.index(field)] = member.data, member.size, member.check
+                table[:, row, columns[field]] = member.data, member.size, member.check
         check, stamp = table[2].astype(np.uint32), (stat.st_size, stat.st_mtime_ns)
         return cls(Keys.of(samples), fields, table[0], table[1], check, stamp)
 
@@ -236,12 +156,29 @@ class ShardIndex:
     def load(cls, path: Path) -> ShardIndex | None:
         """Read a sidecar; None where it is missing, damaged or of another version: it is made anew then."""
         try:
-            content = io.BytesIO(path.read_bytes())
-            with _parsing, np.load(content, allow_pickle=False) as arrays:
-                if int(arrays["version"]) != SIDECAR_VERSION:
-                    return None
-                keys = Keys(arrays["keys"].tobytes(), arrays["key_ends"])
-                fields, (size, mtime_ns) = arrays["fields"].tolist(), arrays["shard"].tolist()
-                return cls(keys, fields, arrays["data"], arrays["size"], arrays["check"], (size, mtime_ns))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            arrays = read_arrays(path, _KINDS)
+            keys = Keys(arrays["keys"].tobytes(), arrays["key_ends"])
+            places = (arrays[name] for name in ("data", "size", "check"))
+            (size, mtime_ns), fields = arrays["shard"].tolist(), arrays["fields"].tolist()
+            index = cls(keys, fields, *places, (size, mtime_ns))
+            return index if arrays["version"] == SIDECAR_VERSION and index._fits() else None
+        except Exception:  # whatever zipfile and NumPy raise for damage: a dozen kinds
             return None
+
+    def _fits(self) -> bool:
+        """Whether this can be the index of a tar of `stamp[0]` bytes: its shapes, and members in their order."""
+        shape, ends, most = (len(self), len(self.fields)), self.keys.ends, self.stamp[0]
+        if any(array.shape != shape for array in (self.data, self.size, self.check)):
+            return False
+        if len(set(self.fields)) < len(self.fields) or (len(self) and not self.fields):
+            return False
+        if np.any(np.diff(ends, prepend=0) < 0) or (ends[-1] if len(ends) else 0) != len(self.keys.text):
+            return False
+        there = self.data >= 0
+        if np.any(self.data > most) or np.any(self.size > most) or np.any(self.size[there] < 0):
+            return False
+        first = np.where(there, self.data - BLOCK, most)
+        last = np.where(there, self.data + self.size, -1)
+        if np.any(first < 0) or np.any(last > most):
+            return False
+        return len(self) < 2 or bool(np.all(first.min(axis=1)[1:] >= last.max(axis=1)[:-1]))

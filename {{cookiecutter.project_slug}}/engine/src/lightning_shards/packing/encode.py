@@ -17,7 +17,8 @@ import simplejpeg
 
 from ..data.crop import resize
 from ..data.decode import Pixels, scratch
-from ..data.image_header import MAX_PIXELS, Frame, image_format, is_turned, read_frame
+from ..data.image_header import MAX_PIXELS, Frame, has_end, image_format, is_turned, read_frame
+from ..data.png import without_bulk
 
 _REDUCED = {
     1: 0,
@@ -65,6 +66,11 @@ def encode(data: bytes, short_side: int | None, quality: int) -> tuple[str, byte
     if kind is None:
         raise ValueError("is no JPEG, PNG or WebP image" if data else "is empty")
     frame = read_frame(data) if kind == "jpg" else None
+    if kind == "jpg" and not has_end(data, frame):
+        raise ValueError("is damaged or cut short")
+    given = data
+    if kind == "png":
+        data = without_bulk(data)
     height, width, plain = _header(kind, data, frame)
     if height * width > MAX_PIXELS:
         raise ValueError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,} are not decoded")
@@ -72,7 +78,9 @@ def encode(data: bytes, short_side: int | None, quality: int) -> tuple[str, byte
     most = min(height, width) // (2 * short_side) if short_side and kind == "jpg" else 1
     image = _decode(data, frame if plain else None, next((by for by in (8, 4, 2) if by <= most), 1))
     smaller = short_side is not None and min(image.shape[:2]) > short_side
-    if short_side is None or (plain and not smaller):
+    if short_side is None:
+        return kind, given
+    if plain and not smaller:
         return kind, data
     if smaller:
         scale = short_side / min(image.shape[:2])
