@@ -1,6 +1,6 @@
 # The template's own verbs; a generated project has setup, demo, test and lint too. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo new bake test lint bench gpu format clean
+.PHONY: help demo new bake test lint soak bench gpu format clean in_place uv
 
 # uv runs everything; where it is not installed, a copy is put into .uv/. The bake, two folders down, uses the same one.
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -9,67 +9,83 @@ unexport VIRTUAL_ENV
 
 NAME := lightning-shards-demo
 BAKE := build/$(NAME)
-UV_THERE = $(patsubst .uv/%,../../.uv/%,$(UV))
-IN_BAKE = $(MAKE) --no-print-directory -C $(BAKE) UV=$(UV_THERE)
-PACKAGE := '{{cookiecutter.project_slug}}/src'
+UV_THERE = $(if $(filter .uv/bin/uv,$(UV)),../../.uv/bin/uv,$(UV))
+IN_BAKE = $(MAKE) --no-print-directory -C $(BAKE) UV='$(UV_THERE)'
+# The tools, and the tools with the engine beside them, which the tests run in place.
+RUN = "$(UV)" run --quiet
+RUN_ENGINE = $(RUN) --group engine
+PROJECT := {{cookiecutter.project_slug}}
 OUT := ..
 # Where an answer is refused, cookiecutter logs its own traceback below the sentence that says why.
 BAKER := import logging, sys; from cookiecutter.cli import main; logging.disable(); sys.tracebacklimit = 0; main()
 CODE := hooks tests $(wildcard benchmarks)
+# How many processes share the tests; each of their files is one process's.
+PROCESSES := 2
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: bake  ## bake a project with the default answers, train it on its sample images, report
 	@$(IN_BAKE) demo
-	@command -v uv >/dev/null || echo 'To call uv yourself: export PATH="$(abspath $(dir $(UV))):$$PATH"'
+	@command -v uv >/dev/null || echo "To call uv yourself: export PATH=\"$$PWD/.uv/bin:\$$PATH\""
 	@echo "The project is in $(BAKE)/: cd there, or answer the questions for one of your own (README.md)."
 	@echo "Its report, for a browser: $$(ls -t $(BAKE)/runs/*/report.html | head -n 1)"
 
-new: | $(UV)  ## answer the questions and get a project of your own beside this folder (or in OUT=folder)
-	@$(UV) run --quiet python -c '$(BAKER)' . --output-dir "$(OUT)" $(ANSWERS)
+new: | uv  ## answer the questions and get a project of your own beside this folder (or in OUT=folder)
+	@$(RUN) python -c '$(BAKER)' . --output-dir "$(OUT)" $(ANSWERS)
 
-bake: | $(UV)  ## bake a project with the default answers into build/
+bake: | uv  ## bake a project with the default answers into build/
 	@rm -rf build/new
-	@$(UV) run --quiet cookiecutter . --no-input --default-config --output-dir build/new >/dev/null
+	@$(RUN) cookiecutter . --no-input --default-config --output-dir build/new >/dev/null
 	@for kept in .venv uv.lock data runs; do \
 	  if [ -e $(BAKE)/$$kept ]; then mv $(BAKE)/$$kept build/new/$(NAME)/; fi; done
 	@rm -rf $(BAKE) && mv build/new/$(NAME) $(BAKE) && rmdir build/new
 
-test: | $(UV)  ## every test: of the template, and of the projects it makes
-	@$(UV) run --quiet pytest
+test: | uv  ## every test: of the engine in place, of the template, and of the projects it makes
+	@$(RUN_ENGINE) pytest --numprocesses $(PROCESSES)
 
-lint: bake  ## format, lint and types, of the template's own code and of a bake
-	@$(UV) run --quiet ruff format --check $(CODE)
-	@$(UV) run --quiet ruff check $(CODE)
-	@$(UV) run --quiet mypy $(CODE)
+lint: bake in_place  ## format, lint, types and who imports whom: of the template's own code, of the engine and of a bake
+	@$(RUN_ENGINE) ruff format --check $(CODE) '$(PROJECT)/engine'
+	@$(RUN_ENGINE) ruff check $(CODE) '$(PROJECT)/engine'
+	@$(RUN_ENGINE) mypy $(CODE)
+	@$(RUN_ENGINE) mypy --config-file '$(PROJECT)/engine/pyproject.toml' --cache-dir .mypy_cache/engine '$(PROJECT)/engine/src'
+	@$(RUN_ENGINE) lint-imports --no-logo '$(PROJECT)/engine/pyproject.toml'
 	@$(IN_BAKE) lint
+
+soak: in_place  ## 100 random kills and resumes of the engine; the figures go into build/soak.json
+	@PYTHONPATH=tests $(RUN_ENGINE) python -m engine.soak --chains 100 --seed 0 --json build/soak.json
 
 BENCH_ENV := build/bench
 bench: bake $(BENCH_ENV)/ready  ## this loader beside others on the same images; BENCH="--help" says what can be chosen
 	@cd $(BAKE) && ../../$(BENCH_ENV)/bin/python ../../benchmarks/loaders.py --json ../loaders.json $(BENCH)
 
 # FFCV comes as source and needs Debian's g++ pkg-config libopencv-dev libturbojpeg0-dev; without it, the rest is compared.
-$(BENCH_ENV)/ready: benchmarks/requirements.txt | bake $(UV)
-	@$(UV) venv --quiet --clear --python 3.11 $(BENCH_ENV)
-	@$(UV) pip install --quiet --compile-bytecode --python $(BENCH_ENV) -r $(BAKE)/pyproject.toml -r benchmarks/requirements.txt
-	@$(UV) pip install --quiet --compile-bytecode --python $(BENCH_ENV) --no-build-isolation --no-deps ffcv || echo "FFCV could not be built" >&2
+$(BENCH_ENV)/ready: benchmarks/requirements.txt | bake uv
+	@"$(UV)" venv --quiet --clear --python 3.11 $(BENCH_ENV)
+	@"$(UV)" pip install --quiet --compile-bytecode --python $(BENCH_ENV) -r $(BAKE)/pyproject.toml -r benchmarks/requirements.txt
+	@"$(UV)" pip install --quiet --compile-bytecode --python $(BENCH_ENV) --no-build-isolation --no-deps ffcv || echo "FFCV could not be built" >&2
 	@touch $@
 
 # The project's own environment, with the photographs; other loaders take part where `make bench` has set them up.
 PEERS = $(if $(wildcard $(BENCH_ENV)/ready),--peers ../../$(BENCH_ENV)/bin/python)
 gpu: bake  ## what only an NVIDIA GPU can tell, in under 10 minutes; GPU="--help" says what can be chosen
 	@$(IN_BAKE) setup
-	@cd $(BAKE) && $(UV_THERE) run --quiet --with scikit-image python ../../benchmarks/gpu.py --json ../gpu.json $(PEERS) $(GPU)
+	@cd $(BAKE) && "$(UV_THERE)" run --quiet --with scikit-image python ../../benchmarks/gpu.py --json ../gpu.json $(PEERS) $(GPU)
 
-format: | $(UV)  ## put the code in order: the template's own, and the package, which has no template syntax
-	@$(UV) run --quiet ruff check --fix-only --quiet $(CODE)
-	@$(UV) run --quiet ruff format $(CODE)
-	@$(UV) run --quiet ruff format --isolated --no-cache --line-length 120 --target-version py311 $(PACKAGE)
+format: | uv  ## put the code in order: the template's own, the engine and the team's package
+	@$(RUN) ruff check --fix-only --quiet $(CODE) '$(PROJECT)/engine'
+	@$(RUN) ruff format $(CODE) '$(PROJECT)/engine'
+	@$(RUN) ruff format --isolated --no-cache --line-length 120 --target-version py311 '$(PROJECT)/src'
 
 clean:  ## remove bakes, environments and caches
-	@rm -rf build .venv .uv uv.lock .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build .venv .uv uv.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+in_place: | uv  # the default project as the engine's tests see it
+	@$(RUN_ENGINE) python tests/engine/in_place.py
+
+uv:  # may lie in a folder with a space, so it is no target by its own name
+	@command -v "$(UV)" >/dev/null || $(MAKE) --no-print-directory .uv/bin/uv
 
 .uv/bin/uv:
 	@command -v python3 >/dev/null || { echo "python3 is missing: install Python 3.11 or newer." >&2; exit 2; }

@@ -25,7 +25,7 @@ def unwanted(answers: dict[str, Any]) -> list[str]:
     if answers["scaling"] == "one_gpu":
         paths += ["configs/many_gpus.yaml"]
     if answers["scaling"] != "slurm":
-        paths += ["slurm", "tests/cluster.py", "tests/test_slurm.py"]
+        paths += ["slurm"]
     return paths
 
 

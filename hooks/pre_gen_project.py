@@ -26,8 +26,8 @@ def words(text: str) -> set[str]:
 OWN_NAMES = words(
     """
     src test tests train conftest configs config sample samples data runs build dist docs slurm hooks
-    benchmarks examples scripts notebooks site pack index verify forecast evaluate predict export setup
-    main utils
+    benchmarks examples scripts notebooks site pack adopt verify forecast evaluate predict export setup
+    main utils engine lightning_shards
     """
 )
 # What the environment of a generated project can import, or often has beside it (a test reads a real one).
@@ -57,7 +57,7 @@ INSTALLED = words(
 # Distributions not named like their module: the project may not be called like one of its dependencies.
 DISTRIBUTIONS = words(
     """
-    gitpython grpcio hatchling nvidia-ml-py opencv-python opencv-python-headless pillow protobuf pyyaml
+    gitpython grpcio hatchling lightning-shards nvidia-ml-py opencv-python opencv-python-headless pillow protobuf pyyaml
     python-dateutil scikit-learn scikit-image tensorboard-data-server
     """
 )

@@ -24,8 +24,9 @@ NOTHING: Mapping[str, str] = {}
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a person's shell: no virtual environment of ours, no colours, no W&B key."""
-    kept = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "WANDB_API_KEY"}}
+    """The environment of a person's shell: nothing of our own environment or tests, no colours, no W&B key."""
+    ours = {"VIRTUAL_ENV", "WANDB_API_KEY", "PYTHONPATH", "OMP_NUM_THREADS", "UV_PROJECT_ENVIRONMENT"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     return kept | {"NO_COLOR": "1", "COLUMNS": "200", "WANDB_MODE": "offline", "PYTHONUNBUFFERED": "1"} | dict(more)
 
 
@@ -69,6 +70,17 @@ def bake(where: Path, **answers: str) -> Path:
 def python_of(project: Path) -> str:
     """The interpreter of a project that was set up."""
     return str(project / ".venv" / "bin" / "python")
+
+
+def stand_in_for_uv(folder: Path, project: Path, more: str = "") -> Path:
+    """A program for `make UV=...` in another bake: it runs all in the environment of `project`, with `more` at the end,
+    and makes none."""
+    program, environment = folder / "uv", Path(python_of(project)).parent
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = sync ] && exit 0\nshift\nPATH="{environment}:$PATH" exec "$@" {more}\n'
+    )
+    program.chmod(0o755)
+    return program
 
 
 def text_files(project: Path) -> dict[str, str]:

@@ -30,6 +30,7 @@ BAD = [
     ("project_slug", "Torch", "project_slug 'Torch' is the name of a package"),
     ("project_slug", "opencv_python.headless", "project_slug 'opencv_python.headless' cannot be"),
     ("project_slug", "opencv_python_headless", "is the name of a package"),
+    ("project_slug", "lightning-shards", "is the name of a package"),
     ("package_name", "two-words", "package_name 'two-words' cannot be imported"),
     ("package_name", "2nd", "package_name '2nd' cannot be imported"),
     ("package_name", "données", "cannot be imported"),
@@ -43,6 +44,8 @@ BAD = [
     ("package_name", "test", "package_name 'test' would hide"),
     ("package_name", "src", "package_name 'src' would hide"),
     ("package_name", "train", "package_name 'train' would hide"),
+    ("package_name", "lightning_shards", "package_name 'lightning_shards' would hide"),
+    ("package_name", "engine", "package_name 'engine' would hide"),
     ("package_name", "x" * 65, "package_name has 65 characters"),
     ("image_size", "big", "image_size 'big' is not a size in pixels"),
     ("image_size", "15", "image_size '15' is not"),
@@ -135,10 +138,12 @@ def test_no_module_of_a_dependency_can_be_hidden(hook: Any, project: Path) -> No
     """Whatever module a dependency of a real project brings is refused as the name of a package."""
     code = (
         "import importlib.metadata as m, json, re\n"
-        f"needed = {{re.split('[^A-Za-z0-9_.-]', line)[0].lower() for line in m.requires('{DEFAULT}')}}\n"
+        "needed, asked = set(), ['{DEFAULT}', 'lightning-shards']\n"
+        "for name in asked:\n"
+        "    needed |= {re.split('[^A-Za-z0-9_.-]', line)[0].lower() for line in m.requires(name)}\n"
         "found = m.packages_distributions().items()\n"
         "print(json.dumps([name for name, by in found if needed & {one.lower() for one in by}]))\n"
-    )
+    ).replace("{DEFAULT}", DEFAULT)
     modules = json.loads(run([python_of(project), "-c", code], project).stdout)
     assert {"torch", "cv2", "webdataset", "pynvml"} <= set(modules)
     named = {name.lower() for name in modules if name.isidentifier() and not name.startswith("_")}

@@ -64,7 +64,6 @@ def test_scaling_commands_of_the_docs(project: Path, tmp_path: Path) -> None:
     shorter = "--trainer.max_epochs 1 --data.fraction 0.1 --log.wandb false"
     uv.write_text(f'#!/bin/sh\nshift\nexec "{python_of(project)}" "$@" {shorter}\n')
     uv.chmod(0o755)
-    succeed("make data/sample/dataset.json", project)
     commands = blocks(ROOT / "docs" / "scaling.md")
     assert len(commands) == 2
     for command in commands:
@@ -77,7 +76,7 @@ def test_torchrun_command_of_the_docs() -> None:
     docs, readme = (ROOT / "docs" / "scaling.md").read_text(), (PROJECT / "README.md").read_text()
     command = re.findall(r"uv run torchrun .*?--config configs/desktop.yaml", docs, flags=re.DOTALL)[0]
     options = re.findall(r"--[a-z-]+(?= )", command.partition(" -- ")[0])
-    starts = (PROJECT / "tests" / "starts.py").read_text()
+    starts = (ROOT / "tests" / "engine" / "starts.py").read_text()
     assert len(options) >= 6 and all(name in readme and f'"{name[2:]}"' in starts for name in options), options
 
 

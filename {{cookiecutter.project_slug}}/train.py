@@ -19,6 +19,7 @@ def main() -> None:
     with command():
         with importing():  # takes seconds, in which Ctrl-C may come
             from lightning_shards.train import TrainingCLI
+
             from {{cookiecutter.package_name}}.model import ImageModel
 
         cli = TrainingCLI(ImageModel)  # settings -> data, model, trainer; nothing is written yet

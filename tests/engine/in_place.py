@@ -1,7 +1,7 @@
 """The default project as the tests see it: no bake, but links to the template's own files.
 
-`build/in_place/` has what a project has. The team's package is a link, under the name `team`, so what is edited there is
-what runs; the few files with template syntax are rendered with the default answers.
+`build/in_place/` has what a project has. The team's package is a link, under the name `team`, so what is edited there
+is what runs; the few files with template syntax are rendered with the default answers.
 """
 
 from __future__ import annotations

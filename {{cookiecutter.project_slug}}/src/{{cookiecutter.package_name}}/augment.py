@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
 from torch import Tensor, nn
 
 FIRST_COLUMN = 1 << 10  # of the hash; those before belong to the decoder's crop

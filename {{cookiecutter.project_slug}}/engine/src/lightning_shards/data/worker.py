@@ -1,8 +1,9 @@
 """Decoding in a process of its own, so that its threads and the trainer's never wait for one interpreter lock.
 
 The pixels go through memory that both processes map. Over a socket go the sampler of each epoch and freed slots one
-way, `DecodedBatch` or an error the other. The process ends when the socket does, however the trainer ended; signals to all of a
-process group are for the trainer to obey. It is started like any program: it inherits no thread and no device.
+way, `DecodedBatch` or an error the other. The process ends when the socket does, however the trainer ended; signals
+to all of a process group are for the trainer to obey. It is started like any program: it inherits no thread and no
+device.
 """
 
 from __future__ import annotations

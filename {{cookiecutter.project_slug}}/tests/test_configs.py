@@ -1,0 +1,32 @@
+"""Every config that the project ships can be used: its settings exist, and a model can be made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning_shards.train import TrainingCLI
+
+from {{ cookiecutter.package_name }}.model import ImageModel
+
+from .conftest import PROJECT
+
+ALONE = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml") if path.name != "many_gpus.yaml")
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_config_makes_a_model(name: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--config", str(PROJECT / "configs" / name), "--data.path", str(dataset), "--data.global_batch_size", "8"]
+    cli = TrainingCLI(ImageModel, args=[*given, "--data.micro_batch_size", "8", "--model.weights", "null"])
+    assert sum(parameter.numel() for parameter in cli.model.parameters()) > 0
+    assert list(tmp_path.iterdir()) == [], "nothing is written before a training starts"
+
+
+def test_settings_of_the_sweep_exist(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parameters = yaml.safe_load((PROJECT / "sweep.yaml").read_text())["parameters"]
+    tried = [f"--{name}={value.get('values', [value.get('min')])[0]}" for name, value in parameters.items()]
+    given = ["--config", str(PROJECT / "configs" / "sample.yaml"), "--data.path", str(dataset)]
+    TrainingCLI(ImageModel, args=[*given, *tried])
