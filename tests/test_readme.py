@@ -97,5 +97,5 @@ def test_map_of_a_project(task: str, tmp_path: Path) -> None:
         if not line.startswith(" "):
             folder = project
         assert (folder / name).exists(), name
-        if line.startswith("src/"):
+        if not line.startswith(" ") and name.endswith("/"):
             folder = project / name
