@@ -77,7 +77,7 @@ def measure(root: Path, share: float) -> dict[str, float]:
     opened = time.perf_counter() - started
     if share:
         position = int(len(data.order) * share) // BATCH * BATCH
-        data.load_state_dict({**data.state_dict(), "epoch": 3, "position": position})
+        data.load_checkpoint_state({**data.checkpoint_state(), "epoch": 3, "position": position})
     data.trainer = Trainer()
     batches = iter(data.train_dataloader())
     next(batches)

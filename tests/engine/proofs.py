@@ -119,7 +119,7 @@ def place(run: Path) -> Place:
     path = run / "checkpoints" / "last.ckpt"
     if not path.exists():
         return 0, 0
-    state = torch.load(path, map_location="cpu", weights_only=True)["ShardDataModule"]
+    state = torch.load(path, map_location="cpu", weights_only=True)["lightning_shards"]
     return state["epoch"], state["position"]
 
 
@@ -129,7 +129,7 @@ def best(run: Path) -> tuple[float | None, float | None]:
     for name in ("last", "best"):
         path = run / "checkpoints" / f"{name}.ckpt"
         state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
-        found.append(state and state["callbacks"]["Checkpoints"]["best"])
+        found.append(state and state["callbacks"]["lightning_shards/checkpoints"]["best"])
     return found[0], found[1]
 
 

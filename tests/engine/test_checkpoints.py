@@ -26,7 +26,7 @@ def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F81
 
 
 def epoch(path: Path) -> tuple[int, int]:
-    place = torch.load(path, weights_only=True)["ShardDataModule"]
+    place = torch.load(path, weights_only=True)["lightning_shards"]
     return place["epoch"], place["position"]
 
 

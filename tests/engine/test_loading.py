@@ -220,13 +220,13 @@ def test_threads_are_spread_over_a_few_processes(dataset: Path, monkeypatch: pyt
 def test_the_place_holds_nothing_of_this_hardware(dataset: Path) -> None:
     data = ShardDataModule(path=str(dataset), global_batch_size=8)
     data.advance()
-    state = data.state_dict()
+    state = data.checkpoint_state()
     assert set(state) == {"epoch", "position", "images_seen", "order"}
     assert set(state["order"]) == {"fingerprint", "seed", "fraction", "window_samples", "window_bytes"}
     other = ShardDataModule(path=str(dataset), global_batch_size=6, micro_batch_size=3)
-    other.load_state_dict(json.loads(json.dumps(state)))
+    other.load_checkpoint_state(json.loads(json.dumps(state)))
     assert (other.epoch, other.position) == (0, 8)
     with pytest.raises(InputError, match="seed"):
-        ShardDataModule(path=str(dataset), global_batch_size=8, seed=1).load_state_dict(state)
+        ShardDataModule(path=str(dataset), global_batch_size=8, seed=1).load_checkpoint_state(state)
     with pytest.raises(InputError, match="not the one"):
-        data.load_state_dict({**state, "order": {**state["order"], "fingerprint": "other"}})
+        data.load_checkpoint_state({**state, "order": {**state["order"], "fingerprint": "other"}})

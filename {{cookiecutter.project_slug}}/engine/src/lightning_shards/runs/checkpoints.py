@@ -1,34 +1,60 @@
-"""The checkpoints in a run's folder: which is whole, which is the newest, which has the best weights."""
+"""The checkpoints in a run's folder: which is whole, which is the newest, and where in the training each stands.
+
+A checkpoint of ours has the place in the training under the key `lightning_shards`, as plain data, whatever the classes
+of the model, the datamodule and the callbacks are called. By it, not by a file's name, it is known what a run can go on
+from: files of other programs, and of other callbacks, have none.
+"""
 
 from __future__ import annotations
 
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from ..entry import rank
 from ..errors import InputError
+
+KEY = "lightning_shards"
+FORMAT = 1
+_TYPES = {"epoch": int, "position": int, "images_seen": int, "order": dict}
 
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint in `folder` to go on from, the first whole one of `last.ckpt` and the ones before it; None: none.
 
-    Says which are passed over. Raises InputError where there are some and all are damaged.
+    Says which are passed over. Raises InputError where there are some and none will do.
     """
-    last = folder / "last.ckpt"
-    earlier = sorted(folder.glob("step-*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    damaged: set[int] = set()
-    for path in [last, *earlier] if last.exists() else earlier:
-        if path.stat().st_ino in damaged:
+    found = sorted(folder.glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime_ns))
+    passed: dict[int, str] = {}
+    for path in reversed(found):
+        if path.stat().st_ino in passed:
             continue
-        if is_whole(path):
+        if not (reason := _unfit(path)):
             return path
-        damaged.add(path.stat().st_ino)
+        passed[path.stat().st_ino] = reason
         if not rank():
-            print(f"{path} is damaged; going on from the one before it", file=sys.stderr)
-    if damaged:
+            print(f"{path} {reason}; looking for one before it", file=sys.stderr)
+    foreign = next((path for path in reversed(found) if passed[path.stat().st_ino] != _DAMAGED), None)
+    if foreign:
+        state(foreign)  # raises, with the reason
+    if passed:
         raise InputError(f"{folder} has no checkpoint that can be read: restore one, or start a new run")
     return None
+
+
+_DAMAGED = "is damaged"
+
+
+def _unfit(checkpoint: Path) -> str:
+    """Why a run cannot go on from the file; empty where it can."""
+    if not is_whole(checkpoint):
+        return _DAMAGED
+    try:
+        state(checkpoint)
+    except InputError:
+        return "has no place in the training"
+    return ""
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -38,3 +64,35 @@ def is_whole(checkpoint: Path) -> bool:
             return archive.testzip() is None
     except Exception:  # whatever a damaged header makes of it
         return False
+
+
+def load(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds; tensors stay in the file until they are used. Raises InputError for any other file."""
+    import torch  # takes seconds, which the commands without a model need not wait for
+
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a file of another kind makes of it; pickled objects are refused
+        raise InputError(f"{checkpoint} cannot be read as a checkpoint ({type(error).__name__})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise InputError(f"{checkpoint} is no checkpoint of a training: it has no state_dict")
+    return content
+
+
+def state(checkpoint: Path) -> dict[str, Any]:
+    """The place in the training at which `checkpoint` stands. Raises InputError where it has none."""
+    return state_in(load(checkpoint), checkpoint)
+
+
+def state_in(content: dict[str, Any], name: object) -> dict[str, Any]:
+    """The same for the content of the file `name`."""
+    found = content.get(KEY)
+    anew = f"start a new run from its weights with --model.weights {name}"
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in _TYPES.items()):
+        raise InputError(
+            f"{name} does not say where in the training it stands: it is of an earlier version or of another program;"
+            f" {anew}"
+        )
+    if found.get("format") != FORMAT:
+        raise InputError(f"{name} has format {found.get('format')!r}, this version reads {FORMAT}: {anew}")
+    return found

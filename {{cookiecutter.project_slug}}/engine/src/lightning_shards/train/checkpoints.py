@@ -8,6 +8,7 @@ and where a validation is due after the step, after it.
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
 import shutil
@@ -20,7 +21,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from ..errors import InputError
 from ..files import fsync_folder, replacing
+from ..runs.checkpoints import FORMAT, KEY, state_in
 from . import ema, loop_state
 from .datamodule import ShardDataModule
 from .stop import RankConsensus, Stopped, StopRequest, ended
@@ -39,6 +42,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Advances the datamodule's place, saves, and stops when a signal asked for it.
 
+    The place goes into every checkpoint under the key `lightning_shards`, whoever has it written.
+
     Lightning calls callbacks of type Checkpoint after all others, so what the others note of a step (ledger, meter) is
     noted before the place moves on.
 
@@ -49,6 +54,8 @@ class Checkpoints(Checkpoint):
         patience: validations at epochs' ends without a better metric after which the training is over; None: never.
         stop: where a signal is noted.
     """
+
+    state_key = "lightning_shards/checkpoints"  # in checkpoints, whatever this class is called
 
     def __init__(
         self,
@@ -74,22 +81,27 @@ class Checkpoints(Checkpoint):
         return {"best": self.best, "waited": self.waited, **place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self._validated = state_dict["best"], state_dict["validated"]
-        self.waited = state_dict.get("waited", 0)  # of an older version of this project
+        self.best, self._validated, self.waited = (state_dict[name] for name in ("best", "validated", "waited"))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        _data(trainer)
         self.stop.take_over(trainer)
         self.agreement.start(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.agreement.finish()  # a pass that was ended by an error is not torn down
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = _data(trainer).checkpoint_state()
+        checkpoint[KEY] = {"format": FORMAT, **state, "version": importlib.metadata.version("lightning-shards")}
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        data = _data(trainer)  # stands at the checkpoint's place already
+        data = _data(trainer)
+        data.load_checkpoint_state(state_in(checkpoint, trainer.ckpt_path))
         done, left = data.batches(trainer.accumulate_grad_batches) if data.position else (0, 0)
         loop_state.rewrite(checkpoint["loops"]["fit_loop"], data.epoch, done, left)
         ema.leave(trainer, pl_module, checkpoint)
-        if checkpoint["callbacks"][self.state_key]["is_best"]:
+        if checkpoint["callbacks"].get(self.state_key, {}).get("is_best"):
             self._name(trainer, "best.ckpt")  # a kill may have come between the two
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -214,5 +226,9 @@ class Checkpoints(Checkpoint):
 
 
 def _data(trainer: L.Trainer) -> ShardDataModule:
-    assert isinstance(trainer.datamodule, ShardDataModule)  # type: ignore[attr-defined]
-    return trainer.datamodule  # type: ignore[attr-defined]
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, ShardDataModule):
+        raise InputError(
+            f"the datamodule {type(data).__name__} keeps no place to go on from: make it a subclass of ShardDataModule"
+        )
+    return data

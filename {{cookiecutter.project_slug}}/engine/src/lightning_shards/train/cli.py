@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..cost.prices import Prices
 from ..errors import InputError, RunError
+from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
 from . import cluster, hardware, loggers
 from .checkpoints import Checkpoints, DurableCheckpointIO
@@ -58,6 +59,11 @@ class TrainingCLI(LightningCLI):
     data_class = ShardDataModule
 
     def __init__(self, model_class: type[LightningModule], args: list[str] | None = None) -> None:
+        if not issubclass(self.data_class, ShardDataModule):
+            raise InputError(
+                f"the datamodule {self.data_class.__name__} keeps no place to go on from: make it a subclass of"
+                " lightning_shards.train.datamodule.ShardDataModule, or train it with Lightning's own Trainer"
+            )
         hardware.quiet()
         arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
         self._flags = {name: value_of(arguments, f"--trainer.{name}") for name in ("devices", "num_nodes")}
@@ -137,6 +143,8 @@ class TrainingCLI(LightningCLI):
             hparams["compile"] = hardware.compiles(
                 self.device, (self.trainer.max_epochs or 1) * len(self.datamodule.order)
             )
+        if checkpoint := self.run.last_checkpoint:
+            self.datamodule.check_order(state(checkpoint))
         self.resolved = {
             "accelerator": self.device,
             "precision": str(self.trainer.precision),
@@ -220,8 +228,7 @@ class TrainingCLI(LightningCLI):
             return
         best = self.run.best_checkpoint
         assert best is not None
-        weights = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(load(best)["state_dict"])
         with self._explained():
             self.trainer.test(self.model, datamodule=self.data, verbose=False)
 

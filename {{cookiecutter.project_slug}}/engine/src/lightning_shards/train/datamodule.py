@@ -172,15 +172,19 @@ class ShardDataModule(L.LightningDataModule):
     def test_dataloader(self) -> ShardLoader | list[ShardLoader]:
         return self._eval_loader("test")
 
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the training and what the order was made from; nothing about ranks, workers or micro-batches."""
+    def checkpoint_state(self) -> dict[str, Any]:
+        """The place in the training and what the order was made from; nothing about ranks, workers or micro-batches.
+
+        `Checkpoints` keeps it under a fixed key: Lightning would keep a `state_dict` under the name of this class, and
+        leave it out without a word where the class is another one on a resume.
+        """
         place = {"epoch": self.epoch, "position": self.position, "images_seen": self.images_seen}
         return {**place, "order": self._order_state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at a saved place. Raises InputError where the dataset or the order is another."""
-        saved, now = state_dict["order"], self._order_state()
-        if saved["fingerprint"] != now["fingerprint"]:
+    def check_order(self, state: dict[str, Any]) -> None:
+        """Raise InputError where a saved place is one in another dataset or order."""
+        saved, now = state["order"], self._order_state()
+        if saved.get("fingerprint") != now["fingerprint"]:
             raise InputError(
                 f"the dataset at {self.dataset.root} is not the one that this run began with: restore it,"
                 " or start a new run from its weights with --model.weights CHECKPOINT"
@@ -191,8 +195,11 @@ class ShardDataModule(L.LightningDataModule):
                 f"a run goes on with the order it began with, but these changed: {', '.join(changed)};"
                 " set them back or start a new run"
             )
-        self.epoch, self.position = state_dict["epoch"], state_dict["position"]
-        self.images_seen = state_dict["images_seen"]
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on at a saved place. Raises InputError where the dataset or the order is another."""
+        self.check_order(state)
+        self.epoch, self.position, self.images_seen = state["epoch"], state["position"], state["images_seen"]
         self._start = self.place
 
     def teardown(self, stage: str) -> None:

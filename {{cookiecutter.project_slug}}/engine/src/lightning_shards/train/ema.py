@@ -22,6 +22,8 @@ class WeightEMA(WeightAveraging):
         decay: 0.999 looks back over about a thousand steps.
     """
 
+    state_key = "lightning_shards/ema"
+
     def __init__(self, decay: float) -> None:
         super().__init__()
         self.decay = decay

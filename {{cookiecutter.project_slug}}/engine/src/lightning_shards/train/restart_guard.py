@@ -6,13 +6,10 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ..errors import RunError
+from ..runs.checkpoints import state
 from .cluster import requeued
-from .datamodule import ShardDataModule
 from .ledger import read
 
 IN_VAIN = 3  # starts in a row without progress
@@ -53,6 +50,5 @@ def _place(checkpoint: Path | None) -> tuple[int, int]:
     """Epoch and position in it; the weights are not read."""
     if checkpoint is None:
         return 0, 0
-    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    data = state[ShardDataModule.__name__]
-    return data["epoch"], data["position"]
+    place = state(checkpoint)
+    return place["epoch"], place["position"]

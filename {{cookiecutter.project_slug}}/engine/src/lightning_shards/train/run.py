@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -76,7 +77,7 @@ class Run:
     stop: StopRequest = field(default_factory=StopRequest)
     _summary: bytes | None = None  # of the attempt before
 
-    @property
+    @cached_property
     def last_checkpoint(self) -> Path | None:
         """Where a resumed run goes on; None: from the begin."""
         return newest(self.folder / "checkpoints") if self.resumed else None

@@ -25,6 +25,8 @@ class Throughput(L.Callback):
     rate is known, a line says what the run is expected to take.
     """
 
+    state_key = "lightning_shards/throughput"
+
     def __init__(self, spending: CostTracker) -> None:
         self.spending = spending
         self.rate = 0.0  # images per second, of late
