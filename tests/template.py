@@ -16,11 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "{{cookiecutter.project_slug}}"
 DEFAULT = "lightning-shards-demo"
 PACKAGE = "lightning_shards_demo"
-# What is made in a working folder and belongs to no commit.
-LITTER = shutil.ignore_patterns(
-    ".git", "build", ".venv", ".uv", "uv.lock", "__pycache__", ".*_cache", ".hypothesis", "runs", "data"
-)
 NOTHING: Mapping[str, str] = {}
+_MADE = shutil.ignore_patterns(".git", "build", ".venv", ".uv", "uv.lock", "__pycache__", ".*_cache", ".hypothesis")
+
+
+def litter(folder: str, names: list[str]) -> set[str]:
+    """What is made in a working folder and belongs to no commit, for shutil.copytree."""
+    trained = {"runs", "data"} if Path(folder) == PROJECT else set()
+    return _MADE(folder, names) | trained & set(names)
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:

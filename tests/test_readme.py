@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from template import DEFAULT, LITTER, PROJECT, ROOT, bake, python_of, succeed
+from template import DEFAULT, PROJECT, ROOT, bake, litter, python_of, succeed
 
+DOCS = PROJECT / "engine" / "docs"
 BLOCK = re.compile(r"^<!-- run -->\n+```bash\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -21,7 +22,7 @@ def blocks(readme: Path) -> list[str]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template as a person has it after `git clone`, in a folder with a space in its name."""
     copy = tmp_path_factory.mktemp("clone") / "lightning shards"
-    shutil.copytree(ROOT, copy, ignore=LITTER)
+    shutil.copytree(ROOT, copy, ignore=litter)
     return copy
 
 
@@ -53,7 +54,7 @@ def test_other_commands_of_the_template(clone: Path) -> None:
 def test_slurm_commands_of_the_docs() -> None:
     """They are those of the project's README, which its tests hand to a real Slurm."""
     readme = (PROJECT / "README.md").read_text()
-    commands = re.findall(r"^sbatch .*$", (ROOT / "docs" / "scaling.md").read_text(), flags=re.MULTILINE)
+    commands = re.findall(r"^sbatch .*$", (DOCS / "scaling.md").read_text(), flags=re.MULTILINE)
     assert len(commands) == 3 and all(command in readme for command in commands)
 
 
@@ -64,7 +65,7 @@ def test_scaling_commands_of_the_docs(project: Path, tmp_path: Path) -> None:
     shorter = "--trainer.max_epochs 1 --data.fraction 0.1 --log.wandb false"
     uv.write_text(f'#!/bin/sh\nshift\nexec "{python_of(project)}" "$@" {shorter}\n')
     uv.chmod(0o755)
-    commands = blocks(ROOT / "docs" / "scaling.md")
+    commands = blocks(DOCS / "scaling.md")
     assert len(commands) == 2
     for command in commands:
         said = succeed(f'PATH="{tmp_path}:$PATH"\n{command}', project)
@@ -73,17 +74,35 @@ def test_scaling_commands_of_the_docs(project: Path, tmp_path: Path) -> None:
 
 def test_torchrun_command_of_the_docs() -> None:
     """It is the one of the project's README, with the options with which its tests start several hosts."""
-    docs, readme = (ROOT / "docs" / "scaling.md").read_text(), (PROJECT / "README.md").read_text()
+    docs, readme = (DOCS / "scaling.md").read_text(), (PROJECT / "README.md").read_text()
     command = re.findall(r"uv run torchrun .*?--config configs/desktop.yaml", docs, flags=re.DOTALL)[0]
     options = re.findall(r"--[a-z-]+(?= )", command.partition(" -- ")[0])
     starts = (ROOT / "tests" / "engine" / "starts.py").read_text()
     assert len(options) >= 6 and all(name in readme and f'"{name[2:]}"' in starts for name in options), options
 
 
+def pages(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.md") if not {".venv", "build"} & set(path.relative_to(folder).parts)]
+
+
+def broken_links(page: Path, inside: Path) -> list[str]:
+    """The links of a page to files that are not there, or that lie outside a folder."""
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    found = [(page.parent / target).resolve() for target in targets]
+    return [str(path) for path in found if not path.exists() or not path.is_relative_to(inside.resolve())]
+
+
 def test_links_of_the_template() -> None:
-    """Every file that README names by a link is there."""
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    """Every file that README, docs/ or the engine names by a link is there; of the engine, also where it lies alone."""
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *pages(ROOT / "docs")]:
+        assert broken_links(page, ROOT) == [], page
+    for page in pages(PROJECT / "engine"):
+        assert broken_links(page, PROJECT / "engine") == [], page
+
+
+def test_links_of_a_project(default_bake: Path) -> None:
+    for page in pages(default_bake):
+        assert broken_links(page, default_bake) == [], page
 
 
 @pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from template import DEFAULT, LITTER, ROOT, run, succeed
+from template import DEFAULT, ROOT, litter, run, succeed
 
 WHO = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.org", "-c", "commit.gpgsign=false"]
 CRUFT = [sys.executable, "-m", "cruft"]
@@ -33,7 +33,7 @@ def edit(path: Path, old: str, new: str) -> None:
 def template(tmp_path: Path) -> Path:
     """A copy of the template, with a first commit."""
     copy = tmp_path / "template"
-    shutil.copytree(ROOT, copy, ignore=LITTER)
+    shutil.copytree(ROOT, copy, ignore=litter)
     commit(copy, "Older")
     return copy
 

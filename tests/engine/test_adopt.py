@@ -33,7 +33,7 @@ def write_foreign(root: Path, count: int = 40, task: str = "single_label") -> No
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["x", "index", *arguments])
+    monkeypatch.setattr("sys.argv", ["x", "adopt", *arguments])
     try:
         return commands.main()
     except SystemExit as end:

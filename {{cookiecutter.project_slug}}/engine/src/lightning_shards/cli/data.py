@@ -1,4 +1,4 @@
-"""`pack`, `index`, `verify`: datasets."""
+"""`pack`, `adopt`, `verify`: datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STOPPED = 75
 
 def add(commands: Any) -> None:
     """Add the parsers of these commands."""
-    for add_one in (_add_pack, _add_index, _add_verify):
+    for add_one in (_add_pack, _add_adopt, _add_verify):
         add_one(commands)
 
 
@@ -61,9 +61,10 @@ def _pack(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_index(commands: Any) -> None:
+def _add_adopt(commands: Any) -> None:
     parser = commands.add_parser(
-        "index",
+        "adopt",
+        aliases=["index"],  # what it was called before there was an engine
         help="make a dataset of tar shards that others packed, without copying them",
         description="Read the tars of SOURCE once, from begin to end, and write dataset.json and an index beside them. "
         "Interrupted, the same command goes on.",
@@ -77,10 +78,10 @@ def _add_index(commands: Any) -> None:
     parser.add_argument("--names", type=Path, metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="shards at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.set_defaults(run=_index)
+    parser.set_defaults(run=_adopt)
 
 
-def _index(arguments: argparse.Namespace) -> None:
+def _adopt(arguments: argparse.Namespace) -> None:
     from ..packing.adopt import adopt
     from ..packing.report import progress_bar
 
@@ -90,7 +91,7 @@ def _index(arguments: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--names {arguments.names} cannot be read ({error})") from None
     patterns = {split: getattr(arguments, split) for split in ("val", "test") if getattr(arguments, split)}
-    with progress_bar("indexing", "shards") as progress:
+    with progress_bar("adopting", "shards") as progress:
         report = adopt(arguments.source, arguments.dest, patterns, names, arguments.workers, progress)
     if arguments.json:
         print(json.dumps(report))
