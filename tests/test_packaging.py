@@ -21,14 +21,14 @@ ABSENT = ("lightning", "pytorch_lightning", "wandb", "torchmetrics", "jsonargpar
 LOOP = """
 import importlib.util, json, sys
 from lightning_shards.data import ShardLoader
-loader = ShardLoader("data", batch_size=100, crop=28)
+loader = ShardLoader("images", batch_size=100, crop=28)
 seen = []
 for batch in loader:
     assert batch["image"].shape == (100, 3, 28, 28) and len(batch["target"]) == 100
     seen += batch.ids.tolist()
     if len(seen) == 300:
         state = loader.state_dict()
-again = ShardLoader("data", batch_size=200, crop=28)
+again = ShardLoader("images", batch_size=200, crop=28)
 again.load_state_dict(state)
 rest = [number for batch in again for number in batch.ids.tolist()]
 heavy = [name for name in %r if name in sys.modules]
@@ -51,8 +51,8 @@ def python(folder: Path) -> str:
 
 
 @pytest.mark.project
-def test_the_engine_alone_packs_and_iterates(alone: Path) -> None:
-    """With nothing but the base dependencies: every command that needs no model, and a loop in plain PyTorch."""
+def test_the_engine_alone_packs(alone: Path) -> None:
+    """With nothing but the base dependencies: every command that needs no model."""
     missing = "import importlib.util as u; print([name for name in %r if not u.find_spec(name)])" % (ABSENT,)
     assert succeed([python(alone), "-c", missing], alone).strip() == str(list(ABSENT))
     command = [python(alone), "-m", "lightning_shards"]
@@ -63,6 +63,13 @@ def test_the_engine_alone_packs_and_iterates(alone: Path) -> None:
     (alone / "tars").mkdir()
     shutil.copy(alone / "data" / "train" / "000000.tar", alone / "tars")
     assert json.loads(succeed([*command, "adopt", "tars", "--json"], alone))["splits"]["train"]["shards"] == 1
+
+
+@pytest.mark.project
+def test_the_engine_alone_iterates(alone: Path) -> None:
+    """In six lines of plain PyTorch, and goes on with another batch size where it was left."""
+    sample = str(PROJECT / "sample" / "fashion-mnist-10k.zip")
+    succeed([python(alone), "-m", "lightning_shards", "pack", sample, "images"], alone)
     seen, different, same, heavy = json.loads(succeed([python(alone), "-c", LOOP % (ABSENT,)], alone))
     assert (seen, different, same, heavy) == (8000, 8000, True, [])
 
