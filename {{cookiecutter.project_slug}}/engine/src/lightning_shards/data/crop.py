@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import Pixels, decode_jpeg, decode_other, jpeg_frame, scratch
+from .decode import DecodeError, Pixels, decode_jpeg, decode_other, jpeg_frame, scratch
 
 # reductions up to which linear interpolation will do: as it is, of pixels that are blurred once, or twice
 LINEAR, TWICE, BLURRED = 1.25, 2.2, 3.0
@@ -54,29 +56,89 @@ class Crop:
         return (height - h) // 2, (width - w) // 2, h, w
 
     def __call__(self, data: bytes, draws: NDArray[np.float64] | None, out: Pixels) -> None:
-        """Write the crop of the image file `data` into `out`, uint8 (size, size, 3). Raises DecodeError.
+        """Write the crop of the image file `data` into `out`, uint8 (size, size, 3). Raises DecodeError."""
+        View(self, draws).image(data, out)
+
+
+class View:
+    """What the model sees of one sample: the same box, flip and size for all that lies in the image's plane.
+
+    Attributes:
+        crop: how the box is chosen.
+        mirrored: whether left and right change places.
+        size: (height, width) of the sample's first image; None until it is known.
+        box: (top, left, height, width) in that image.
+    """
+
+    __slots__ = ("box", "crop", "draws", "mirrored", "size")
+
+    def __init__(self, crop: Crop, draws: NDArray[np.float64] | None) -> None:
+        self.crop, self.draws = crop, draws
+        self.mirrored = draws is not None and bool(draws[0] < crop.flip)
+        self.size: tuple[int, int] | None = None
+        self.box = (0, 0, 0, 0)
+
+    def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        if self.size is None:
+            self.size, self.box = (height, width), self.crop.box(height, width, self.draws)
+        return self.box if self.size == (height, width) else self.crop.box(height, width, self.draws)
+
+    def image(self, data: bytes, out: Pixels) -> None:
+        """Write what is seen of the image file `data` into `out`, uint8 (size, size, 3). Raises DecodeError.
 
         A JPEG is decoded at 1/2, 1/4 or 1/8 where no side of the box gets smaller than `out` by that; its edges are
         rounded accordingly.
         """
-        image, by = None, 1
+        image, by, first = None, 1, self.size is None
         if frame := jpeg_frame(data):
-            box = self.box(frame.height, frame.width, draws)
-            by = next((by for by in (8, 4, 2) if by * self.size <= min(box[2:])), 1)
+            box = self._box(frame.height, frame.width)
+            by = next((by for by in (8, 4, 2) if by * self.crop.size <= min(box[2:])), 1)
             image = decode_jpeg(data, frame, by, box[0] + box[2], keep=False)
         if image is None:
             image, by = decode_other(data), 1
-            box = self.box(image.shape[0], image.shape[1], draws)
+            self.size = None if first else self.size
+            box = self._box(image.shape[0], image.shape[1])
         top, left, h, w = box
-        top, left, bottom, right = ((edge + by // 2) // by for edge in (top, left, top + h, left + w))
-        mirrored = draws is not None and draws[0] < self.flip
-        made = scratch("mirrored", out.shape) if mirrored else out
-        resize(image[top:bottom, left:right], made)
-        if mirrored:
-            cv2.flip(made, 1, dst=out)
+        if by > 1:
+            top, left, bottom, right = ((edge + by // 2) // by for edge in (top, left, top + h, left + w))
+            h, w = bottom - top, right - left
+            if first:  # masks and boxes follow what is seen, to the pixel
+                self.box = top * by, left * by, h * by, w * by
+        self._resize(image[top : top + h, left : left + w], out, resize)
+
+    def cut(self, pixels: NDArray[Any], out: NDArray[Any], nearest: bool = False) -> None:
+        """Write what is seen of `pixels` (H, W) or (H, W, C), as large as the image, into `out`.
+
+        With `nearest` each pixel of `out` takes the value of one of them. Raises DecodeError for another size.
+        """
+        height, width = pixels.shape[:2]
+        top, left, h, w = self._box(height, width)
+        if self.size != (height, width):
+            raise DecodeError(f"has {width} x {height} pixels, the image {self.size[1]} x {self.size[0]}")
+        self._resize(pixels[top : top + h, left : left + w], out, _nearest if nearest else resize)
+
+    def boxes(self, corners: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Left, top, right and bottom (n, 4) in the image -> in the square, also beyond its edges.
+
+        Raises DecodeError where the sample has no image.
+        """
+        if self.size is None:
+            raise DecodeError("has boxes but no image")
+        top, left, h, w = self.box
+        found = (corners - (left, top, left, top)) * (self.crop.size / np.array([w, h, w, h]))
+        if self.mirrored:
+            found[:, [0, 2]] = self.crop.size - found[:, [2, 0]]
+        return found.astype(np.float32)
+
+    def _resize(self, region: NDArray[Any], out: NDArray[Any], how: Callable[[Any, Any], None]) -> None:
+        if not self.mirrored:
+            return how(region, out)
+        made = scratch("mirrored", out.shape) if out.dtype == np.uint8 else np.empty_like(out)
+        how(region, made)
+        cv2.flip(made, 1, dst=out)
 
 
-def resize(region: Pixels, out: Pixels) -> None:
+def resize(region: NDArray[Any], out: NDArray[Any]) -> None:
     """Resize `region` (H, W, 3) or (H, W) into `out`, close to an antialiased bilinear filter, several times as fast.
 
     That filter is a triangle of half the width r, the reduction; linear interpolation is one of half the width 1. After
@@ -86,10 +148,14 @@ def resize(region: Pixels, out: Pixels) -> None:
     interpolation = cv2.INTER_AREA if max(reductions) > BLURRED else cv2.INTER_LINEAR
     if LINEAR < max(reductions) <= BLURRED:
         down, across = map(_blur, reductions)
-        blurred = scratch("blurred", region.shape)
-        cv2.sepFilter2D(region, -1, across, down, dst=blurred, borderType=cv2.BORDER_REPLICATE)
-        region = blurred
+        blurred = scratch("blurred", region.shape) if region.dtype == np.uint8 else None
+        region = cv2.sepFilter2D(region, -1, across, down, dst=blurred, borderType=cv2.BORDER_REPLICATE)
     cv2.resize(region, (out.shape[1], out.shape[0]), dst=out, interpolation=interpolation)
+
+
+def _nearest(region: NDArray[Any], out: NDArray[Any]) -> None:
+    """Each pixel's centre takes what lies there, as linear interpolation has it."""
+    cv2.resize(region, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _blur(reduction: float) -> NDArray[np.float32]:

@@ -4,6 +4,9 @@
      "splits": {"train": [{"name": "train/000000.tar", "samples": 1250, "bytes": 2570240, "sha256": "..."}]},
      "packed": {...how...}, "fingerprint": "..."}
 
+Where the samples hold more than an image and a target, "fields" describes each field by its kind, and the format is
+"lightning-shards/2", which versions before it refuse.
+
 Sample ids count through a split's shards in the order of this file: the first sample of the first shard is 0.
 """
 
@@ -20,6 +23,7 @@ from ..errors import InputError
 from ..files import write_durably
 
 FORMAT = "lightning-shards/1"
+WITH_FIELDS = "lightning-shards/2"
 TASKS = ("single_label", "multi_label", "regression")
 
 
@@ -44,6 +48,8 @@ class Dataset:
         targets: class names, or the names of the numbers.
         splits: the shards of each split.
         packed: how it was made, for people.
+        fields: name -> description of each field (`Field.describe`); empty: an image, and the target of `task`. Only
+            where there are any, `task` may be empty.
     """
 
     root: Path | str
@@ -51,6 +57,7 @@ class Dataset:
     targets: Sequence[str]
     splits: Mapping[str, Sequence[Shard]]
     packed: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -60,6 +67,8 @@ class Dataset:
             for split, shards in self.splits.items()
             for s in shards
         ]
+        if self.fields:
+            lines.append(json.dumps(self.fields, sort_keys=True))
         return hashlib.sha256("\n".join([self.task, *self.targets, *lines]).encode()).hexdigest()[:16]
 
     def samples(self, split: str) -> int:
@@ -68,9 +77,10 @@ class Dataset:
     def save(self, folder: Path | None = None) -> None:
         """Write `dataset.json` beside the shards, or into another `folder`; durably, and all of it or nothing."""
         content = {
-            "format": FORMAT,
+            "format": WITH_FIELDS if self.fields else FORMAT,
             "task": self.task,
             "targets": list(self.targets),
+            **({"fields": {name: dict(about) for name, about in self.fields.items()}} if self.fields else {}),
             "splits": {split: [asdict(shard) for shard in shards] for split, shards in self.splits.items()},
             "packed": dict(self.packed),
             "fingerprint": self.fingerprint,
@@ -95,18 +105,21 @@ class Dataset:
         path = f"{root}/dataset.json"
         try:
             content = json.loads(text)
-            if content["format"] != FORMAT:
-                wrong = f"{path} has format {content['format']!r}, this version reads {FORMAT!r}: pack it again"
+            if content["format"] not in (FORMAT, WITH_FIELDS):
+                wrong = f"{path} has format {content['format']!r}, this version reads {WITH_FIELDS!r}: pack it again"
                 raise InputError(wrong)
             splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
             if isinstance(root, Path) and (place := content.get("shards_at")):  # never out of a file from elsewhere
                 root = str(place) if "://" in place else Path(place)
-            dataset = cls(root, content["task"], content["targets"], splits, content["packed"])
+            fields = content["fields"] if content["format"] == WITH_FIELDS else {}
+            dataset = cls(root, content["task"], content["targets"], splits, content["packed"], fields)
+            described = all(isinstance(about, dict) for about in fields.values())
             names = [Path(shard.name) for shards in splits.values() for shard in shards]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}): pack the dataset again") from None
-        if dataset.task not in TASKS or any(name.is_absolute() or ".." in name.parts for name in names):
-            raise InputError(f"{path} is damaged: unknown task, or a shard outside the dataset's folder")
+        known = dataset.task in TASKS or (dataset.task == "" and dataset.fields)
+        if not known or not described or any(name.is_absolute() or ".." in name.parts for name in names):
+            raise InputError(f"{path} is damaged: unknown task or field, or a shard outside the dataset's folder")
         if dataset.fingerprint != content.get("fingerprint"):
             raise InputError(f"{path} was changed after packing: its fingerprint does not fit; pack the dataset again")
         return dataset

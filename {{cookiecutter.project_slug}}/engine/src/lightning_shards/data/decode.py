@@ -8,10 +8,8 @@ libdeflate unpacks PNGs for it.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from .file_names import IMAGE_FIELDS as IMAGE_FIELDS
 from .image_header import MAX_PIXELS, Frame, has_end, image_format, read_frame
-from .png import unpack, without_bulk
+from .png import as_gray, unpack, without_bulk
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
@@ -110,38 +108,23 @@ def decode_image(data: bytes) -> Pixels:
     return decode_other(data) if image is None else image
 
 
-def target_decoder(task: str, targets: int) -> tuple[tuple[str, ...], Callable[[bytes], int | NDArray[np.float32]]]:
-    """The fields that may hold the target of `task`, and a function from their bytes to the target.
+def decode_mask(data: bytes) -> Pixels:
+    """Decode a gray or palette PNG of 8 bits at most into its stored values, uint8 (height, width). Raises DecodeError.
 
-    `single_label` gives a class number, the others float32 (targets,): 0 or 1 for each class, or the numbers.
+    No colour plays a part: of a palette the numbers count, of 1, 2 or 4 bits too.
     """
-    if task == "single_label":
-
-        def label(data: bytes) -> int:
-            try:
-                number = int(data)
-            except ValueError:
-                raise DecodeError(f"its class {data[:40]!r} is no number") from None
-            if not 0 <= number < targets:
-                raise DecodeError(f"its class {number} is not in 0..{targets - 1}")
-            return number
-
-        return ("cls",), label
-
-    def numbers(data: bytes) -> NDArray[np.float32]:
-        try:
-            content = json.loads(data)
-            if task == "regression":
-                values = np.array(content["targets"], np.float32)
-            else:
-                values = np.zeros(targets, np.float32)
-                values[np.array(content["labels"], np.int64)] = 1
-                if min(content["labels"], default=0) < 0:
-                    raise IndexError("a class number is negative")
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DecodeError(f"its target cannot be read ({error})") from None
-        if values.shape != (targets,) or not np.isfinite(values).all():
-            raise DecodeError(f"its target is not {targets} finite numbers")
-        return values
-
-    return ("json",), numbers
+    if image_format(data) != "png" or len(data) < 33:
+        raise DecodeError("is no PNG, which a mask must be: others are lossy, or mix its classes with colours")
+    bits, colour = data[24], data[25]
+    if bits > 8 or colour not in (0, 3):
+        raise DecodeError("its mask is in colour or has 16 bits: it must be a gray or palette PNG of 8 bits at most")
+    height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    if height * width > MAX_PIXELS:
+        raise DecodeError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,} are not decoded")
+    try:
+        mask = cv2.imdecode(np.frombuffer(unpack(as_gray(data)), np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error as error:
+        raise DecodeError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from None
+    if mask is None or mask.shape != (height, width):
+        raise DecodeError("cannot be decoded: damaged")
+    return mask if bits == 8 else mask // np.uint8(255 // ((1 << bits) - 1))  # type: ignore[return-value]

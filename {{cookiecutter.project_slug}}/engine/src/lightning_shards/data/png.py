@@ -70,3 +70,22 @@ def unpack(data: bytes) -> bytes:
     chunk = b"".join(stored)
     length, check = len(chunk) - 4, deflate.crc32(chunk)
     return b"".join((data[:start], length.to_bytes(4, "big"), chunk, check.to_bytes(4, "big"), data[at:]))
+
+
+def as_gray(data: bytes) -> bytes:
+    """The same PNG as gray: the numbers of its palette, or its gray values, and no transparency, colour or gamma.
+
+    `data` itself where its chunks cannot be followed; a decoder says what is wrong then.
+    """
+    header = data[12:25] + b"\0" + data[26:29]
+    parts = [data[:12], header, deflate.crc32(header).to_bytes(4, "big")]
+    at = 33
+    while at + 12 <= len(data):
+        length, kind = _CHUNK.unpack_from(data, at)
+        end = at + 12 + length
+        if kind in (b"IDAT", b"IEND"):
+            parts.append(data[at:end])
+        if kind == b"IEND" or end > len(data):
+            break
+        at = end
+    return b"".join(parts)
