@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -55,12 +55,12 @@ def write_dataset(
     root: Path,
     sizes: Sequence[int] = (17, 30, 9, 40),
     task: str = "single_label",
-    damaged: dict[int, bytes] | None = None,
+    damaged: Mapping[int, bytes | None] | None = None,
     held_out: int = 21,
 ) -> Path:
     """A dataset with shards of `sizes` to train, and `held_out` samples each to validate and test.
 
-    `damaged` replaces the images of training samples.
+    `damaged` replaces the images of training samples; None leaves them out.
     """
     splits: dict[str, list[Shard]] = {}
     for split, counts in {"train": sizes, "val": [held_out], "test": [held_out]}.items():
@@ -72,9 +72,10 @@ def write_dataset(
             tar = root / split / f"{place:06d}.tar"
             with tar.open("wb") as file, webdataset.TarWriter(file, mtime=0) as writer:
                 for number in range(first, first + count):
-                    image = (damaged or {}).get(number) if split == "train" else None
-                    fields = {"png": encoded(number) if image is None else image, **target(number, task)}
-                    writer.write({"__key__": f"{number:08d}", **fields})
+                    replaced = damaged if damaged and split == "train" else {}
+                    image = replaced.get(number, encoded(number))
+                    images = {} if image is None else {"png": image}
+                    writer.write({"__key__": f"{number:08d}", **images, **target(number, task)})
             ShardIndex.build(tar).save(tar.with_name(tar.name + ".index"))
             checksum = hashlib.sha256(tar.read_bytes()).hexdigest()
             shards.append(Shard(f"{split}/{tar.name}", count, tar.stat().st_size, checksum))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_shards.data.batch import Batch
 from lightning_shards.data.loader import ShardLoader
 from lightning_shards.data.worker import DecodeWorker
 from lightning_shards.errors import RunError
@@ -28,6 +29,10 @@ def alive(process: int) -> bool:
 def number(loader: ShardLoader) -> int:
     (process,) = loader._decoding
     return process._process.pid
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    return [batch["image"], batch["target"], batch.ids, batch.seeds, batch.valid]
 
 
 def test_breaking_off_ends_it_and_the_next_epoch_has_another(dataset: Path) -> None:
@@ -50,7 +55,7 @@ def test_several_take_turns(dataset: Path, processes: int, micro: int) -> None:
         one.sampler.set_epoch(epoch)
         several.sampler.set_epoch(epoch)
         for a, b in zip(one, several, strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+            assert all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
     batches = iter(several)
     next(batches)
     before = [process._process.pid for process in several._decoding]
@@ -119,9 +124,11 @@ def test_slots_are_filled_again_only_when_they_are_free(dataset: Path) -> None:
     process = DecodeWorker(make_job(dataset))
     process.begin(make_sampler(dataset))
     held = [process.receive(), process.receive()]  # of five slots; the other three are filled, then it waits
-    seen = [process.pixels[rows.slot].copy() for rows in held if rows]
+    seen = [process.slots[rows.slot]["image"].copy() for rows in held if rows]
     time.sleep(0.2)  # in which it could do harm
-    assert all((process.pixels[rows.slot] == pixels).all() for rows, pixels in zip(held, seen, strict=True) if rows)
+    assert all(
+        (process.slots[rows.slot]["image"] == pixels).all() for rows, pixels in zip(held, seen, strict=True) if rows
+    )
     assert len({rows.slot for rows in held if rows}) == len(held)
     process.close()
 

@@ -12,7 +12,7 @@ import pytest
 from lightning_shards.data.crop import Crop
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.loader import ShardLoader, SkipLog
-from lightning_shards.data.order import Order
+from lightning_shards.data.order import WindowedOrder
 from lightning_shards.data.sampler import EvalSampler, TrainSampler
 from lightning_shards.data.worker import WorkerSpec
 
@@ -32,7 +32,7 @@ def batches_hash(root: Path, split: str) -> str:
     data, digest = Dataset.open(root), hashlib.sha256()
     shards, train = data.splits[split], split == "train"
     job = WorkerSpec(data, split, CROP, 8, 5 if train else None, 2, (Path(), None))
-    order = Order([shard.samples for shard in shards], [shard.bytes for shard in shards], 5)
+    order = WindowedOrder([shard.samples for shard in shards], [shard.bytes for shard in shards], 5)
     sampler = TrainSampler(order, 0, 1, 8, 1, (0, 0)) if train else EvalSampler(len(order), 0, 1, 8)
     loader = ShardLoader(job, sampler, SkipLog(None, 1e9))
     for epoch in range(2):

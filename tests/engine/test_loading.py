@@ -18,11 +18,13 @@ from lightning_shards.data.batch import Batch
 from lightning_shards.data.batcher import BatchDecoder, DecodedBatch
 from lightning_shards.data.crop import Crop, resize
 from lightning_shards.data.dataset import Dataset
-from lightning_shards.data.decode import DecodeError, Pixels, target_decoder
+from lightning_shards.data.decode import DecodeError
+from lightning_shards.data.fields import ClassIndex, Image, MultiHot, Numbers
 from lightning_shards.data.loader import ShardLoader, SkipLog
 from lightning_shards.data.order import WindowedOrder
 from lightning_shards.data.sample_reader import SampleReader
 from lightning_shards.data.sampler import EvalSampler, TrainSampler
+from lightning_shards.data.slots import Arrays, SlotLayout
 from lightning_shards.data.worker import WorkerSpec
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.train.datamodule import ShardDataModule
@@ -46,12 +48,12 @@ def make_loader(root: Path, micro: int = 8, train: bool = True, log: Path | None
     return ShardLoader(make_job(root, micro, 2, train), make_sampler(root, micro, train), SkipLog(log, 1e9))
 
 
-def decode(decoder: BatchDecoder, sampler: TrainSampler | EvalSampler) -> Iterator[tuple[DecodedBatch, Pixels]]:
-    """The decoder's batches and their pixels, in this process."""
-    size, made = decoder.crop.size, []
+def decode(decoder: BatchDecoder, sampler: TrainSampler | EvalSampler) -> Iterator[tuple[DecodedBatch, Arrays]]:
+    """The decoder's batches and their arrays, in this process."""
+    layout, made = SlotLayout(decoder.fields, decoder.crop.size, sampler.micro), []
 
-    def take() -> tuple[int, Pixels]:
-        made.append(np.empty((sampler.micro, size, size, 3), np.uint8))
+    def take() -> tuple[int, Arrays]:
+        made.append(layout.arrays(bytearray(b"\x07" * layout.bytes)))
         return len(made) - 1, made[-1]
 
     for rows in decoder.batches(sampler, take):
@@ -93,8 +95,8 @@ def test_pixels_do_not_depend_on_batches_or_threads(dataset: Path, micro: int, w
     def samples(micro: int, workers: int) -> dict[int, tuple[Any, int]]:
         batches = decode(make_job(dataset, micro, workers).decoder, make_sampler(dataset, micro, epoch=epoch))
         return {
-            number: (pixels[row], int(rows.targets[row]))
-            for rows, pixels in batches
+            number: (arrays["image"][row], int(arrays["target"][row]))
+            for rows, arrays in batches
             for row, number in enumerate(rows.ids.tolist())
         }
 
@@ -151,29 +153,32 @@ def test_damaged_samples_are_masked_and_written_down(tmp_path: Path) -> None:
 
 
 def test_a_sample_without_target_or_image_is_masked(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "d", sizes=(6,))
+    root = write_dataset(tmp_path / "d", sizes=(6,), damaged={1: None, 4: None})
+    masked = [rows.ids[~rows.valid] for rows, _ in decode(make_job(root).decoder, make_sampler(root, 3))]
+    assert sorted(np.concatenate(masked).tolist()) == [1, 4]
     decoder = make_job(root).decoder
-    decoder.store = SampleReader(Dataset.open(root), "train", (("jpg",), ("cls",)))
-    assert not any(rows.valid.any() for rows, _ in decode(decoder, make_sampler(root, 3)))
+    decoder.store = SampleReader(Dataset.open(root), "train", (("cls",), ("jpg",)))
+    with pytest.raises(InputError, match=r"the sample has no jpg; the tars hold \.cls, \.png$"):
+        list(decode(decoder, make_sampler(root, 3)))
     for label in (b"7", b"-1", b"cat", b""):
         with pytest.raises(DecodeError):
-            target_decoder("single_label", 3)[1](label)
+            ClassIndex(3).decode(label, None, None)
     for content in (b'{"labels": [5]}', b'{"labels": [-1]}', b"[]", b"{", b'{"targets": [1]}'):
         with pytest.raises(DecodeError):
-            target_decoder("multi_label", 3)[1](content)
+            MultiHot(3).decode(content, None, None)
     for content in (b'{"targets": [1, 2]}', b'{"targets": ["a"]}', b'{"targets": [NaN]}', b"{}"):
         with pytest.raises(DecodeError):
-            target_decoder("regression", 1)[1](content)
-    assert np.asarray(target_decoder("multi_label", 3)[1](b'{"labels": [0, 2]}')).tolist() == [1, 0, 1]
+            Numbers(1).decode(content, None, None)
+    assert MultiHot(3).decode(b'{"labels": [0, 2]}', None, None).tolist() == [1, 0, 1]
 
 
 def test_an_error_in_a_thread_is_raised_and_threads_end(dataset: Path) -> None:
+    class Fails(ClassIndex):
+        def decode(self, *_: Any) -> int:
+            raise ZeroDivisionError("a defect, not a damaged sample")
+
     decoder = make_job(dataset).decoder
-
-    def fails(data: bytes) -> int:
-        raise ZeroDivisionError("a defect, not a damaged sample")
-
-    decoder.decode_target = fails
+    decoder.fields = {"target": Fails(3), "image": Image()}
     with pytest.raises(ZeroDivisionError):
         list(decode(decoder, make_sampler(dataset)))
     iterator = decode(make_job(dataset).decoder, make_sampler(dataset))

@@ -1,4 +1,4 @@
-"""Sample ids -> rows of batches: read, decoded and cropped by a pool of threads, into memory that they are given.
+"""Sample ids -> rows of batches: read and decoded by a pool of threads, into memory that they are given.
 
 A sample that cannot be read or decoded becomes a row with `valid` false, filled with the pixels of a valid neighbour
 (so that no zeros enter batch statistics), and a line for the skip log; the number of batches never changes.
@@ -16,13 +16,20 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .crop import Crop
-from .decode import DecodeError, Pixels, target_decoder
+from .decode import DecodeError
+from .fields.base import Fields
+from .rows import BatchRows
 from .sample_reader import SampleReader
-from .uniforms import uniform
+from .shard_file import ShardFile
+from .slots import Arrays
+from .transform import Transform
+from .uniforms import sample_seeds, uniform
 
 PADDING = -1  # the id of a row that stands for no sample
 PREFETCH = 4  # batches in the making
+FIRST = 16  # samples without one that is right, after which a fault is looked for that they share
 CHUNK = 64  # rows that one thread decodes in one go: long enough to hide the hand-over, short enough to share a batch
 
 Skipped = list[dict[str, object]]  # lines for the skip log
@@ -70,20 +77,24 @@ class EveryNth:
 
 
 class DecodedBatch(NamedTuple):
-    """A decoded batch but for its pixels, which lie in `slot`."""
+    """A decoded batch but for the fields whose rows have a shape, which lie in `slot`."""
 
     slot: int
     ids: NDArray[np.int64]  # (B,); PADDING for rows that stand for no sample
-    targets: NDArray[Any]  # int64 (B,) class numbers, or float32 (B, T)
+    seeds: NDArray[np.int64]  # (B,)
     valid: NDArray[np.bool_]  # (B,)
+    ragged: dict[str, list[Any]]  # B values of each other field
     skipped: Skipped
     last: bool  # of the epoch
 
 
 @dataclass
 class _Making:
-    rows: DecodedBatch
-    pixels: Pixels
+    slot: int
+    ids: NDArray[np.int64]
+    seeds: NDArray[np.int64]
+    epoch: int
+    rows: BatchRows
     chunks: Chunks
 
 
@@ -101,28 +112,29 @@ class BatchDecoder:
     """Makes the batches of a split.
 
     Args:
-        store: reads the split, with the fields IMAGE_FIELDS and the target's.
+        store: reads the members of `fields` in the split.
+        fields: of a sample, in the order in which they are decoded.
         crop: how a square of S pixels is cut from each image.
-        task, targets: the kind and number of targets.
         seed: of the random crops; None takes the centred crop (validation, test).
         workers: threads.
+        transform: changes each sample; None: none does.
     """
 
     store: SampleReader
+    fields: Fields
     crop: Crop
-    task: str
-    targets: int
     seed: int | None
     workers: int
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
-        self.decode_target = target_decoder(self.task, self.targets)[1]
+        self._first_look = FirstLook()
 
-    def batches(self, sampler: Sampler | EveryNth, take: Callable[[], tuple[int, Pixels]]) -> Iterator[DecodedBatch]:
+    def batches(self, sampler: Sampler | EveryNth, take: Callable[[], tuple[int, Arrays]]) -> Iterator[DecodedBatch]:
         """The batches of an epoch in the sampler's order, PREFETCH of them in the making (of one worker, 2).
 
-        `take` gives the number and the memory, uint8 (B, S, S, 3), of a slot, and waits for one if need be. Breaking
-        off ends the threads; an error in one of them is raised here.
+        `take` gives the number and the memory, arrays (B, ...) by field, of a slot, and waits for one if need be.
+        Breaking off ends the threads; an error in one of them is raised here.
         """
         pool = ThreadPoolExecutor(self.workers, "decode") if self.workers > 1 else _AtOnce()
         ahead = PREFETCH if self.workers > 1 else 2  # the last batch is known by there being no other
@@ -130,8 +142,8 @@ class BatchDecoder:
         expect = self._expecter(sampler)
         try:
             for number, ids in enumerate(sampler):
-                expect(number - len(pending), number, np.append(pending[0].rows.ids, ids) if pending else ids)
-                pending.append(self._begin(pool, ids, sampler.epoch, *take()))
+                expect(number - len(pending), number, np.append(pending[0].ids, ids) if pending else ids)
+                pending.append(self._begin(pool, ids, sampler.occurrences(number), sampler.epoch, *take()))
                 if len(pending) == ahead:
                     yield self._finish(pending.popleft(), False)
             while pending:
@@ -158,40 +170,73 @@ class BatchDecoder:
 
         return expect
 
-    def _begin(self, pool: Executor, ids: NDArray[np.int64], epoch: int, slot: int, pixels: Pixels) -> _Making:
-        count, single = len(ids), self.task == "single_label"
-        targets = np.zeros(count, np.int64) if single else np.zeros((count, self.targets), np.float32)
-        making = _Making(DecodedBatch(slot, ids, targets, np.zeros(count, np.bool_), [], False), pixels[:count], [])
-        draws = None if self.seed is None else uniform(self.seed, epoch, ids, self.crop.draws)
+    def _begin(
+        self,
+        pool: Executor,
+        ids: NDArray[np.int64],
+        occurrences: NDArray[np.int64] | None,
+        epoch: int,
+        slot: int,
+        arrays: Arrays,
+    ) -> _Making:
+        count, seed = len(ids), self.seed
+        seeds = sample_seeds(seed or 0, epoch, ids, occurrences)
+        draws = None if seed is None else uniform(seed, epoch, ids, self.crop.draws, occurrences)
+        rows = BatchRows(self.fields, arrays, count, self.crop, draws, seeds, self.transform)
+        making = _Making(slot, ids, seeds, epoch, rows, [])
         step = count if self.workers == 1 else min(CHUNK, -(-count // self.workers))
         for first in range(0, count, step):
-            chunk = range(first, min(first + step, count))
-            making.chunks.append(pool.submit(self._decode, chunk, making.rows, making.pixels, draws, epoch))
+            making.chunks.append(pool.submit(self._decode, range(first, min(first + step, count)), making))
         return making
 
-    def _decode(
-        self, chunk: range, rows: DecodedBatch, pixels: Pixels, draws: NDArray[np.float64] | None, epoch: int
-    ) -> Skipped:
+    def _decode(self, chunk: range, making: _Making) -> Skipped:
         """Fill some rows of a batch; what could not be decoded is returned as lines for the skip log."""
         skipped: Skipped = []
-        ids = rows.ids[chunk.start : chunk.stop]
+        decode, ids = making.rows.decode, making.ids[chunk.start : chunk.stop]
         ids = ids[ids != PADDING]  # the last rows of a split
         for row, number, (shard, place) in zip(chunk, ids.tolist(), self.store.locate(ids), strict=False):
             try:
-                image, target = shard.read(place)
-                rows.targets[row] = self.decode_target(target)
-                self.crop(image, None if draws is None else draws[row], pixels[row])
-                rows.valid[row] = True
+                decode(row, shard.read(place))
             except (DecodeError, KeyError) as error:
-                where = {"shard": shard.name, "key": shard.keys[place], "offset": shard.offset(place)}
-                skipped.append({"id": number, "epoch": epoch, **where, "error": str(error.args[0])})
+                where = {"shard": shard.name, "key": shard.keys[place]}
+                offset = shard.offset(place, getattr(error, "member", 0))
+                line = {"id": number, "epoch": making.epoch, **where, "offset": offset, "error": str(error.args[0])}
+                self._first_look.failed(error, shard)
+                skipped.append(line)
         return skipped
 
     def _finish(self, making: _Making, last: bool) -> DecodedBatch:
         """Wait for a batch's rows, and fill those that are not valid."""
         skipped = [line for chunk in making.chunks for line in chunk.result()]
-        valid, pixels = making.rows.valid, making.pixels
-        if not valid.all():
-            good, bad = np.flatnonzero(valid), np.flatnonzero(~valid)
-            pixels[bad] = pixels[good[bad % len(good)]] if len(good) else 0
-        return making.rows._replace(skipped=skipped, last=last)
+        rows = making.rows
+        rows.fill()
+        self._first_look.judge(bool(rows.valid.any()), last)
+        return DecodedBatch(making.slot, making.ids, making.seeds, rows.valid, rows.ragged, skipped, last)
+
+
+class FirstLook:
+    """Tells what is wrong with the fields or the transform themselves from what is wrong with samples.
+
+    That is so where each of the first samples fails in the same way; after a sample that is right there is no more to
+    look for.
+    """
+
+    def __init__(self) -> None:
+        self._causes: list[str] | None = []
+
+    def failed(self, error: DecodeError | KeyError, shard: ShardFile) -> None:
+        if self._causes is not None:
+            cause = ""
+            if isinstance(error, KeyError):
+                cause = f"{error.args[0]}; the tars hold {', '.join(f'.{name}' for name in shard.extensions[:20])}"
+            elif error.transform:
+                cause = f"{error.args[0]}, with every sample"
+            self._causes.append(cause)
+
+    def judge(self, proven: bool, last: bool) -> None:
+        """Raises InputError where FIRST samples, or all of the epoch, failed and it is not they that are damaged."""
+        causes = self._causes
+        if causes is None or proven:
+            self._causes = None
+        elif causes and (last or len(causes) >= FIRST) and all(causes):
+            raise InputError(causes[-1])

@@ -113,7 +113,7 @@ class View:
         """
         height, width = pixels.shape[:2]
         top, left, h, w = self._box(height, width)
-        if self.size != (height, width):
+        if self.size and self.size != (height, width):
             raise DecodeError(f"has {width} x {height} pixels, the image {self.size[1]} x {self.size[0]}")
         self._resize(pixels[top : top + h, left : left + w], out, _nearest if nearest else resize)
 

@@ -31,6 +31,9 @@ Pixels = NDArray[np.uint8]
 class DecodeError(Exception):
     """A sample's bytes are no picture or no target: the row is masked and a line goes to `skipped/`."""
 
+    member = 0  # which of the fields it is about
+    transform = False  # whether a transform raised it
+
 
 _kept = threading.local()
 

@@ -12,14 +12,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import RunError
-from .batch import Batch
+from .batch import Batch, Values
 from .batcher import EveryNth, Sampler, Skipped
-from .uniforms import sample_seeds
+from .fields.base import Field, in_plane
 from .worker import RING_SIZE, DecodeWorker, WorkerSpec
 
 AHEAD = 2  # batches that wait for the trainer, on its device
@@ -99,9 +101,8 @@ class ShardLoader:
             self._stream = torch.cuda.Stream(self._device)
         stream = self._stream
         thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
-        epoch = self.sampler.epoch
         try:
-            pending = deque(thread.submit(self._receive, next(turns), epoch, stream) for _ in range(AHEAD))
+            pending = deque(thread.submit(self._receive, next(turns), stream) for _ in range(AHEAD))
             while True:
                 began = time.perf_counter()
                 received = pending.popleft().result()
@@ -112,7 +113,7 @@ class ShardLoader:
                 self.skipped.add(skipped)
                 if stream:
                     _outlive(batch, torch.cuda.current_stream(self._device))
-                pending.append(thread.submit(self._receive, next(turns), epoch, stream))
+                pending.append(thread.submit(self._receive, next(turns), stream))
                 yield batch
         finally:
             if any(process.busy for process in decoding):
@@ -126,28 +127,41 @@ class ShardLoader:
             process.close()
         self._decoding = []
 
-    def _receive(
-        self, process: DecodeWorker, epoch: int, stream: torch.cuda.Stream | None
-    ) -> tuple[Batch, Skipped] | None:
+    def _receive(self, process: DecodeWorker, stream: torch.cuda.Stream | None) -> tuple[Batch, Skipped] | None:
         """Take over the next batch; None at the epoch's end."""
         rows = process.receive()
         if rows is None:
             return None
-        pixels = process.pixels[rows.slot][: len(rows.ids)]
-        if self._device is None:  # fresh memory from NumPy comes in huge pages, and is filled several times as fast
-            images = torch.from_numpy(np.array(pixels))
-        else:
-            images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
-            images.numpy()[:] = pixels
+        count, arrays = len(rows.ids), process.slots[rows.slot]
+        fields: dict[str, Values] = {
+            name: _as_tensors(rows.ragged[name]) if field.shape is None else self._taken(arrays[name][:count], field)
+            for name, field in self.job.fields.items()
+        }
         process.free(rows.slot)
-        seeds = sample_seeds(self.job.seed or 0, epoch, rows.ids)
-        target, *others = (torch.from_numpy(array) for array in (rows.targets, rows.ids, seeds, rows.valid))
-        batch = Batch({"image": images.permute(0, 3, 1, 2), "target": target}, *others)
-        if stream:
+        batch = Batch(fields, *(torch.from_numpy(array) for array in (rows.ids, rows.seeds, rows.valid)))
+        if stream and self._device:
             with torch.cuda.stream(stream):
                 batch = batch.to(self._device, non_blocking=True)
             stream.synchronize()  # in this thread, which has nothing else to do: what is handed over has arrived
         return batch, rows.skipped
+
+    def _taken(self, rows: NDArray[Any], field: Field) -> torch.Tensor:
+        """A copy of rows of the memory that the process will use again; channels come second, but stay last in it."""
+        if self._device is None:  # fresh memory from NumPy comes in huge pages, and is filled several times as fast
+            tensor = torch.from_numpy(np.array(rows))
+        else:
+            tensor = torch.empty(rows.shape, dtype=torch.from_numpy(rows[:0]).dtype, pin_memory=True)
+            tensor.numpy()[:] = rows
+        return tensor.permute(0, 3, 1, 2) if in_plane(field) and tensor.ndim == 4 else tensor
+
+
+def _as_tensors(value: Any) -> Any:
+    """The arrays in ragged values as tensors."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, list):
+        return [_as_tensors(one) for one in value]
+    return {name: _as_tensors(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _outlive(batch: Batch, stream: torch.cuda.Stream) -> None:

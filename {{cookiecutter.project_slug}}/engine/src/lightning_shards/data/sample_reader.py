@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class SampleReader:
         wanted: for each field the names it may have, such as (("jpg", "png"), ("cls",)).
         cache: where the shards of a dataset behind a URL are kept; this store's own object.
         keep_open: shards kept open at most.
+        optional: numbers of the fields that a sample may lack.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class SampleReader:
         wanted: Sequence[tuple[str, ...]],
         cache: Cache | None = None,
         keep_open: int = 256,
+        optional: Collection[int] = (),
     ) -> None:
+        self._optional = optional
         self.root, self.shards, self.cache, self._wanted = dataset.root, dataset.splits[split], cache, wanted
         self._sizes = np.array([shard.samples for shard in self.shards], np.int64)
         self._ends: NDArray[np.int64] = np.cumsum(self._sizes)
@@ -115,7 +118,7 @@ class SampleReader:
         path, descriptor = Path(self.root) / shard.name, -1
         if self.cache:
             path, descriptor = self.cache.open(shard, lambda: number in self._needed)
-        opened = ShardFile(shard, path, self._wanted, descriptor)
+        opened = ShardFile(shard, path, self._wanted, descriptor, self._optional)
         if ahead:
             opened.read_ahead(self._stop)
         with self._lock:

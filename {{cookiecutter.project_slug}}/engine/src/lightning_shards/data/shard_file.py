@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,12 +65,22 @@ def _sidecars(path: Path) -> tuple[Path, Path]:
 
 
 class ShardFile:
-    """An open tar with the places of the wanted fields. Its descriptor closes with the last reference to it."""
+    """An open tar with the places of the wanted fields; those with an `optional` number a sample may lack.
 
-    def __init__(self, shard: Shard, path: Path, wanted: Sequence[tuple[str, ...]], descriptor: int = -1) -> None:
-        self.name, self._descriptor = shard.name, descriptor
+    Its descriptor closes with the last reference to it.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        path: Path,
+        wanted: Sequence[tuple[str, ...]],
+        descriptor: int = -1,
+        optional: Collection[int] = (),
+    ) -> None:
+        self.name, self._descriptor, self._optional = shard.name, descriptor, optional
         index = load_index(path, shard)
-        self.keys = index.keys
+        self.keys, self.extensions = index.keys, index.fields
         # memoryviews give Python numbers, in half the time
         self._fields = [tuple(column.data for column in index.pick(names)) for names in wanted]
         self._wanted = wanted
@@ -105,16 +115,23 @@ class ShardFile:
         except (AttributeError, OSError):
             return False
 
-    def offset(self, row: int) -> int:
-        """Where the sample's first wanted field lies in the tar, -1 where it lacks it."""
-        return self._fields[0][0][row]
+    def offset(self, row: int, field: int = 0) -> int:
+        """Where the sample's wanted field lies in the tar; one that it has where it lacks this; -1 without any."""
+        here = self._fields[field][0][row]
+        return here if here >= 0 else max(offsets[row] for offsets, _, _ in self._fields)
 
     def read(self, row: int) -> list[bytes]:
-        """The wanted fields of `row`. Raises KeyError for a field it lacks, RunError where the tar has changed."""
+        """The wanted fields of `row`; no bytes for an optional one that it lacks.
+
+        Raises KeyError for another field that it lacks, RunError where the tar has changed.
+        """
         contents, key = [], self.keys.encoded(row)
         for field, (offsets, sizes, checks) in enumerate(self._fields):
             offset, size = offsets[row], sizes[row]
             if offset < 0:
+                if field in self._optional:
+                    contents.append(b"")
+                    continue
                 raise KeyError(f"the sample has no {'/'.join(self._wanted[field])}")
             data = os.pread(self._descriptor, BLOCK + size, offset - BLOCK)
             right = len(data) == BLOCK + size and zlib.crc32(data[:BLOCK]) == checks[row]

@@ -48,7 +48,9 @@ def apply(transform: Transform, sample: dict[str, Any], fields: Fields, seed: in
     try:
         transform(sample, generator(seed))
     except Exception as error:
-        raise DecodeError(f"{RAISED} {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        failed = DecodeError(f"{RAISED} {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        failed.transform = True
+        raise failed from None
     if sample.keys() != before.keys():
         other = next(iter(sample.keys() ^ before.keys()))
         raise InputError(f"the transform adds or removes {other!r}: a sample keeps its fields, {', '.join(before)}")

@@ -9,20 +9,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def uniform(seed: int, epoch: int, ids: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+def uniform(
+    seed: int, epoch: int, ids: NDArray[np.int64], count: int, occurrences: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
     """Random numbers in [0, 1) that belong to the samples: (len(ids), count), whoever decodes them.
 
     Counter-based: SplitMix64 (Steele, Lea and Flood, 2014) over `sample_seeds` and the column.
     """
     columns = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    draws = _mix(sample_seeds(seed, epoch, ids).view(np.uint64)[:, None] + columns) >> np.uint64(11)
+    draws = _mix(sample_seeds(seed, epoch, ids, occurrences).view(np.uint64)[:, None] + columns) >> np.uint64(11)
     return draws.astype(np.float64) * 2.0**-53
 
 
-def sample_seeds(seed: int, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One 64-bit key for each sample in this epoch, shape of `ids`; all its random choices are hashed from it."""
+def sample_seeds(
+    seed: int, epoch: int, ids: NDArray[np.int64], occurrences: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """One 64-bit seed for each sample in this epoch, shape of `ids`; all its random choices are hashed from it.
+
+    `occurrences`, shape of `ids`: how often each has come before in this epoch.
+    """
     start = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    return _mix(_mix(ids.astype(np.uint64) + start) + start).view(np.int64)
+    numbers = ids.astype(np.uint64)
+    if occurrences is not None:
+        numbers += occurrences.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)  # odd: no two agree by chance
+    return _mix(_mix(numbers + start) + start).view(np.int64)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,9 +1,9 @@
 """Decoding in a process of its own, so that its threads and the trainer's never wait for one interpreter lock.
 
-The pixels go through memory that both processes map. Over a socket go the sampler of each epoch and freed slots one
-way, `DecodedBatch` or an error the other. The process ends when the socket does, however the trainer ended; signals
-to all of a process group are for the trainer to obey. It is started like any program: it inherits no thread and no
-device.
+Rows with a shape go through memory that both processes map. Over a socket go the sampler of each epoch and freed
+slots one way, `DecodedBatch` or an error the other. The process ends when the socket does, however the trainer ended;
+signals to all of a process group are for the trainer to obey. It is started like any program: it inherits no thread
+and no device.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ import threading
 import traceback
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import RunError
+from ..errors import InputError, RunError
 from .batcher import PREFETCH, BatchDecoder, DecodedBatch, EveryNth, Sampler
 from .cache import Cache
 from .crop import Crop
 from .dataset import Dataset
-from .decode import IMAGE_FIELDS, Pixels, target_decoder
+from .fields import Fields, dataset_fields
+from .fields.resolve import in_decoding_order
 from .sample_reader import SampleReader
+from .slots import Arrays, SlotLayout
+from .transform import Transform, check_portable
 
 RING_SIZE = PREFETCH + 1  # one is copied while the others are filled
 _TRAINERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # the trainer's to obey
@@ -51,6 +55,10 @@ class WorkerSpec:
         seed: of the random crops; None takes the centred crop (validation, test).
         workers: threads.
         cache: folder and capacity in bytes for the shards of a URL.
+        fields: what a sample holds; empty: what the dataset says.
+        transform: changes each decoded sample, in training, or always where its attribute `evaluation` is true.
+
+    Raises InputError for fields or a transform that a decoding process cannot be given.
     """
 
     dataset: Dataset
@@ -60,35 +68,53 @@ class WorkerSpec:
     seed: int | None
     workers: int
     cache: tuple[Path, int | None]
+    fields: Fields = field(default_factory=dict)
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", self.fields or dataset_fields(self.dataset))
+        for name, one in self.fields.items():
+            check_portable(f"the field {name!r}", one)
+        if self.transform is not None:
+            check_portable("the transform", self.transform)
 
     @property
     def decoder(self) -> BatchDecoder:
-        data, task, targets = self.dataset, self.dataset.task, len(self.dataset.targets)
+        data, fields = self.dataset, in_decoding_order(self.fields)
         cache = Cache(data.root, *self.cache) if isinstance(data.root, str) else None
-        store = SampleReader(data, self.split, (IMAGE_FIELDS, target_decoder(task, targets)[0]), cache)
-        return BatchDecoder(store, self.crop, task, targets, self.seed, self.workers)
+        optional = [number for number, one in enumerate(fields.values()) if not one.required]
+        store = SampleReader(data, self.split, [one.names for one in fields.values()], cache, optional=optional)
+        transform = self.transform
+        if self.seed is None and not getattr(transform, "evaluation", False):
+            transform = None
+        return BatchDecoder(store, fields, self.crop, self.seed, self.workers, transform)
 
-    def slots(self, file: int) -> Pixels:
-        """The memory behind a descriptor, uint8 (RING_SIZE, B, S, S, 3)."""
-        shape = (RING_SIZE, self.batch, self.crop.size, self.crop.size, 3)
-        return np.frombuffer(mmap.mmap(file, int(np.prod(shape))), np.uint8).reshape(shape)
+    @property
+    def layout(self) -> SlotLayout:
+        return SlotLayout(self.fields, self.crop.size, self.batch)
+
+    def slots(self, file: int) -> list[dict[str, NDArray[Any]]]:
+        """The memory behind a descriptor: for each of RING_SIZE slots the arrays (B, ...) of the fields."""
+        layout = self.layout
+        memory = mmap.mmap(file, RING_SIZE * layout.bytes)
+        return [layout.arrays(memory, slot) for slot in range(RING_SIZE)]
 
 
 class DecodeWorker:
-    """The trainer's end. `begin` an epoch, `receive` its batches, `free` each slot once its pixels were used."""
+    """The trainer's end. `begin` an epoch, `receive` its batches, `free` each slot once its rows were used."""
 
     def __init__(self, job: WorkerSpec) -> None:
         self.busy = False  # in the middle of an epoch
         self._socket, there = socket.socketpair()
         file = _shared_file()
-        os.ftruncate(file, RING_SIZE * job.batch * job.crop.size**2 * 3)
+        os.ftruncate(file, RING_SIZE * job.layout.bytes)
         command = [sys.executable, "-m", __name__, str(there.fileno()), str(file)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)  # inherited, for until it ignores them
         self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
-        self.pixels = job.slots(file)
+        self.slots = job.slots(file)
         os.close(file)
         self._connection = Connection(os.dup(self._socket.fileno()))
         self.close = weakref.finalize(self, _end, self._socket, self._process)
@@ -159,12 +185,12 @@ def main() -> None:
     for number in _TRAINERS:
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
-    job: WorkerSpec = connection.recv()
+    job = _receive_job(connection)
     slots, free, epochs = job.slots(int(sys.argv[2])), queue.Queue[int](), queue.Queue[Sampler | EveryNth]()
     decoder = job.decoder
     threading.Thread(target=_listen, args=(connection, free, epochs, decoder.store), daemon=True).start()
 
-    def take() -> tuple[int, Pixels]:
+    def take() -> tuple[int, Arrays]:
         slot = free.get()
         return slot, slots[slot]
 
@@ -179,6 +205,20 @@ def main() -> None:
             error.add_note(f"In the decoding process:\n{traceback.format_exc()}")
             with suppress(OSError):  # the trainer may have gone, which `_listen` notices
                 connection.send(_portable(error))
+
+
+def _receive_job(connection: Connection) -> WorkerSpec:
+    """What to do; where the team's own classes in it cannot be imported here, the trainer is told and this ends."""
+    try:
+        return connection.recv()  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:
+        connection.send(
+            InputError(
+                f"the decoding processes cannot import the fields or the transform ({error}): write them in a module"
+                " that can be imported from anywhere"
+            )
+        )
+        sys.exit(2)
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.dataset import Dataset, Shard
-from ..data.decode import IMAGE_FIELDS, DecodeError, decode_image, target_decoder
+from ..data.fields import check_sample, dataset_fields
 from ..data.remote import Remote, open_dataset
+from ..data.rows import USUAL
 from ..data.tar_index import ShardIndex
 from ..errors import InputError, RunError
 
@@ -73,19 +74,17 @@ def _verify_tar(path: Path, dataset: Dataset, shard: Shard) -> list[dict[str, An
         index = ShardIndex.build(path)
         if len(index) != shard.samples:
             report(f"holds {len(index)} samples, dataset.json says {shard.samples}")
-        fields, decode_target = target_decoder(dataset.task, len(dataset.targets))
+        fields = dataset_fields(dataset)
+        places = {name: index.pick(field.names)[:2] for name, field in fields.items()}
         with path.open("rb") as file:
-            for names, decode in ((IMAGE_FIELDS, decode_image), (fields, decode_target)):
-                offsets, sizes, _ = index.pick(names)
-                for key, offset, size in zip(index.keys, offsets.tolist(), sizes.tolist(), strict=True):
-                    if offset < 0:
-                        report(f"the sample has no {'/'.join(names)}", key)
-                        continue
-                    file.seek(offset)
-                    try:
-                        decode(file.read(size))
-                    except DecodeError as error:
-                        report(error, key, offset)
+            for row, key in enumerate(index.keys):
+                members, offsets = dict[str, bytes](), dict[str, int]()
+                for name, (starts, sizes) in places.items():
+                    if starts[row] >= 0:
+                        offsets[name] = file.seek(int(starts[row]))
+                        members[name] = file.read(int(sizes[row]))
+                for name, error in check_sample(fields, members):
+                    report(error if name in USUAL else f"{name}: {error}", key, offsets.get(name))
     except OSError as error:
         report(f"cannot be read ({error.strerror})")
     except InputError as error:

@@ -6,20 +6,24 @@ of ranks, workers or micro-batches, and on a resume the loaders start there: a j
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 
 from ..data.cache import Cache
 from ..data.crop import Crop
+from ..data.fields.resolve import WantedFields, resolve_fields
 from ..data.loader import ShardLoader, SkipLog
 from ..data.order import Order, WindowedOrder
 from ..data.remote import open_dataset
 from ..data.sampler import EvalSampler, TrainSampler
 from ..data.shard_file import default_cache
+from ..data.transform import Transform
+from ..data.trial import try_fields
 from ..data.worker import RING_SIZE, WorkerSpec
 from ..errors import InputError
 
@@ -49,7 +53,15 @@ class ShardDataModule(L.LightningDataModule):
         cache: folder on this node's own disk for the shards of a URL; null: lightning-shards in ~/.cache, on Slurm
             in $TMPDIR.
         cache_bytes: bytes it may hold, at least two windows and some batches; null: half of what is free on its disk.
+
+    Attributes that a subclass may set, on the class:
+        fields: what a sample holds: a mapping from names to fields, or a function of the dataset that gives one. None:
+            what the dataset says.
+        transform: changes each decoded sample of the training, in the decoding processes.
     """
+
+    fields: ClassVar[WantedFields] = None
+    transform: ClassVar[Transform | None] = None
 
     def __init__(
         self,
@@ -74,10 +86,13 @@ class ShardDataModule(L.LightningDataModule):
         self.dataset = open_dataset(path)
         if not self.dataset.splits.get("train"):
             raise InputError(f"{path} has no split named train: pack it again")
+        self.sample_fields = resolve_fields(self.dataset, _on_class(type(self), "fields"))
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
         self.crop = Crop(image_size, scale=crop_scale, flip=flip, center=eval_crop)
+        self._transform: Transform | None = _on_class(type(self), "transform")
+        try_fields(self.dataset, "train", self.sample_fields, self.crop, seed, self._transform)
         shards = self.dataset.splits["train"]
         samples, sizes = [shard.samples for shard in shards], [shard.bytes for shard in shards]
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -238,9 +253,25 @@ class ShardDataModule(L.LightningDataModule):
             processes, threads = 1, 1 if self._small else processes * threads
         log = Path(trainer.default_root_dir) / "skipped" / f"rank-{trainer.global_rank}.jsonl"
         skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / trainer.world_size)
-        job = WorkerSpec(self.dataset, split, self.crop, sampler.micro, seed, threads, self._cache)
+        job = WorkerSpec(
+            self.dataset,
+            split,
+            self.crop,
+            sampler.micro,
+            seed,
+            threads,
+            self._cache,
+            self.sample_fields,
+            self._transform,
+        )
         self._loaders[split] = ShardLoader(job, sampler, skipped, trainer.strategy.root_device, processes)
         return self._loaders[split]
+
+
+def _on_class(module: type[ShardDataModule], name: str) -> Any:
+    """An attribute of the class as it was set there: a function, too, and not a method."""
+    found = inspect.getattr_static(module, name)
+    return found.__func__ if isinstance(found, staticmethod) else found
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

@@ -73,8 +73,14 @@ class Shipped:
 
     def __post_init__(self) -> None:
         names = getattr(self, "names", None)
-        if isinstance(names, str) or not names or not all(isinstance(n, str) and _EXTENSION.fullmatch(n) for n in names):
-            raise InputError(f"a field's names are extensions in the tar, such as ('seg.png',), not {str(names)[:80]!r}")
+        if (
+            isinstance(names, str)
+            or not names
+            or not all(isinstance(n, str) and _EXTENSION.fullmatch(n) for n in names)
+        ):
+            raise InputError(
+                f"a field's names are extensions in the tar, such as ('seg.png',), not {str(names)[:80]!r}"
+            )
         object.__setattr__(self, "names", tuple(name.lower() for name in names))
         if not isinstance(getattr(self, "required", None), bool):
             raise InputError(f"a field's required is true or false, not {str(getattr(self, 'required', None))[:80]!r}")
@@ -95,6 +101,11 @@ def _plain(value: Any) -> Any:
 def row_shape(field: Field, side: int) -> tuple[int, ...]:
     """The shape of a row where the view's square has `side` pixels."""
     return tuple(side if size == SIDE else size for size in field.shape or ())
+
+
+def empty_row(field: Field) -> Any:
+    """Of a sample that has no such member, or that could not be decoded: zeros where the field says nothing else."""
+    return getattr(field, "missing", None if field.shape is None else 0)
 
 
 def in_plane(field: Field) -> bool:

@@ -16,11 +16,12 @@ from ..crop import View
 from ..decode import DecodeError
 from .base import MOST_CLASSES, Shipped
 
-_OBJECT = np.dtype(object)
+_OBJECT, _FLOAT32 = np.dtype(object), np.dtype(np.float32)
 # NumPy's own reader parses headers by `ast`, in which CPython 3.11 fails now and then where threads take turns
 # (gh-106905); numbers and truth values only, so there is no pickle
 _NPY = re.compile(
-    rb"\{'descr': '([<>|=]?[biuf?]\d*)', 'fortran_order': (True|False), 'shape': \((\d{0,18}(?:, ?\d{1,18})*,?)\), \} *\n"
+    rb"\{'descr': '([<>|=]?[biuf?]\d*)', 'fortran_order': (True|False), "
+    rb"'shape': \((\d{0,18}(?:, ?\d{1,18})*,?)\), \} *\n"
 )
 
 
@@ -70,7 +71,7 @@ class Array(Shipped):
     kind: ClassVar[str] = "array"
     names: tuple[str, ...] = ("npy",)
     shape: tuple[int, ...] | None = None
-    dtype: np.dtype[Any] = np.dtype(np.float32)
+    dtype: np.dtype[Any] = _FLOAT32
     required: bool = True
 
     def __post_init__(self) -> None:

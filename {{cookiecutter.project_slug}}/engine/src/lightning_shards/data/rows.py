@@ -1,0 +1,117 @@
+"""The rows of one batch in the making: each member of a sample is decoded into its field's row, then transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .crop import Crop, View
+from .decode import DecodeError
+from .fields.base import Field, Fields, empty_row, in_plane
+from .slots import Arrays
+from .transform import Transform, apply
+
+USUAL = ("image", "target")  # whose damage is described without the field's name
+
+
+class _Step(NamedTuple):
+    """What becomes of one member of each sample."""
+
+    decode: Callable[[bytes, View, NDArray[Any] | None], Any]
+    rows: Any  # array (B, ...), or a list of B values
+    whole: bool  # a row is an array, so the decoder may write into it
+    optional: bool
+
+
+class BatchRows:
+    """B rows of each field.
+
+    Args:
+        fields: of a sample, in the order in which they are decoded.
+        arrays: memory (B, ...) for each field with a shape; what is left of an earlier batch is in it.
+        count: B.
+        crop: how the view of each sample is chosen.
+        draws: random numbers (B, crop.draws) for that; None for the centre.
+        transform: None, or what changes each sample, with its `seeds`, int64 (B,).
+    """
+
+    def __init__(
+        self,
+        fields: Fields,
+        arrays: Arrays,
+        count: int,
+        crop: Crop,
+        draws: NDArray[np.float64] | None,
+        seeds: NDArray[np.int64],
+        transform: Transform | None,
+    ) -> None:
+        self.arrays = {name: array[:count] for name, array in arrays.items()}
+        self.ragged = {name: [empty_row(field)] * count for name, field in fields.items() if field.shape is None}
+        self.valid = np.zeros(count, np.bool_)
+        for name, field in fields.items():
+            if field.shape is not None and not in_plane(field):
+                self.arrays[name][:] = 0
+        self._fields, self._crop, self._draws, self._seeds = fields, crop, draws, seeds
+        self._transform = transform
+        self._steps = [self._step(name, field) for name, field in fields.items()]
+
+    def _step(self, name: str, field: Field) -> _Step:
+        rows: Any = self.ragged[name] if field.shape is None else self.arrays[name]
+        return _Step(field.decode, rows, bool(field.shape), not field.required)
+
+    def decode(self, row: int, members: list[bytes]) -> None:
+        """Make a row of the sample's members, one for each field. Raises DecodeError, with the number of the field."""
+        view, at = View(self._crop, None if self._draws is None else self._draws[row]), -1
+        try:
+            for at, data in enumerate(members):
+                decode, rows, whole, optional = self._steps[at]
+                if optional and not data:
+                    rows[row] = empty_row(list(self._fields.values())[at])
+                elif whole:
+                    out = rows[row]
+                    value = decode(data, view, out)
+                    if value is not out:
+                        self._put(at, row, value)
+                else:
+                    rows[row] = decode(data, view, None)
+            if self._transform:
+                self._change(self._transform, row)
+        except DecodeError as error:
+            error.member = max(at, 0)
+            name = list(self._fields)[error.member]
+            if name not in USUAL and not error.transform:
+                error.args = (f"{name}: {error.args[0]}",)
+            raise
+        self.valid[row] = True
+
+    def _put(self, at: int, row: int, value: Any) -> None:
+        rows = self._steps[at].rows
+        if np.shape(value) != rows.shape[1:]:
+            name = list(self._fields)[at]
+            raise InputError(f"the field {name!r} gave a row {np.shape(value)}, but its shape is {rows.shape[1:]}")
+        rows[row] = value
+
+    def _change(self, transform: Transform, row: int) -> None:
+        before = {name: (self.ragged if name in self.ragged else self.arrays)[name][row] for name in self._fields}
+        sample = dict(before)
+        apply(transform, sample, self._fields, int(self._seeds[row]))
+        for name, value in sample.items():
+            if value is not before[name]:
+                (self.ragged if name in self.ragged else self.arrays)[name][row] = value
+
+    def fill(self) -> None:
+        """In the image's plane, give rows that are not valid the values of valid ones: zeros never enter BatchNorm."""
+        if self.valid.all():
+            return
+        good, bad = np.flatnonzero(self.valid), np.flatnonzero(~self.valid)
+        for name, field in self._fields.items():
+            if in_plane(field):
+                array = self.arrays[name]
+                array[bad] = array[good[bad % len(good)]] if len(good) else 0
+            elif field.shape is None:
+                for row in bad.tolist():
+                    self.ragged[name][row] = empty_row(field)
