@@ -82,8 +82,8 @@ class Boxes(Shipped):
     """Boxes around things in the image, as JSON `{"boxes": [[...], ...], "labels": [class numbers]}`, in pixels.
 
     A row is {"boxes": float32 (n, 4), "labels": int64 (n,)}, what torchvision's detectors train on: left, top, right
-    and bottom in pixels of the view's square. Boxes are cut at the square's edges. One of which less than `visible` of its
-    area is left, or a side shorter than a pixel, is dropped with its label.
+    and bottom in pixels of the view's square. Boxes are cut at the square's edges. One of which less than `visible` of
+    its area is left, or a side shorter than a pixel, is dropped with its label.
 
     Attributes:
         layout: `xyxy`: left, top, right, bottom; `xywh`: left, top, width, height, as in COCO.
