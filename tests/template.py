@@ -79,9 +79,7 @@ def stand_in_for_uv(folder: Path, project: Path, more: str = "") -> Path:
     """A program for `make UV=...` in another bake: it runs all in the environment of `project`, with `more` at the end,
     and makes none."""
     program, environment = folder / "uv", Path(python_of(project)).parent
-    program.write_text(
-        f'#!/bin/sh\n[ "$1" = sync ] && exit 0\nshift\nPATH="{environment}:$PATH" exec "$@" {more}\n'
-    )
+    program.write_text(f'#!/bin/sh\n[ "$1" = sync ] && exit 0\nshift\nPATH="{environment}:$PATH" exec "$@" {more}\n')
     program.chmod(0o755)
     return program
 

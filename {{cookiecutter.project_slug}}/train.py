@@ -20,9 +20,11 @@ def main() -> None:
         with importing():  # takes seconds, in which Ctrl-C may come
             from lightning_shards.train import TrainingCLI
 
+            from {{cookiecutter.package_name}}.data import fields, transform
             from {{cookiecutter.package_name}}.model import ImageModel
 
-        cli = TrainingCLI(ImageModel)  # settings -> data, model, trainer; nothing is written yet
+        # settings -> data, model, trainer; nothing is written yet. Own callbacks=[...] and loggers=[...] go here, too.
+        cli = TrainingCLI(ImageModel, fields=fields, transform=transform)
         with cli.run as run:
             cli.start()
             cli.test()

@@ -27,6 +27,7 @@ from lightning_shards import reporting
 from lightning_shards import train as training
 from lightning_shards.train import run
 from lightning_shards.train.checkpoints import Checkpoints
+from lightning_shards.train.eval_metrics import EvalPass
 from lightning_shards.train.loggers import MetricsFile
 from team.model import ImageModel
 
@@ -45,7 +46,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {  # when a strike can fall: at the begin 
     "rename": (Path, "replace"),
     "best": (os, "link"),
     "metrics": (MetricsFile, "save"),
-    "test": (ImageModel, "on_test_epoch_end"),
+    "test": (EvalPass, "on_test_epoch_end"),
 }
 
 

@@ -15,7 +15,8 @@ from lightning_shards.data import uniforms
 from lightning_shards.data.batch import Batch
 from lightning_shards.data.crop import Crop
 from lightning_shards.data.sampler import TrainSampler
-from team import augment
+from lightning_shards.errors import InputError
+from lightning_shards.vision import augmentation, device_uniforms
 from team.augment import Augment, Draws
 from team.model import ImageModel
 from team.objectives import OBJECTIVES
@@ -64,7 +65,7 @@ def constant_rows(rows: int) -> Batch:
 
 
 def draws(rows: int) -> Draws:
-    return Draws(*augment.uniform(make_batch(list(range(rows))).seeds, len(Draws._fields)).unbind(1))
+    return Draws(*device_uniforms.uniform(make_batch(list(range(rows))).seeds, len(Draws._fields)).unbind(1))
 
 
 # -- where the random numbers come from
@@ -74,17 +75,17 @@ def test_the_hash_on_the_device_is_the_one_on_the_host(seed: int) -> None:
     edges = np.array([0, 1, 2**63 - 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15], np.uint64)
     words = np.concatenate([edges, uniforms.sample_seeds(seed, 3, ids).view(np.uint64)])
     assert (
-        augment.splitmix(torch.from_numpy(words.view(np.int64))).numpy().view(np.uint64) == uniforms._mix(words)
+        device_uniforms.splitmix(torch.from_numpy(words.view(np.int64))).numpy().view(np.uint64) == uniforms._mix(words)
     ).all()
     count = len(Draws._fields)
-    host = uniforms.uniform(seed, 3, ids, augment.FIRST_COLUMN + count)[:, augment.FIRST_COLUMN :]
-    device = augment.uniform(torch.from_numpy(uniforms.sample_seeds(seed, 3, ids)), count)
+    host = uniforms.uniform(seed, 3, ids, device_uniforms.FIRST_COLUMN + count)[:, device_uniforms.FIRST_COLUMN :]
+    device = device_uniforms.uniform(torch.from_numpy(uniforms.sample_seeds(seed, 3, ids)), count)
     assert device.dtype == torch.float32 and (device.double().numpy() == np.floor(host * 2**24) / 2**24).all()
     assert device.min() >= 0 and device.max() < 1
 
 
 def test_the_decoder_and_the_device_share_no_numbers() -> None:
-    assert Crop(SIDE).draws < augment.FIRST_COLUMN
+    assert Crop(SIDE).draws < device_uniforms.FIRST_COLUMN
 
 
 def test_a_sample_looks_the_same_in_any_batch_and_other_in_another_epoch() -> None:
@@ -166,8 +167,9 @@ def test_with_both_each_sample_takes_one_of_the_two() -> None:
 
 def test_erasing_meets_the_share_of_rows_and_the_areas_that_it_names() -> None:
     rows, side = 4000, 64
-    inside = augment.erased(0.3, side, draws(rows))[:, 0]
-    assert inside.shape == (rows, side, side) and not augment.erased(0.0, side, draws(rows)).any()
+    drawn = draws(rows)[3:8]
+    inside = augmentation.erased(0.3, side, *drawn)[:, 0]
+    assert inside.shape == (rows, side, side) and not augmentation.erased(0.0, side, *drawn).any()
     hit = inside.any((1, 2))
     assert abs(hit.float().mean().item() - 0.3) < 0.03
     height, width = inside.any(2).sum(1)[hit], inside.any(1).sum(1)[hit]
@@ -184,7 +186,7 @@ def test_erasing_meets_the_share_of_rows_and_the_areas_that_it_names() -> None:
 def test_color_jitter_does_what_torchvision_does() -> None:
     images = make_batch(list(range(8)))["image"].float() / 4 + 90  # far from 0 and 255: nothing is cut off
     numbers = draws(8)
-    done = augment.jitter(images, 0.3, numbers)
+    done = augmentation.jitter(images, 0.3, *numbers[:3])
     factors = [1 + 0.3 * (2 * d - 1) for d in (numbers.saturation, numbers.contrast, numbers.brightness)]
     for row in range(8):
         image = images[row] / 255
@@ -196,8 +198,8 @@ def test_color_jitter_does_what_torchvision_does() -> None:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 1.0, 2.0, 8.0])
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
-    u = augment.uniform(torch.from_numpy(uniforms.sample_seeds(0, 0, np.arange(200_000))), 1)[:, 0]
-    shares = augment.quantile(augment.beta_quantiles(alpha), u)
+    u = device_uniforms.uniform(torch.from_numpy(uniforms.sample_seeds(0, 0, np.arange(200_000))), 1)[:, 0]
+    shares = device_uniforms.quantile(device_uniforms.beta_quantiles(alpha), u)
     assert shares.min() >= 0 and shares.max() <= 1
     assert abs(shares.mean().item() - 0.5) < 0.005
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.02)
@@ -244,6 +246,10 @@ def test_nothing_of_a_row_that_is_not_valid_reaches_another(task: str, invalid: 
 @pytest.mark.parametrize("task", list(OBJECTIVES))
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_that_of_the_mixed_target(task: str, smoothing: float) -> None:
+    if task == "regression" and smoothing:
+        with pytest.raises(InputError, match="is for classes"):
+            model(task, label_smoothing=smoothing)
+        return
     net = model(task, mixup=1.0, cutmix=1.0, label_smoothing=smoothing)
     rows = make_batch(list(range(12)), task)
     images, mix = augmented(net, rows)
@@ -265,12 +271,13 @@ def test_the_loss_is_that_of_the_mixed_target(task: str, smoothing: float) -> No
 
 def test_validation_and_prediction_see_the_images_as_they_are() -> None:
     plain, net, rows = model(), model(**ALL), make_batch(list(range(8)))
-    for stage in (plain, net):
-        stage.validation_step(rows, 0)
-        stage.test_step(rows, 0)
-    for stage_name in ("val", "test"):
-        a, b = (x.measures[stage_name].compute()["loss"] for x in (plain, net))  # type: ignore[operator]
+    for step in ("validation_step", "test_step"):
+        outputs = [getattr(one, step)(rows, 0)["scores"] for one in (plain, net)]
+        assert torch.equal(*outputs)
+        a, b = (one.measures.compute()["loss"] for one in (plain, net))
         assert a == b
+        plain.measures.reset()
+        net.measures.reset()
     assert torch.equal(plain(rows["image"]), net(rows["image"]))
     assert set(plain.state_dict()) == set(net.state_dict()), "checkpoints keep their names"
 

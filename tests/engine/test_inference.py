@@ -24,7 +24,7 @@ import pytest
 import torch
 import yaml
 from lightning_shards.inference import export, images
-from lightning_shards.train.evaluate import best_model
+from lightning_shards.train.trained_model import best_model
 from team import __main__ as commands
 from team.model import ImageModel
 

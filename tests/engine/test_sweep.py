@@ -100,5 +100,5 @@ def test_an_agent_runs_a_trial(tmp_path: Path, server: str) -> None:
 def test_wandb_takes_the_file_and_it_looks_at_what_picks_the_best_weights() -> None:
     config = load_sweep_config(str(PROJECT / "sweep.yaml"))
     assert config is not None and {"program", "method", "metric", "parameters", "early_terminate"} <= set(config)
-    goals = {f"val/{one.monitor}": {"max": "maximize", "min": "minimize"}[one.mode] for one in OBJECTIVES.values()}
+    goals = {one.monitor: {"max": "maximize", "min": "minimize"}[one.mode] for one in OBJECTIVES.values()}
     assert goals[config["metric"]["name"]] == config["metric"]["goal"]

@@ -19,7 +19,7 @@ import lightning_shards
 import pytest
 import team
 import torch
-from team.model import ImageModel
+from lightning_shards.train.module import LearningRate
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,13 +125,13 @@ def test_no_training_step_waits_but_where_something_is_shown_or_checked(
 ) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device: only the operations are watched, in place of CUDA's own word")
-    waits, begin = Waits(), ImageModel.on_train_batch_start
+    waits, begin = Waits(), LearningRate.on_train_batch_start
 
-    def counted(self: ImageModel, batch: Any, batch_idx: int) -> None:
+    def counted(self: LearningRate, *given: Any) -> None:
         waits.step += 1
-        begin(self, batch, batch_idx)
+        begin(self, *given)
 
-    monkeypatch.setattr(ImageModel, "on_train_batch_start", counted)
+    monkeypatch.setattr(LearningRate, "on_train_batch_start", counted)
     settings = {
         "--data.global_batch_size": 4,
         "--model.mixup": 0.2,

@@ -8,6 +8,8 @@ import sys
 
 from lightning_shards import cli
 
+from .data import fields, transform
+
 
 def model() -> type:
     """The class that a run's weights belong to; imported by the commands that need it."""
@@ -18,7 +20,7 @@ def model() -> type:
 
 def main() -> int:
     """Run the command that the arguments name; returns the exit status."""
-    return cli.main(f"python -m {__package__}", model)
+    return cli.main(f"python -m {__package__}", model=model, fields=fields, transform=transform)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,32 @@
-"""The LightningModule: backbone + objective + optimizer. The file to edit when the training itself should change."""
+"""The model: what is trained, on which loss, with which optimizer and schedule.
+
+What to change where:
+
+    another network                       backbones.py
+    another loss or metric of a task      objectives.py; its settings: the constructor below
+    augmentation on the device            augment.py
+    inputs, crops, transforms             data.py
+    optimizer, schedule, frozen layers    `configure_optimizers` and `learning_rate` below
+    anything else, or another model       `training_step` below; any LightningModule will do in its place (train.py)
+
+A setting is a parameter of the constructor: `--model.NAME` and the `model` part of a config set it, and a sentence
+about it in the docstring is its help. Values that come from the data (`targets`, `task`, `image_size`) are handed to
+parameters of these names, where a model has them.
+
+Shapes: B rows, S image side, T targets (classes or numbers).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
-import lightning as L
 import torch
 from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError
-from lightning_shards.train.eval_metrics import EvalMetrics
+from lightning_shards.train import EvalMetrics, ShardModule
+from lightning_shards.vision.torchvision_models import check_input
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,7 +37,7 @@ from .objectives import OBJECTIVES, Objective
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what torchvision's weights expect
 
 
-class ImageModel(L.LightningModule):
+class ImageModel(ShardModule):
     """Images in, classes or numbers out.
 
     Args:
@@ -84,120 +100,70 @@ class ImageModel(L.LightningModule):
             if not holds:
                 raise InputError(f"model.{name} is {value}, it must be {rule}")
         self.save_hyperparameters(ignore=["weights"])
-        self.objective: Objective = OBJECTIVES[task]()
+        self.objective: Objective = OBJECTIVES[task](len(targets), label_smoothing)
+        self.monitor, self.mode = self.objective.monitor, self.objective.mode  # what picks the best weights
+        self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
         self.backbone: nn.Module = backbones.build(backbone, len(targets), image_size, weights)
-        backbones.check_input(self.backbone, image_size)
+        check_input(self.backbone, image_size)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
         self.augment = Augment(mixup, cutmix, erasing, color_jitter, fill=self.mean)
-        self.watch_outputs: Callable[[Batch, Tensor], None] | None = (
-            None  # is shown each evaluated batch and its scores
-        )
-        self.measures = nn.ModuleDict(
-            {stage: EvalMetrics(self.objective.metrics(len(targets))) for stage in ("val", "test")}
-        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S)."""
         return self.backbone((images - self.mean) / self.std)
 
+    def scores(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Probabilities or numbers, float (B, T): what `predict` writes and an exported file gives."""
+        return self.objective.scores(self(images).float())
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, mix = self.augment(batch["image"], batch["target"], batch.seeds, batch.valid)
         losses = self.losses(self(images), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
-        self.log("train/loss", loss)  # with prog_bar, Lightning would wait for its value in every step
+        self.log("train/loss", loss, batch_size=len(batch))  # with prog_bar, each step would wait for its value
         return loss
 
     def losses(self, outputs: Tensor, batch: Batch, mix: Mix | None = None) -> Tensor:
         """Loss of each row, float (B,), for its target and what was mixed in; 0 where the row is not valid."""
-        outputs, smoothing = outputs.float(), self.hparams["label_smoothing"]
-        losses = self.objective.losses(outputs, batch["target"], smoothing)
+        outputs = outputs.float()
+        losses = self.objective.losses(outputs, batch["target"])
         if mix is not None:
-            losses = torch.lerp(self.objective.losses(outputs, mix.targets, smoothing), losses, mix.share)
+            losses = torch.lerp(self.objective.losses(outputs, mix.targets), losses, mix.share)
         return torch.where(batch.valid, losses, 0.0)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return self._measure(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return self._measure(batch)
 
-    def _measure(self, stage: str, batch: Batch) -> None:
-        outputs = self(batch["image"])
-        self.measures[stage].update(self.losses(outputs, batch), outputs.float(), batch)  # type: ignore[operator]
-        if self.watch_outputs is not None:
-            self.watch_outputs(batch, self.objective.scores(outputs.float()))
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test")
-
-    def _report(self, stage: str) -> None:
-        """Log what was measured and start anew. Every sample of the split was counted once, over all ranks."""
-        values = self.measures[stage].compute()  # type: ignore[operator]
-        self.measures[stage].reset()  # type: ignore[operator]
-        rows = int(values.pop("rows"))
-        data, limit = (
-            getattr(self.trainer, "datamodule", None),
-            getattr(self.trainer, f"limit_{stage}_batches"),
-        )
-        if data is not None and limit == 1.0 and rows != data.dataset.samples(stage):
-            raise RuntimeError(f"{stage}: {rows} rows were measured, the split has {data.dataset.samples(stage)}")
-        for name, value in values.items():
-            self.log(f"{stage}/{name}", value, prog_bar=stage == "val" and name != "skipped")
+    def _measure(self, batch: Batch) -> dict[str, Tensor]:
+        outputs = self(batch["image"]).float()
+        self.measures.update(self.losses(outputs, batch), outputs, batch["target"], batch.valid)
+        return {"scores": self.objective.scores(outputs)}  # of which the report shows some
 
     def configure_optimizers(self) -> Optimizer:
         decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [
+        groups = [  # with an "lr_scale" a group gets that multiple of the learning rate
             {"params": decayed, "weight_decay": self.hparams["weight_decay"]},
             {"params": plain, "weight_decay": 0.0},
         ]
-        rate, fused = self.hparams["learning_rate"], self._fused()
+        rate, fused = self.hparams["learning_rate"], self.hparams["fused"] and self.can_fuse
         if self.hparams["optimizer"] == "adamw":
             return torch.optim.AdamW(groups, lr=rate, fused=fused)
         return torch.optim.SGD(groups, lr=rate, momentum=self.hparams["momentum"], nesterov=True, fused=fused)
 
-    def _fused(self) -> bool:
-        """Fused where it exists; not with float16 and clipping, where gradients must be unscaled before the step."""
-        clipped_fp16 = self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
-        return self.hparams["fused"] and self.device.type in ("cpu", "cuda") and not clipped_fp16
+    def learning_rate(self, progress: float) -> float:
+        """The learning rate at `progress` in 0..1 of the training. None instead: the optimizer's own schedulers."""
+        return float(self.hparams["learning_rate"] * schedule(progress, self.hparams["warmup"]))
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as Lightning does, without its refusal of fused optimizers under bf16 (nothing is scaled there)."""
-        if not gradient_clip_val:
-            return
-        if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate from the progress, not from steps: another batch size keeps the schedule."""
-        done = self.trainer.datamodule.progress(self.trainer.max_epochs)  # type: ignore[attr-defined]
-        rate = self.hparams["learning_rate"] * schedule(done, self.hparams["warmup"])
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
-        if self.trainer._logger_connector.should_update_logs:
-            self.log("train/learning_rate", rate)
-
-    def on_fit_start(self) -> None:
-        if self.hparams["compile"]:
-            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is, with a warning
-            self.backbone.compile()  # in place: names in checkpoints stay as they are
-            self.augment.compile()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["targets"] = list(self.hparams["targets"])
+    def compiled(self) -> Iterable[nn.Module]:
+        """What torch.compile takes."""
+        return self.backbone, self.augment
 
 
 def schedule(progress: float, warmup: float) -> float:

@@ -1,4 +1,5 @@
-"""What is asked of the model, one class a task: loss of each row, metrics, and the metric that picks the best weights.
+"""What is asked of the model, one class a task: loss of each row, metrics, the metric that picks the best weights, and
+what a person is shown. A setting of a loss is a parameter of the constructors here and in model.py.
 
 Shapes: B rows, T targets (classes or numbers); logits are the network's float outputs (B, T).
 """
@@ -10,6 +11,8 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from lightning_shards.errors import InputError
+from lightning_shards.vision.objective import LARGEST_MATRIX, IntTargets
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 from torchmetrics.classification import (
@@ -21,22 +24,28 @@ from torchmetrics.classification import (
     MultilabelStatScores,
 )
 
-LARGEST_MATRIX = 200  # classes; above, a confusion matrix is a carpet
-
 
 class Objective(ABC):
-    """One task."""
+    """One task.
 
-    monitor: ClassVar[str]  # the validation metric that decides which weights are the best
-    mode: ClassVar[str]  # "max" or "min"
+    Args:
+        targets: T.
+        label_smoothing: share of the target that is spread over all classes.
+    """
+
+    monitor: ClassVar[str]  # the metric that decides which weights are the best
+    mode: ClassVar[str]  # "max" or "min" of it
+
+    def __init__(self, targets: int, label_smoothing: float = 0.0) -> None:
+        self.targets, self.label_smoothing = targets, label_smoothing
 
     @abstractmethod
-    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, float (B,)."""
 
     @abstractmethod
-    def metrics(self, targets: int) -> MetricCollection:
-        """Metrics over logits (B, T) and targets."""
+    def metrics(self) -> MetricCollection:
+        """Metrics of validation and test over logits (B, T) and targets."""
 
     @abstractmethod
     def scores(self, logits: Tensor) -> Tensor:
@@ -47,22 +56,22 @@ class Objective(ABC):
         """How wrong each row of `scores` is, float (B,): 0 where it is right; picks the images of the report."""
 
     @abstractmethod
-    def counts(self, targets: int) -> MetricCollection:
+    def counts(self) -> MetricCollection:
         """What the report says of each class or number, measured over scores (B, T) and targets; of a fixed size."""
 
 
 class SingleLabel(Objective):
     """One class an image. Targets: int64 (B,)."""
 
-    monitor, mode = "accuracy", "max"
+    monitor, mode = "val/accuracy", "max"
 
-    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
 
-    def metrics(self, targets: int) -> MetricCollection:
-        chosen: dict[str, Metric] = {"accuracy": MulticlassAccuracy(targets, average="micro")}
-        if targets > 10:
-            chosen["accuracy_top5"] = MulticlassAccuracy(targets, average="micro", top_k=5)
+    def metrics(self) -> MetricCollection:
+        chosen: dict[str, Metric] = {"accuracy": MulticlassAccuracy(self.targets, average="micro")}
+        if self.targets > 10:
+            chosen["accuracy_top5"] = MulticlassAccuracy(self.targets, average="micro", top_k=5)
         return MetricCollection(chosen)  # type: ignore[arg-type]
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -72,25 +81,25 @@ class SingleLabel(Objective):
         sure, chosen = scores.max(dim=1)
         return torch.where(chosen == targets, 0.0, sure)
 
-    def counts(self, targets: int) -> MetricCollection:
-        if targets <= LARGEST_MATRIX:
-            return MetricCollection({"confusion": MulticlassConfusionMatrix(targets)})
-        return MetricCollection({"stat_scores": MulticlassStatScores(targets, average=None)})
+    def counts(self) -> MetricCollection:
+        if self.targets <= LARGEST_MATRIX:
+            return MetricCollection({"confusion": MulticlassConfusionMatrix(self.targets)})
+        return MetricCollection({"stat_scores": MulticlassStatScores(self.targets, average=None)})
 
 
 class MultiLabel(Objective):
     """Any number of classes an image. Targets: float (B, T) of 0 and 1."""
 
-    monitor, mode = "average_precision", "max"
+    monitor, mode = "val/average_precision", "max"
 
-    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        smooth = targets * (1 - label_smoothing) + label_smoothing / 2
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
 
-    def metrics(self, targets: int) -> MetricCollection:
+    def metrics(self) -> MetricCollection:
         # 200 thresholds keep the state at a fixed size, whatever the number of images
-        precision, f1 = MultilabelAveragePrecision(targets, thresholds=200), MultilabelF1Score(targets)
-        return MetricCollection({"average_precision": _IntTargets(precision), "f1": _IntTargets(f1)})
+        precision, f1 = MultilabelAveragePrecision(self.targets, thresholds=200), MultilabelF1Score(self.targets)
+        return MetricCollection({"average_precision": IntTargets(precision), "f1": IntTargets(f1)})
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -99,21 +108,26 @@ class MultiLabel(Objective):
         furthest = (scores - targets).abs().amax(dim=1)
         return torch.where(furthest < 0.5, 0.0, furthest)
 
-    def counts(self, targets: int) -> MetricCollection:
-        precision = MultilabelAveragePrecision(targets, average=None, thresholds=200)
-        scores = MultilabelStatScores(targets, average=None)
-        return MetricCollection({"average_precision": _IntTargets(precision), "stat_scores": _IntTargets(scores)})
+    def counts(self) -> MetricCollection:
+        precision = MultilabelAveragePrecision(self.targets, average=None, thresholds=200)
+        scores = MultilabelStatScores(self.targets, average=None)
+        return MetricCollection({"average_precision": IntTargets(precision), "stat_scores": IntTargets(scores)})
 
 
 class Regression(Objective):
     """Numbers. Targets: float (B, T); the loss is the squared error, so bring targets to a scale near 1."""
 
-    monitor, mode = "mean_absolute_error", "min"
+    monitor, mode = "val/mean_absolute_error", "min"
 
-    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def __init__(self, targets: int, label_smoothing: float = 0.0) -> None:
+        if label_smoothing:
+            raise InputError("model.label_smoothing is for classes: set it 0 for numbers")
+        super().__init__(targets)
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits - targets).square().mean(dim=1)
 
-    def metrics(self, targets: int) -> MetricCollection:
+    def metrics(self) -> MetricCollection:
         return MetricCollection(
             {
                 "mean_absolute_error": MeanAbsoluteError(),
@@ -128,31 +142,13 @@ class Regression(Objective):
     def error_score(self, scores: Tensor, targets: Tensor) -> Tensor:
         return (scores - targets).abs().mean(dim=1)
 
-    def counts(self, targets: int) -> MetricCollection:
+    def counts(self) -> MetricCollection:
         return MetricCollection(
             {
-                "mean_absolute_error": MeanAbsoluteError(num_outputs=targets),
-                "root_mean_squared_error": MeanSquaredError(squared=False, num_outputs=targets),
+                "mean_absolute_error": MeanAbsoluteError(num_outputs=self.targets),
+                "root_mean_squared_error": MeanSquaredError(squared=False, num_outputs=self.targets),
             }
         )
-
-
-class _IntTargets(Metric):
-    """Hand a multi-label metric the integer targets that it asks for."""
-
-    def __init__(self, metric: Metric) -> None:
-        super().__init__()
-        self.metric = metric
-
-    def update(self, scores: Tensor, targets: Tensor) -> None:
-        self.metric.update(scores, targets.to(torch.int64))
-
-    def compute(self) -> Tensor:
-        return self.metric.compute()
-
-    def reset(self) -> None:
-        super().reset()
-        self.metric.reset()
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

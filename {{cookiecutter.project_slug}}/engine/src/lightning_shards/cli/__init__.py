@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ..entry import command
@@ -18,12 +18,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-def main(program: str, model: Callable[[], type[Any]] | None = None) -> int:
+def main(
+    program: str,
+    model: Callable[[], type[Any]] | None = None,
+    fields: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
+    transform: Callable[..., None] | None = None,
+) -> int:
     """Run the command that the arguments name; returns the exit status.
 
     Args:
         program: how the user calls it, for messages.
         model: gives the LightningModule that runs were trained with; None leaves out the commands that need one.
+        fields, transform: as for TrainingCLI.
     """
     with command():
         parser = _Parser(prog=program, description="Commands beside training.")
@@ -36,4 +42,5 @@ def main(program: str, model: Callable[[], type[Any]] | None = None) -> int:
         if settings and "settings" not in arguments:
             commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(settings)}")
         arguments.settings, arguments.model = settings, model
+        arguments.samples = {"fields": fields, "transform": transform}
         return int(arguments.run(arguments) or 0)

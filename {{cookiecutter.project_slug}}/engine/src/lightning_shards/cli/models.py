@@ -49,17 +49,18 @@ def _predict(arguments: argparse.Namespace) -> None:
     folder = find(arguments.name)
     with importing():
         from ..inference.images import open_images
-        from ..inference.predict import predict
+        from ..inference.predict import check, predict
         from ..inference.rows import check_new, facts, opened, writer
-        from ..train.evaluate import best_model
+        from ..train.trained_model import best_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files are removed then, too
     if arguments.out:
         check_new(arguments.out, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
     model, config = best_model(arguments.model(), folder)
+    check(model)
     source = arguments.source, arguments.split, arguments.path_column, arguments.images
     images = open_images(*source, config["data"])
-    kind = model.hparams["task"], list(model.hparams["targets"]), arguments.scores
+    kind = config["trained_on"]["task"], list(config["trained_on"]["targets"]), arguments.scores
     damaged, began = 0, time.monotonic()
     bar = progress_bar("predicting") if arguments.out or not sys.stdout.isatty() else nullcontext(lambda *done: None)
     try:
@@ -101,7 +102,7 @@ def _export(arguments: argparse.Namespace) -> None:
     with importing():
         from ..inference.export import check_format, describe, export
         from ..inference.rows import check_new
-        from ..train.evaluate import best_model
+        from ..train.trained_model import best_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_format(arguments.file)

@@ -52,10 +52,16 @@ def _forecast(arguments: argparse.Namespace) -> None:
         damaged, source = arguments.max_damaged_fraction, Path(settings.pop(0))
         how = (recipe(arguments), arguments.workers, settings)
         report = forecast_source(
-            arguments.model(), source, *how, *measure, sample=arguments.sample, max_damaged_fraction=damaged
+            arguments.model(),
+            source,
+            *how,
+            *measure,
+            sample=arguments.sample,
+            max_damaged_fraction=damaged,
+            **arguments.samples,
         )
     else:
-        report = forecast(arguments.model(), settings, *measure)
+        report = forecast(arguments.model(), settings, *measure, **arguments.samples)
     if arguments.picture:
         save(report, arguments.picture)
     print(json.dumps(report) if arguments.json else render(report))
@@ -87,7 +93,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from ..train.evaluate import evaluate
 
     bar = sys.stdout.isatty() and not arguments.json
-    metrics = evaluate(arguments.model(), find(arguments.name), arguments.data, arguments.split, bar)
+    metrics = evaluate(
+        arguments.model(), find(arguments.name), arguments.data, arguments.split, bar, **arguments.samples
+    )
     print(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
 
 

@@ -22,6 +22,7 @@ from ..data.loader import ShardLoader
 from ..errors import InputError
 from ..train import hardware
 from ..train.cli import TrainingCLI
+from ..train.contract import inputs
 from ..train.datamodule import ShardDataModule
 from ..train.stop import StopRequest
 from .step_timer import Clock, Enough
@@ -61,20 +62,27 @@ class Bench(TrainingCLI):
         args: as for train.py.
         scratch: a folder for what data and trainer write, to be thrown away.
         whole: images of each split of the whole dataset, where the settings name a sample of it.
+        fields, transform: as for TrainingCLI.
 
     Attributes: `world`, the devices of the configured training; `nodes`, its machines; `images` of an epoch and
         `held_out` ones of a validation, and how many times the dataset at hand they are, `scale`; `flops` to train on
-        an image.
+        an image, None for a model that has no `scores` of an image alone.
     """
 
     data_class = MeasuredData
     data: MeasuredData
 
     def __init__(
-        self, model_class: type[LightningModule], args: list[str], scratch: str, whole: Mapping[str, int]
+        self,
+        model_class: type[LightningModule],
+        args: list[str],
+        scratch: str,
+        whole: Mapping[str, int],
+        fields: Any = None,
+        transform: Any = None,
     ) -> None:
         self._scratch, self._whole = scratch, whole
-        super().__init__(model_class, args)
+        super().__init__(model_class, fields, transform, args=args)
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
@@ -90,15 +98,13 @@ class Bench(TrainingCLI):
         device = self.trainer.device_ids[0]
         self._one = {"devices": [device] if self.device == "cuda" else 1, "num_nodes": 1, "strategy": "auto"}
         self.gpus = hardware.gpu_uuids([device]) if self.device == "cuda" else []
-        self.flops = 3 * forward_flops(self.model, self.datamodule.crop.size)  # backward: twice the forward
+        self.flops = training_flops(self.model, self.datamodule.crop.size)
         micro, data = self.resolved["micro_batch_size"], self.datamodule
         here = {split: data.dataset.samples(split) for split, shards in data.dataset.splits.items() if shards}
         whole = {**here, **self._whole}
         self.scale, self.held_out = whole["train"] / here["train"], whole.get("val", 0)
         self.images = round(self.scale * len(data.order))
-        if self.config.model.compile is None:
-            compiles = hardware.compiles(self.device, (self.trainer.max_epochs or 1) * self.images)
-            self.model.hparams["compile"] = self.resolved["compile"] = compiles
+        self.compiles = self.resolved["compile"] = self.decide_compile((self.trainer.max_epochs or 1) * self.images)
         data.workers, data.micro_batch_size = self.resolved["workers"], micro
         data.global_batch_size = micro * self.resolved["accumulation"]
         data.trainer = self._trainer(**self._one)
@@ -143,7 +149,9 @@ class Bench(TrainingCLI):
         return clock.rate or None
 
     def _train(self, clock: Clock) -> Clock:
-        trainer = self._trainer(**self._one, callbacks=[clock], max_epochs=-1, limit_val_batches=0)
+        trainer = self._trainer(
+            **self._one, callbacks=[*self.model_callbacks(), clock], max_epochs=-1, limit_val_batches=0
+        )
         with _interruptible():
             trainer.fit(self.model, datamodule=self.data)
         if not clock.rate:
@@ -178,10 +186,16 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-def forward_flops(model: LightningModule, size: int) -> float:
-    """Floating point operations for one image."""
-    was = model.training
+def training_flops(model: LightningModule, size: int) -> float | None:
+    """Floating point operations to train on one image, three times those of its scores; None for a model that does not make any of images alone."""
+    try:
+        if inputs(model, "counted") != ("image",):
+            return None
+    except InputError:
+        return None
+    was, scores = model.training, model.scores
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.device))
+        model.eval()
+        scores(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.device))  # type: ignore[operator]
     model.train(was)
-    return float(counter.get_total_flops())
+    return 3.0 * counter.get_total_flops()  # backward: twice the forward

@@ -12,6 +12,7 @@ from ..cost.prices import Gpu, Prices
 from ..cost.usage import Usage
 from ..errors import InputError
 from ..train import hardware, loop_state
+from ..train.contract import title
 from .bench import Bench
 from .storage_bench import reading
 
@@ -27,6 +28,8 @@ def forecast(
     seconds: float,
     told: Told = lambda part: None,
     whole: Mapping[str, int] | None = None,
+    fields: Any = None,
+    transform: Any = None,
 ) -> dict[str, Any]:
     """Measure for about `seconds` and more for warming up; the report as plain data.
 
@@ -36,6 +39,7 @@ def forecast(
         images: what to forecast for, beside the configured run.
         told: is told what is measured next.
         whole: images of each split of the whole dataset, where the settings name a sample of it.
+        fields, transform: as for TrainingCLI.
 
     Raises InputError for settings that train.py would refuse, and where the prices are missing.
     """
@@ -43,7 +47,7 @@ def forecast(
         if not value > 0:
             raise InputError(f"{name} is {value:g}, it must be above 0")
     with tempfile.TemporaryDirectory(prefix="forecast-") as scratch:
-        bench = Bench(model_class, list(arguments), scratch, whole or {})
+        bench = Bench(model_class, list(arguments), scratch, whole or {}, fields, transform)
         told("reading")
         source = reading(bench.data, SHARES["disk"] * seconds, bench.scale)
         rates: dict[str, float | None] = {}
@@ -92,7 +96,7 @@ def _report(
     return {
         "hardware": hardware.device_name(bench.device),
         "devices": bench.world,
-        "model": bench.model.hparams["backbone"],
+        "model": title(bench.model),
         "image_size": data.crop.size,
         **bench.resolved,
         "dataset": {"path": str(data.dataset.root), "images": bench.images, "bytes": source["bytes"]},
@@ -125,7 +129,7 @@ def _report(
         },
         "gpus": [
             _here(take(images / rate), rate, bottleneck, prices, bench.nodes),
-            *(_beside(gpu, bench, known, images) for gpu in prices.gpus),
+            *(_beside(gpu, bench, known, images) for gpu in (prices.gpus if bench.flops else ())),
         ],
     }
 
@@ -169,7 +173,7 @@ def _beside(gpu: Gpu, bench: Bench, known: dict[str, float], images: int) -> dic
     if listed and bench.device == "cuda":
         model = known["model"] * gpu.speed / listed.speed
     else:
-        model = bench.world * gpu.speed * RESNET50_FLOPS / bench.flops
+        model = bench.world * gpu.speed * RESNET50_FLOPS / (bench.flops or 1.0)
     rates = {**known, "model": model}
     limit = min(rates, key=lambda name: rates[name])
     seconds = images / rates[limit]

@@ -32,11 +32,14 @@ def forecast_source(
     told: Told,
     sample: int = 2_000,
     max_damaged_fraction: float = 0.01,
+    fields: Any = None,
+    transform: Any = None,
 ) -> dict[str, Any]:
     """As `forecast`, for a dataset that is not packed yet; `packing` in the report says what that will take.
 
     Args:
         source, recipe, workers, max_damaged_fraction: as for `pack`.
+        fields, transform: as for TrainingCLI.
         sample: images of each split that are packed and trained on.
 
     Raises what `pack` and `forecast` do; the temporary folder is gone afterwards in any case.
@@ -59,7 +62,8 @@ def forecast_source(
             raise InputError(str(error).replace("--limit", "--sample")) from None
         whole = packed["listed"]
         _repeat(dest, whole["train"])
-        report = forecast(model_class, [*settings, "--data.path", str(dest)], images, seconds, told, whole)
+        settings = [*settings, "--data.path", str(dest)]
+        report = forecast(model_class, settings, images, seconds, told, whole, fields, transform)
     report["dataset"]["path"] = str(source)
     rate = pace.rate or packed["images_per_second"]
     size = sum(split["bytes"] / split["images"] * whole[name] for name, split in packed["splits"].items())

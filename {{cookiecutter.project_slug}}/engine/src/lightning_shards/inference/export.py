@@ -22,6 +22,8 @@ from ..errors import InputError, RunError
 from ..files import replacing
 from ..runs.files import earlier_metrics
 from ..train import hardware
+from ..train.contract import inputs, title
+from .predict import image_size
 
 FORMATS = (".pt2", ".onnx")
 FORMAT = "lightning-shards-model/1"
@@ -30,14 +32,14 @@ MOST_ONNX = 2_000_000_000  # bytes: one file of protobuf holds no more
 
 
 class Deployed(nn.Module):
-    """Normalisation, network and what makes scores of its outputs."""
+    """A model's `scores` as the forward of a module."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.model.objective.scores(self.model(images))
+        scores: Tensor = self.model.scores(images)
         return scores
 
 
@@ -45,7 +47,7 @@ def export(model: Any, about: dict[str, Any], path: Path) -> None:
     """Write `model` to `path`, in the format of its extension. Raises RunError where the file would say something else.
 
     Args:
-        about: goes into the file.
+        about: goes into the file; of `describe`.
     """
     check_format(path)
     if path.suffix == ".onnx" and sum(p.nbytes for p in model.parameters()) > MOST_ONNX:
@@ -53,7 +55,7 @@ def export(model: Any, about: dict[str, Any], path: Path) -> None:
     hardware.quiet()
     for message in (".*No complete tensor found.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message=message)
-    deployed, size = Deployed(model).eval().requires_grad_(False), model.hparams["image_size"]
+    deployed, size = Deployed(model).eval().requires_grad_(False), about["crop"]["size"]
     images = torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted = deployed(images).numpy()
@@ -70,18 +72,21 @@ def export(model: Any, about: dict[str, Any], path: Path) -> None:
 
 
 def describe(model: Any, config: dict[str, Any], run: Path) -> dict[str, Any]:
-    """What whoever uses the file must know."""
-    task, size = model.hparams["task"], model.hparams["image_size"]
+    """What whoever uses the file must know. Raises InputError for a model that has no `scores` of an image alone."""
+    if (wanted := inputs(model, "exported")) != ("image",):
+        raise InputError(f"the model looks at {' and '.join(wanted)}, and export knows images alone: use load_model")
+    task, targets = (config["trained_on"][name] for name in ("task", "targets"))
+    size = image_size(model, config)
     means = {"single_label": "probability of each class", "multi_label": "probability of each label"}
     return {
         "format": FORMAT,
         "run": run.name,
         "task": task,
-        "targets": list(model.hparams["targets"]),
+        "targets": list(targets),
         "images": f"uint8 (B, 3, {size}, {size}), RGB, 0..255",
-        "scores": f"float32 (B, {len(model.hparams['targets'])}), {means.get(task, 'numbers')}",
+        "scores": f"float32 (B, {len(targets)}), {means.get(task, 'numbers')}",
         "crop": {"size": size, "center": config["data"]["eval_crop"]},
-        "backbone": model.hparams["backbone"],
+        "backbone": title(model),
         "metrics": earlier_metrics(run),
         "versions": hardware.versions(),
     }

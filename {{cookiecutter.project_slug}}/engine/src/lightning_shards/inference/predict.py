@@ -11,7 +11,9 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
 from ..data.crop import Crop
+from ..errors import InputError
 from ..train import hardware
+from ..train.contract import inputs
 from ..train.evaluate import batch_size
 from .images import Images, batches
 
@@ -25,16 +27,39 @@ class Prediction(NamedTuple):
 
 
 def predict(model: Any, config: dict[str, Any], images: Images) -> Iterator[Prediction]:
-    """What `model`, trained by a run of this `config`, says of all images, in their order."""
+    """What `model`, trained by a run of this `config`, says of all images, in their order.
+
+    Raises InputError, before any is read, for a model that has no `scores` of an image alone.
+    """
+    check(model)
+    return _predictions(model, config, images)
+
+
+def check(model: Any) -> None:
+    """Raise InputError for a model that has no `scores` of an image alone."""
+    if (wanted := inputs(model, "used to predict")) != ("image",):
+        raise InputError(f"the model looks at {' and '.join(wanted)}, and predict reads images alone: use load_model")
+
+
+def image_size(model: Any, config: dict[str, Any]) -> int:
+    """Side of the images that the model was trained on, in pixels."""
+    return int(model.hparams.get("image_size") or config["data"]["image_size"])
+
+
+def _predictions(model: Any, config: dict[str, Any], images: Images) -> Iterator[Prediction]:
+    targets = len(config["trained_on"]["targets"])
     device = hardware.accelerator(config["trainer"]["accelerator"])  # or the CPU, where that is all there is
     hardware.quiet()
     hardware.prepare(device)
     fabric = Fabric(accelerator=device, devices=1, precision=hardware.precision(device))  # type: ignore[arg-type]
     network = fabric.setup_module(model.eval())
-    crop = Crop(model.hparams["image_size"], center=config["data"]["eval_crop"])
+    network.mark_forward_method("scores")
+    crop = Crop(image_size(model, config), center=config["data"]["eval_crop"])
     for first, pixels, errors in batches(images, crop, batch_size(config["data"])):
         with torch.inference_mode():
-            outputs = network(fabric.to_device(torch.from_numpy(pixels)).permute(0, 3, 1, 2))
-            scores = model.objective.scores(outputs.float()).cpu().numpy()
+            scores = network.scores(fabric.to_device(torch.from_numpy(pixels)).permute(0, 3, 1, 2))
+            scores = scores.float().cpu().numpy()
+        if scores.shape != (len(pixels), targets):
+            raise InputError(f"the model's scores of {len(pixels)} images are {scores.shape}, not one for each target")
         for row, error in enumerate(errors):
             yield Prediction(images.name(first + row), None if error else scores[row], error)

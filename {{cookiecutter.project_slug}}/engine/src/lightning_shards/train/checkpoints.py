@@ -48,7 +48,7 @@ class Checkpoints(Checkpoint):
     noted before the place moves on.
 
     Args:
-        monitor, mode: validation metric of the best weights, and whether `max` or `min` of it is best.
+        monitor, mode: name of the metric of the best weights, and whether `max` or `min` of it is best.
         every_minutes: time between checkpoints within an epoch.
         keep: how many of the last ones stay.
         patience: validations at epochs' ends without a better metric after which the training is over; None: never.
@@ -190,7 +190,7 @@ class Checkpoints(Checkpoint):
 
     def _save_with_best(self, trainer: L.Trainer) -> None:
         """Save at a place that was just validated."""
-        value = trainer.callback_metrics.get(f"val/{self.monitor}")
+        value = trainer.callback_metrics.get(self.monitor)
         score = float(value) if value is not None else math.nan
         gain = math.nan if math.isnan(score) else math.inf if self.best is None else self.sign * (score - self.best)
         self._is_best = gain >= 0  # of equals, the later

@@ -7,35 +7,40 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..cost.prices import Prices
 from ..errors import InputError, RunError
 from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
-from . import cluster, hardware, loggers
+from . import cluster, contract, hardware, loggers
 from .checkpoints import Checkpoints, DurableCheckpointIO
 from .cost_tracker import Budget, CostTracker
 from .datamodule import ShardDataModule
 from .ema import WeightEMA
+from .eval_metrics import EvalPass
 from .gallery import Gallery
 from .ledger import Ledger
+from .module import Compile, LearningRate, ShardModule
 from .nan_guard import NanGuard
 from .rank_watchdog import RankWatchdog
 from .run import Run, choose
 from .settings import Parser, check, shorten, value_of, with_files
 from .stop import StopRequest
 from .throughput import ProgressBar, Throughput
+from .trained_model import KeepSettings
 
 PRICES = Path("prices.yaml")
 TRAINER_DEFAULTS = {
@@ -53,24 +58,42 @@ TRAINER_DEFAULTS = {
 class TrainingCLI(LightningCLI):
     """Parses, checks and builds; `run` is the context in which to train.
 
+    Args:
+        model_class: any LightningModule; `ShardModule` says what one may offer beyond that.
+        fields: the fields of a sample by name, or a function that makes them of the dataset; None: what the dataset
+            says.
+        transform: what is done to each sample's fields in the decoding processes.
+        callbacks, loggers: beside those of the config and of the engine.
+        args: in place of the command line's.
+
     Attributes: `trainer`, `model`, `data`, `run`, `meter`, `spending`.
     """
 
     data_class = ShardDataModule
 
-    def __init__(self, model_class: type[LightningModule], args: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        model_class: type[LightningModule],
+        fields: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
+        transform: Callable[..., None] | None = None,
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger] = (),
+        args: list[str] | None = None,
+    ) -> None:
         if not issubclass(self.data_class, ShardDataModule):
             raise InputError(
                 f"the datamodule {self.data_class.__name__} keeps no place to go on from: make it a subclass of"
                 " lightning_shards.train.datamodule.ShardDataModule, or train it with Lightning's own Trainer"
             )
         hardware.quiet()
+        contract.check_class(model_class)
+        self._callbacks, self._loggers = list(callbacks), list(loggers)
         arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
         self._flags = {name: value_of(arguments, f"--trainer.{name}") for name in ("devices", "num_nodes")}
         self._metrics: dict[str, float] = {}
         super().__init__(
             model_class,
-            self.data_class,
+            contract.data_class(self.data_class, fields, transform),
             args=arguments,
             run=False,
             save_config_callback=None,
@@ -106,9 +129,12 @@ class TrainingCLI(LightningCLI):
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         parser.add_class_arguments(loggers.LogSettings, "log")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        parser.link_arguments("data.image_size", "model.image_size")
-        parser.link_arguments("data.targets", "model.targets", apply_on="instantiate")
-        parser.link_arguments("data.task", "model.task", apply_on="instantiate")
+        known = {action.dest for action in parser._actions}
+        if "model.image_size" in known:
+            parser.link_arguments("data.image_size", "model.image_size")
+        for name, source in contract.HANDED_OVER.items():
+            if f"model.{name}" in known:
+                parser.link_arguments(f"data.{source}", f"model.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         """Keep what was asked for, then decide what was left to the hardware."""
@@ -120,7 +146,8 @@ class TrainingCLI(LightningCLI):
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         if self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt")):
-            self.config.model.weights = None  # the checkpoint has newer ones
+            if "weights" in self.config.model:
+                self.config.model.weights = None  # the checkpoint has newer ones
         if found := cluster.layout():  # whoever started the ranks has decided, whatever the configs say
             cluster.check_flags(found, **self._flags)
             self.config.trainer.num_nodes, self.config.trainer.devices = found
@@ -132,17 +159,21 @@ class TrainingCLI(LightningCLI):
         self.config.trainer.precision = self.config.trainer.precision or hardware.precision(device)
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        """As LightningCLI's, by the call of jsonargparse that stays in its version 5."""
+        self.config_init = self.parser.instantiate(self.config)
+        self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
+        contract.check_instance(self.model)
+        self.compiles = self.decide_compile(self.config.trainer.max_epochs * len(self.datamodule.order))
+        self.trainer = self.instantiate_trainer()
         self.spending.attach(self.trainer, self.device)
-        world = self.trainer.world_size
-        micro, accumulation = self.datamodule.split_batch(world)
+        micro, accumulation = self.datamodule.split_batch(self.trainer.world_size)
+        if accumulation > 1 and not self.model.automatic_optimization:
+            raise InputError(
+                "the model steps its optimizers itself, so gradients cannot be accumulated for it: set"
+                f" data.global_batch_size to data.micro_batch_size x devices ({micro * self.trainer.world_size})"
+            )
         self.trainer.accumulate_grad_batches = accumulation
         hardware.tune(self.trainer.strategy, accumulation)
-        hparams = self.model.hparams
-        if hparams["compile"] is None:
-            hparams["compile"] = hardware.compiles(
-                self.device, (self.trainer.max_epochs or 1) * len(self.datamodule.order)
-            )
         if checkpoint := self.run.last_checkpoint:
             self.datamodule.check_order(state(checkpoint))
         self.resolved = {
@@ -151,44 +182,65 @@ class TrainingCLI(LightningCLI):
             "micro_batch_size": micro,
             "accumulation": accumulation,
             "workers": math.prod(self.datamodule.decoders(self.trainer.num_devices)),
-            "compile": hparams["compile"],
-            "channels_last": hparams["channels_last"],
-            "fused": hparams["fused"],
+            "compile": self.compiles,
+            **{name: self.model.hparams[name] for name in ("channels_last", "fused") if name in self.model.hparams},
             "window_bytes": self.datamodule.order.settings["window_bytes"],
         }
+
+    def decide_compile(self, images: int) -> bool:
+        """Whether a run over so many images is compiled: as the model's setting says, else where it earns it."""
+        asked = contract.setting(self.model, "compile")
+        some = isinstance(self.model, ShardModule) and any(True for _ in self.model.compiled())
+        return some and bool(hardware.compiles(self.device, images) if asked is None else asked)
+
+    def model_callbacks(self) -> list[Callback]:
+        """What does for a model what it says, in each of its trainings."""
+        return [LearningRate(), *([Compile()] if self.compiles else [])]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
         if goes_on:
             self._metrics = earlier_metrics(folder)
-        objective = self.model.objective
         own, stop = self._get(self.config_init, "trainer"), StopRequest(self.spending.spent)
-        callbacks = [
+        trainer = self.build_trainer(
+            default_root_dir=str(folder),
+            logger=loggers.build(self.config_init["log"], folder, own["logger"], self._loggers),
+            callbacks=[*_listed(own["callbacks"]), *self._callbacks, *self._engine_callbacks(own, stop)],
+            plugins=[*_listed(own["plugins"]), *cluster.cluster(), DurableCheckpointIO()],
+        )
+        loggers.keep_profile(trainer, folder)
+        text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
+        self.run = Run(folder, text, goes_on, self.facts, stop)
+        self.watch = RankWatchdog(self.run.fail)
+        return trainer
+
+    def _model_settings(self) -> dict[str, Any]:
+        """What the model's constructor got, as plain values."""
+        known = {action.dest for action in self.parser._actions}
+        handed = {name: source for name, source in contract.HANDED_OVER.items() if f"model.{name}" in known}
+        return self.asked.get("model", {}) | {name: getattr(self.datamodule, source) for name, source in handed.items()}
+
+    def _engine_callbacks(self, own: Any, stop: StopRequest) -> list[Callback]:
+        monitor, mode = contract.goal(self.model)
+        return [
+            *self.model_callbacks(),
             self.meter,
             *([ProgressBar(self.meter)] if own["enable_progress_bar"] is not False else []),
             NanGuard(),
             *([WeightEMA(self.config.ema_decay)] if self.config.ema_decay else []),
+            EvalPass(),
             Gallery(),
+            KeepSettings(self._model_settings()),
             *([Ledger()] if self.config.ledger else []),
             Checkpoints(
-                objective.monitor,
-                objective.mode,
+                monitor,
+                mode,
                 self.config.save_every_minutes,
                 self.config.keep_checkpoints,
                 self.config.patience,
                 stop,
             ),
         ]
-        trainer = self.build_trainer(
-            default_root_dir=str(folder),
-            logger=loggers.build(self.config_init["log"], folder),
-            callbacks=[*(own["callbacks"] or []), *callbacks],
-            plugins=[*(own["plugins"] or []), *cluster.cluster(), DurableCheckpointIO()],
-        )
-        text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
-        self.run = Run(folder, text, goes_on, self.facts, stop)
-        self.watch = RankWatchdog(self.run.fail)
-        return trainer
 
     def build_trainer(self, **changes: Any) -> Trainer:
         """The trainer of the settings, with `changes`."""
@@ -213,7 +265,7 @@ class TrainingCLI(LightningCLI):
         r, data = self.resolved, self.data
         parameters = sum(p.numel() for p in self.model.parameters())
         print(
-            f"{self.run.folder}: {self.model.hparams['backbone']} ({parameters / 1e6:.2g} million parameters),"
+            f"{self.run.folder}: {contract.title(self.model)} ({parameters / 1e6:.2g} million parameters),"
             f" {len(data.order):,} images of {data.crop.size} pixels, {self.trainer.max_epochs} epochs,"
             f" global batch {data.global_batch_size}"
             f"\n{self.trainer.world_size} x {hardware.device_name(self.device)}: {r['precision']},"
@@ -223,8 +275,8 @@ class TrainingCLI(LightningCLI):
         )
 
     def test(self) -> None:
-        """Measure the best weights on the test split, if there is one."""
-        if not self.data.dataset.splits.get("test"):
+        """Measure the best weights on the test split, if there is one and the model has a test_step."""
+        if not self.data.dataset.splits.get("test") or not is_overridden("test_step", self.model):
             return
         best = self.run.best_checkpoint
         assert best is not None
@@ -249,6 +301,7 @@ class TrainingCLI(LightningCLI):
         """What `summary.json` says of the run so far."""
         self._note_metrics()
         spent, expected = self.spending.total, self.spending.expected
+        monitor, mode = contract.goal(self.model)
         return {
             "images_seen": self.data.images_seen,
             "steps": self.trainer.fit_loop.epoch_loop._batches_that_stepped,
@@ -263,8 +316,8 @@ class TrainingCLI(LightningCLI):
             "energy_source": self.spending.source,
             "expected": expected.facts() if expected else None,
             "skipped": self.run.skipped,
-            "monitor": self.model.objective.monitor,
-            "mode": self.model.objective.mode,
+            "monitor": monitor.removeprefix("val/"),
+            "mode": mode,
             "dataset": {"path": str(self.data.dataset.root), "fingerprint": self.data.dataset.fingerprint},
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
@@ -287,3 +340,8 @@ class TrainingCLI(LightningCLI):
             f"the device has no memory left with a micro-batch of {micro}: try --data.micro_batch_size {smaller}"
             f" (the global batch stays {self.data.global_batch_size}, gradients are accumulated)"
         )
+
+
+def _listed(given: Any) -> list[Any]:
+    """What a setting that takes one or several has: none, one or several."""
+    return list(given) if isinstance(given, (list, tuple)) else [given] if given else []

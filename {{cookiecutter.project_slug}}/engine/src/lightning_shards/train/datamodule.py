@@ -120,6 +120,12 @@ class ShardDataModule(L.LightningDataModule):
         """Class names, or the names of the numbers."""
         return list(self.dataset.targets)
 
+    @property
+    def field_shapes(self) -> dict[str, list[int] | None]:
+        """Shape of a row of each field, as the model gets it; None for ragged ones."""
+        target = [] if self.task == "single_label" else [len(self.targets)]
+        return {"image": [3, self.crop.size, self.crop.size], "target": target}
+
     def split_batch(self, world: int) -> tuple[int, int]:
         """(micro-batch, accumulation steps) for `world` devices. Raises InputError, with the sizes that would do."""
         total, micro = self.global_batch_size, self.micro_batch_size

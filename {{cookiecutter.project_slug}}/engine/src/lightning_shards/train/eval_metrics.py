@@ -1,38 +1,91 @@
-"""What a pass over a split adds up: loss, metrics, and rows, so that each sample is known to be counted once."""
+"""What a pass over a split adds up: loss and metrics, and its rows, so that each sample is known to be counted once."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import lightning as L
+import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 from ..data.batch import Batch
 
 
 class EvalMetrics(nn.Module):
-    """Loss, row counts and metrics of one pass over a split, over all ranks; rows that are not valid count nowhere."""
+    """Loss and metrics of one pass over a split, over all ranks; rows that are not valid count nowhere."""
 
     def __init__(self, metrics: MetricCollection) -> None:
         super().__init__()
         self.metrics, self.loss = metrics, MeanMetric()
-        self.valid, self.skipped = SumMetric(), SumMetric()
 
-    def update(self, losses: Tensor, outputs: Tensor, batch: Batch) -> None:
-        valid = batch.valid
+    def update(self, losses: Tensor, outputs: Tensor, targets: Tensor, valid: Tensor) -> None:
+        """Add B rows: their losses, float (B,), what the metrics take, and which of them count, bool (B,)."""
         self.loss.update(losses, weight=valid.float())
-        self.valid.update(valid.sum())
-        self.skipped.update(((batch.ids >= 0) & ~valid).sum())
         if bool(valid.any()):  # waits for the device, as torchmetrics does in any case: this is no training step
-            self.metrics.update(outputs[valid], batch["target"][valid])
+            self.metrics.update(outputs[valid], targets[valid])
 
     def compute(self) -> dict[str, Tensor]:
-        skipped = self.skipped.compute()
-        return {
-            "loss": self.loss.compute(),
-            **self.metrics.compute(),
-            "skipped": skipped,
-            "rows": self.valid.compute() + skipped,
-        }
+        return {"loss": self.loss.compute(), **self.metrics.compute()}
 
     def reset(self) -> None:
-        for metric in (self.metrics, self.loss, self.valid, self.skipped):
+        for metric in (self.metrics, self.loss):
             metric.reset()
+
+
+class EvalPass(L.Callback):
+    """Counts the rows of each pass over a validation or test split, and logs what the model's `measures` added up.
+
+    Every sample of a split is counted once, over all ranks. Where Lightning's flags leave batches out, this is not
+    asked.
+    """
+
+    def __init__(self) -> None:
+        self._rows = self._skipped = torch.zeros((), dtype=torch.int64)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(pl_module)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
+    ) -> None:
+        self._count(batch)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
+    ) -> None:
+        self._count(batch)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end(trainer, pl_module, "val", trainer.num_val_batches, trainer.val_dataloaders)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end(trainer, pl_module, "test", trainer.num_test_batches, trainer.test_dataloaders)
+
+    def _begin(self, model: Any) -> None:
+        self._rows = self._skipped = torch.zeros((), dtype=torch.int64, device=model.device)
+        if (measures := getattr(model, "measures", None)) is not None:
+            measures.reset()  # a pass may have been left early
+
+    def _count(self, batch: Batch) -> None:
+        there = batch.ids >= 0
+        self._rows = self._rows + there.sum()
+        self._skipped = self._skipped + (there & ~batch.valid).sum()
+
+    def _end(self, trainer: L.Trainer, model: Any, split: str, batches: Any, loader: Any) -> None:
+        """Raises RuntimeError where a whole pass has not counted every sample once: that is a defect of the loader."""
+        rows, skipped = (int(trainer.strategy.reduce(n, reduce_op="sum")) for n in (self._rows, self._skipped))
+        wanted = trainer.datamodule.dataset.samples(split)  # type: ignore[attr-defined]
+        whole = not trainer.sanity_checking and sum(batches) == len(loader)
+        if whole and rows != wanted:
+            raise RuntimeError(f"{split}: {rows} rows were measured, the split has {wanted}")
+        values: dict[str, Any] = {}
+        if (measures := getattr(model, "measures", None)) is not None:
+            values = measures.compute()
+            measures.reset()
+        for name, value in values.items():
+            model.log(f"{split}/{name}", value, prog_bar=split == "val", batch_size=max(1, rows))
+        model.log(f"{split}/skipped", float(skipped), batch_size=max(1, rows))

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..errors import InputError
-from . import hardware
+from . import contract, hardware
 from .datamodule import ShardDataModule
-from .run import Run
-
-
-def best_model(model_class: type[LightningModule], folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The best weights of the run in `folder`, on the CPU, and the run's config; InputError where there are none yet.
-
-    What the config of an older version lacks in `data` has its default.
-    """
-    checkpoint = Run(folder, "", True, dict).best_checkpoint
-    if checkpoint is None:
-        raise InputError(f"{folder} has no checkpoint yet")
-    model = model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    known = inspect.signature(ShardDataModule).parameters.values()
-    config["data"] = {p.name: p.default for p in known if p.default is not p.empty} | config["data"]
-    return model, config
+from .eval_metrics import EvalPass
+from .trained_model import best_model
 
 
 def evaluate(
-    model_class: type[LightningModule], folder: Path, path: str | None = None, split: str = "test", bar: bool = False
+    model_class: type[LightningModule],
+    folder: Path,
+    path: str | None = None,
+    split: str = "test",
+    bar: bool = False,
+    fields: Any = None,
+    transform: Any = None,
 ) -> dict[str, float]:
     """Metrics of the best checkpoint of the run in `folder`.
 
@@ -41,13 +32,19 @@ def evaluate(
         path: a packed dataset; None: the one that the run trained on.
         split: `val` or `test` of it.
         bar: show Lightning's progress bar, on standard output.
+        fields, transform: as for TrainingCLI.
 
     Raises InputError where there is no checkpoint or split, or where the dataset has other targets than the model.
     """
     model, config = best_model(model_class, folder)
+    if not is_overridden("validation_step" if split == "val" else "test_step", model):
+        step = "validation_step" if split == "val" else "test_step"
+        raise InputError(f"the model {model_class.__name__} has no {step}: it cannot be measured on the split {split}")
     settings = config["data"]
-    data = ShardDataModule(**settings | {"path": path or settings["path"], "fraction": 1.0, "global_batch_size": 1})
-    check_targets(model, data)
+    data = contract.data_class(ShardDataModule, fields, transform)(
+        **settings | {"path": path or settings["path"], "fraction": 1.0, "global_batch_size": 1}
+    )
+    check_targets(config["trained_on"], data)
     if not data.dataset.splits.get(split):
         raise InputError(f"{data.dataset.root} has no split {split!r}; it has {', '.join(data.dataset.splits)}")
     data.global_batch_size, data.micro_batch_size = batch_size(settings), None
@@ -59,6 +56,7 @@ def evaluate(
         devices=1,
         precision=hardware.precision(device),  # type: ignore[arg-type]
         logger=False,
+        callbacks=[EvalPass()],
         enable_progress_bar=bar,
         enable_checkpointing=False,
         default_root_dir=folder,
@@ -73,11 +71,11 @@ def batch_size(settings: dict[str, Any]) -> int:
     return int(settings["micro_batch_size"] or min(256, settings["global_batch_size"]))
 
 
-def check_targets(model: LightningModule, data: ShardDataModule) -> None:
-    """Raise InputError where `data` has other classes than the model was trained for."""
-    own = list(model.hparams["targets"])
-    if model.hparams["task"] != data.task:
-        raise InputError(f"the model was trained for {model.hparams['task']}, {data.dataset.root} is for {data.task}")
+def check_targets(known: dict[str, Any], data: ShardDataModule) -> None:
+    """Raise InputError where `data` has other classes than those that a model was trained on."""
+    if known["task"] != data.task:
+        raise InputError(f"the model was trained for {known['task']}, {data.dataset.root} is for {data.task}")
+    own = list(known["targets"] or data.targets)
     if len(own) != len(data.targets):
         raise InputError(
             f"the model knows {len(own)} targets, {data.dataset.root} has {len(data.targets)}: choose another"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch import Tensor
 from torchmetrics import MetricCollection, SumMetric
 
 from ..data.batch import Batch
-from ..data.dataset import Shard
+from ..data.dataset import TASKS, Shard
 from ..files import write_durably
+from ..vision.objective import Shown
 from .loggers import Wandb
 from .top_rows import TopRows
 
@@ -31,7 +33,9 @@ POINTS = 1000  # of the plot of predicted over actual numbers
 
 
 class Gallery(L.Callback):
-    """Collects during each validation and the test, and writes `evaluation/<split>.json`; shows it in W&B too.
+    """Collects during each validation and the test, and writes `evaluation/<split>.json`; shows it in loggers too.
+
+    For models whose steps return {"scores": (B, T)} and whose `objective` says how wrong a row is; others have none.
 
     Args:
         count: images of each kind: right, wrong, and most confidently wrong.
@@ -45,36 +49,52 @@ class Gallery(L.Callback):
         self._told: dict[str, Any] = {}
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begin(pl_module)
+        self._kept, self._told = {}, {}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begin(pl_module)
+        self._kept, self._told = {}, {}
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
+    ) -> None:
+        self._look_at(trainer, pl_module, outputs, batch)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
+    ) -> None:
+        self._look_at(trainer, pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._end(trainer, pl_module, "val")
+        self._end(trainer, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._end(trainer, pl_module, "test")
+        self._end(trainer, "test")
         self._show(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._show(trainer)
 
-    def _begin(self, model: Any) -> None:
-        targets, side = len(model.hparams["targets"]), min(LARGEST_SIDE, model.hparams["image_size"])
-        single = model.hparams["task"] == "single_label"
-        rows = (targets, (), torch.int64) if single else (targets, (targets,), torch.float32)
-        groups = {"surest": 1, "wrong": 2, "right": 3}  # times as many as are shown, since none is shown twice
-        self._kept = {kind: TopRows(times * self.count, side, *rows).to(model.device) for kind, times in groups.items()}
-        if model.hparams["task"] == "regression":
-            self._kept["points"] = TopRows(POINTS, 1, *rows).to(model.device)
-        self._counts = model.objective.counts(targets).to(model.device)
-        self._images = SumMetric().to(model.device)
-        self._told = {}
-        model.watch_outputs = lambda batch, scores: self._collect(model, batch, scores)
+    def _look_at(self, trainer: L.Trainer, model: Any, outputs: Any, batch: Batch) -> None:
+        scores = outputs.get("scores") if isinstance(outputs, Mapping) else None
+        objective, data = getattr(model, "objective", None), trainer.datamodule  # type: ignore[attr-defined]
+        if scores is None or not isinstance(objective, Shown) or data.task not in TASKS:
+            return
+        if not self._kept:
+            self._begin(objective, data.task, batch, scores)
+        self._collect(objective, batch, scores)
 
-    def _collect(self, model: Any, batch: Batch, scores: Tensor) -> None:
-        valid, wrong = batch.valid, model.objective.error_score(scores, batch["target"])
+    def _begin(self, objective: Shown, task: str, batch: Batch, scores: Tensor) -> None:
+        side, targets = min(LARGEST_SIDE, batch["image"].shape[-1]), batch["target"]
+        rows, device = (scores.shape[1], tuple(targets.shape[1:]), targets.dtype), scores.device
+        groups = {"surest": 1, "wrong": 2, "right": 3}  # times as many as are shown, since none is shown twice
+        self._kept = {kind: TopRows(times * self.count, side, *rows).to(device) for kind, times in groups.items()}
+        if task == "regression":
+            self._kept["points"] = TopRows(POINTS, 1, *rows).to(device)
+        self._counts = objective.counts().to(device)
+        self._images = SumMetric().to(device)
+
+    def _collect(self, objective: Shown, batch: Batch, scores: Tensor) -> None:
+        valid, wrong = batch.valid, objective.error_score(scores, batch["target"])
         draw = (batch.seeds & 0xFFFFFF) / 2.0**24  # random, but the sample's own, whichever rank has it
         if "points" in self._kept:  # no number is simply right: the nearest ones stand for that
             priorities = {"surest": wrong, "wrong": draw, "right": -wrong, "points": draw}
@@ -90,17 +110,16 @@ class Gallery(L.Callback):
         if bool(valid.any()):
             self._counts.update(scores[valid], batch["target"][valid])
 
-    def _end(self, trainer: L.Trainer, model: Any, split: str) -> None:
+    def _end(self, trainer: L.Trainer, split: str) -> None:
         """Bring the ranks' parts together, on all of them, and write them down on one."""
-        model.watch_outputs = None
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not self._kept:
             return
         kept = {kind: metric.rows() for kind, metric in self._kept.items()}
         images, counts = int(self._images.compute()), self._counts.compute()
         if not trainer.is_global_zero:
             return
-        task = model.hparams["task"]
-        dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        task, dataset = data.task, data.dataset
         points = [[target.tolist(), scores.tolist()] for _, _, target, scores in kept.pop("points", [])]
         shown: set[int] = set()
         for kind, rows in kept.items():
@@ -110,9 +129,9 @@ class Gallery(L.Callback):
             "format": FORMAT,
             "split": split,
             "task": task,
-            "targets": list(model.hparams["targets"]),
+            "targets": data.targets,
             "images": images,
-            "images_seen": trainer.datamodule.images_seen,  # type: ignore[attr-defined]
+            "images_seen": data.images_seen,
             "counts": {name: value.tolist() for name, value in counts.items()},
             "points": points,
             "examples": {
@@ -125,12 +144,30 @@ class Gallery(L.Callback):
         write_durably(path, json.dumps(self._told).encode())
 
     def _show(self, trainer: L.Trainer) -> None:
-        """The images of the last pass, and the confusion matrix, in W&B."""
-        logger = next((x for x in trainer.loggers if isinstance(x, Wandb)), None)
-        if logger is None or not self._told:  # which it is on rank zero only
+        """The images of the last pass, and the confusion matrix, in W&B; the images in any logger that takes some."""
+        if not self._told:  # which it is on rank zero only
             return
         told = self._told
-        logger.try_to(lambda: logger.experiment.log(_shown(told)))
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                _log(logger, told)
+            elif hasattr(logger, "log_image"):
+                _offer(logger, told)
+
+
+def _log(logger: Wandb, told: dict[str, Any]) -> None:
+    logger.try_to(lambda: logger.experiment.log(_shown(told)))
+
+
+def _offer(logger: Any, told: dict[str, Any]) -> None:
+    """Hand the images to a logger as Lightning's own take them; what it makes of them ends no training."""
+    examples = [(kind, example) for kind, examples in told["examples"].items() for example in examples]
+    images = [_pixels(example["image"]) for _, example in examples]
+    captions = [f"{kind}: {_caption(example, told['targets'])}" for kind, example in examples]
+    try:
+        logger.log_image(key=f"{told['split']}/predictions", images=images, caption=captions)
+    except Exception as defect:
+        print(f"{type(logger).__name__} took no images: {type(defect).__name__}: {defect}", file=sys.stderr)
 
 
 def _shown(told: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import os
 import secrets
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..errors import InputError
@@ -24,7 +26,7 @@ if TYPE_CHECKING:  # a second of imports, for the runs that log to it
 
 @dataclass
 class LogSettings:
-    """Which loggers a run has.
+    """Which loggers a run has, beside metrics.csv and those of trainer.logger.
 
     Args:
         wandb: log to Weights & Biases: online where a key is found (`wandb login`, WANDB_API_KEY), else into the run's
@@ -124,14 +126,29 @@ def _line(row: dict[str, Any], columns: list[str]) -> str:
     return ",".join(str(row.get(name, "")) for name in columns)
 
 
-def build(settings: LogSettings, folder: Path) -> list[Logger]:
-    """The loggers of the run in `folder`. Nothing is written before the first metric."""
+def build(settings: LogSettings, folder: Path, own: Any = None, more: Sequence[Logger] = ()) -> list[Logger]:
+    """The loggers of the run in `folder`. Nothing is written before the first metric.
+
+    Args:
+        own: of the setting trainer.logger: loggers, or true for TensorBoard, Lightning's own.
+        more: those that the code adds.
+    """
+    added = [*(own if isinstance(own, (list, tuple)) else [own] if isinstance(own, Logger) else []), *more]
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
-    if settings.wandb and os.environ.get("WANDB_MODE") != "disabled":
+    taken = any(isinstance(logger, WandbLogger) for logger in added)  # a process has one W&B run
+    if settings.wandb and os.environ.get("WANDB_MODE") != "disabled" and not taken:
         loggers.append(_wandb(settings, folder))
-    if settings.tensorboard:
+    if settings.tensorboard or own is True:
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
-    return loggers
+    return loggers + added
+
+
+def keep_profile(trainer: Trainer, folder: Path) -> None:
+    """Let a profiler that would only log its table write it into the run's folder: `profile/fit-profile-0.txt`."""
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    if isinstance(profiler, Profiler) and not isinstance(profiler, PassThroughProfiler):
+        profiler.filename = profiler.filename or "profile"
+        profiler.dirpath = profiler.dirpath or folder / "profile"
 
 
 def _wandb(settings: LogSettings, folder: Path) -> Wandb:
@@ -169,7 +186,7 @@ def _has_key() -> bool:
 def keep_identity(loggers: list[Logger], folder: Path, config: dict[str, Any]) -> None:
     """Write down the W&B run's id, and send the whole configuration there."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, Wandb):
             if not (folder / "wandb-id.txt").exists():
                 write_durably(folder / "wandb-id.txt", f"{logger.version}\n".encode())
             logger.experiment.config.update(config, allow_val_change=True)

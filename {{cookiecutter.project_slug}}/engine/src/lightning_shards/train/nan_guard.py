@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -27,7 +28,9 @@ class NanGuard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._recent.append((outputs["loss"].detach(), batch.ids))
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):  # a model that steps its optimizers itself need not return one
+            self._recent.append((loss.detach(), batch.ids))
         if len(self._recent) >= self.every:
             self.check()
 

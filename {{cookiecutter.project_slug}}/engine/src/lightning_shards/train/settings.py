@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..runs.folder import find
 
 DEFAULT_CONFIG = Path("configs/sample.yaml")
-SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
+SHOWN_IN_HELP = [  # what most trainings touch, beside all that the model has; --help-all has the rest
     "config",
     "run",
     "resume",
@@ -37,14 +37,7 @@ SHOWN_IN_HELP = [  # what most trainings touch; --help-all has the rest
     "data.workers",
     "data.fraction",
     "data.crop_scale",
-    "model.backbone",
-    "model.weights",
-    "model.optimizer",
-    "model.learning_rate",
-    "model.weight_decay",
-    "model.warmup",
-    "model.label_smoothing",
-    "model.compile",
+    "model",
     "ema_decay",
     "patience",
     "trainer.max_epochs",
@@ -102,6 +95,13 @@ def _check_files(arguments: list[str]) -> None:
 def check(config: Any) -> None:
     """Raise InputError for what no type refuses: the settings that stand alone and Lightning's, with one sentence."""
     trainer = config.trainer
+    if trainer.logger is False:
+        raise InputError(
+            "trainer.logger false would leave out metrics.csv, which the report is made of: use --log.wandb false,"
+            " which leaves out Weights & Biases, and name no logger"
+        )
+    if trainer.default_root_dir is not None:
+        raise InputError("trainer.default_root_dir cannot be set: a run's files lie in runs/<run>/, named by --run")
     if trainer.max_steps != -1:
         raise InputError("trainer.max_steps cannot be set: use trainer.max_epochs, a resume counts in epochs")
     if trainer.accumulate_grad_batches != 1:
@@ -145,8 +145,8 @@ class Parser(LightningArgumentParser):
             return super().format_help(formatter)
         lines = ["usage: uv run train.py [--config FILE]... [--run NAME] [--resume RUN] [any setting]", ""]
         known = {action.dest: action for action in self._actions}
-        for name in SHOWN_IN_HELP:
-            action = known[name]
+        for action in (action for name in SHOWN_IN_HELP for action in _of(name, known)):
+            name = action.dest
             default = "" if action.default is None or name == "config" else f" [{action.default}]"
             text = " ".join(str(action.help or "").split())
             text = re.sub(r"\s*\((required, )?type:.*\)$", "", text) + default
@@ -156,6 +156,13 @@ class Parser(LightningArgumentParser):
             "--help-all shows every setting; the files in configs/ say what they are for.",
         ]
         return "\n".join(lines) + "\n"
+
+
+def _of(name: str, known: dict[str, Any]) -> list[Any]:
+    """The setting of this name, if there is one; of the model, all that the command line sets."""
+    if name != "model":
+        return [known[name]] if name in known else []
+    return [known[of] for of in known if of.startswith("model.") and not known[of].__class__.__name__.startswith("_")]
 
 
 def shorten(message: str, known: Sequence[str] = ()) -> str:

@@ -1,0 +1,90 @@
+"""What the engine asks of a model before anything is written, and what it reads from one: each part is optional."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from ..errors import InputError
+from .module import ShardModule
+
+HANDED_OVER = {  # constructor parameter -> attribute of the datamodule; a model has those that it wants
+    "targets": "targets",
+    "task": "task",
+    "fields": "field_shapes",
+}
+
+
+def check_class(model_class: Any) -> None:
+    """Raise InputError for what cannot be trained."""
+    if not inspect.isclass(model_class) or not issubclass(model_class, LightningModule):
+        raise InputError(f"{getattr(model_class, '__name__', model_class)} is no LightningModule: give TrainingCLI one")
+    for method in ("training_step", "configure_optimizers"):
+        if not is_overridden(method, model_class, LightningModule):
+            raise InputError(f"the model {model_class.__name__} has no {method}: it cannot be trained without one")
+
+
+def check_instance(model: LightningModule) -> None:
+    """Raise InputError for hyperparameters that a checkpoint cannot hold, and for a mode that there is not."""
+    for name, value in model.hparams.items():
+        if not is_plain(value):
+            raise InputError(
+                f"the model keeps {name}, a {type(value).__name__}, as a hyperparameter; checkpoints hold plain values"
+                f" only (numbers, text, lists, dictionaries): call save_hyperparameters(ignore=[{name!r}])"
+            )
+    if (mode := goal(model)[1]) not in ("min", "max"):
+        raise InputError(f"the model's mode is {mode!r}, it must be 'min' or 'max'")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a checkpoint that is loaded with `weights_only=True` gives it back."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # whatever pickle or a value's own methods raise
+        return False
+    return True
+
+
+def goal(model: LightningModule) -> tuple[str, str]:
+    """(metric by its full name, `min` or `max`) that picks the best weights; where the model does not say, val/loss."""
+    return getattr(model, "monitor", None) or "val/loss", getattr(model, "mode", None) or "min"
+
+
+def inputs(model: LightningModule, purpose: str) -> tuple[str, ...]:
+    """The fields that the model's `scores` takes. Raises InputError for a model that has no `scores`."""
+    method = getattr(type(model), "scores", None)
+    if not callable(method) or method is ShardModule.scores:
+        raise InputError(
+            f"the model {type(model).__name__} has no method scores(image), so it cannot be {purpose}: give it one"
+            " that makes probabilities or numbers, (B, T), of images in 0..255"
+        )
+    return tuple(getattr(model, "inputs", ("image",)))
+
+
+def setting(model: LightningModule, name: str) -> Any:
+    """A hyperparameter that a model need not have; None where it has not."""
+    return model.hparams.get(name)
+
+
+def title(model: LightningModule) -> str:
+    """What a person calls the model: its backbone, or its class."""
+    return str(setting(model, "backbone") or type(model).__name__)
+
+
+def data_class(base: type[Any], fields: Mapping[str, Any] | Callable[..., Any] | None, transform: Any) -> type[Any]:
+    """The datamodule's class with the project's fields and transform; the name stays, which checkpoints know."""
+    if fields is None and transform is None:
+        return base
+    held = {"fields": staticmethod(fields) if callable(fields) else fields, "transform": transform}
+    if callable(transform):
+        held["transform"] = staticmethod(transform)
+    return type(base.__name__, (base,), {**held, "__module__": base.__module__, "__doc__": base.__doc__})

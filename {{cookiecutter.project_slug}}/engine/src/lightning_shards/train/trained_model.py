@@ -1,0 +1,90 @@
+"""A trained model from a run's folder: what a checkpoint keeps beside the weights, and how the model is made of it."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import ArgumentParser
+
+from ..errors import InputError
+from ..runs.checkpoints import load
+from ..runs.folder import find
+from .datamodule import ShardDataModule
+from .run import Run
+
+SETTINGS = "model_settings"  # key of a checkpoint
+
+
+class KeepSettings(L.Callback):
+    """Adds to each checkpoint what the model was made of, and what the dataset's targets are.
+
+    So a model can be made again that keeps no hyperparameters of its own, and predictions know their names.
+
+    Args:
+        settings: of the constructor, plain values as in config.yaml.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings | {"weights": None} if "weights" in settings else settings
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        data: ShardDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint |= {"task": data.task, "targets": data.targets, SETTINGS: self.settings}
+
+
+def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
+    """The best weights of a run (its folder, its name, or `last`), on the CPU and ready to predict with.
+
+    Raises InputError where there are none yet, or where they are another model's.
+    """
+    folder = Path(run)
+    return best_model(model_class, folder if (folder / "config.yaml").is_file() else find(str(run)))[0].eval()
+
+
+def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The best weights of the run in `folder`, on the CPU, and the run's config; InputError where there are none yet.
+
+    What the config of an older version lacks in `data` has its default. Beside the settings it has `trained_on`: the
+    dataset's `task` and `targets`.
+    """
+    checkpoint = Run(folder, "", True, dict).best_checkpoint
+    if checkpoint is None:
+        raise InputError(f"{folder} has no checkpoint yet")
+    saved = load(checkpoint)
+    model = _restore(model_class, saved, checkpoint)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    known = inspect.signature(ShardDataModule).parameters.values()
+    config["data"] = {p.name: p.default for p in known if p.default is not p.empty} | config["data"]
+    config["trained_on"] = {
+        name: saved.get(name, saved.get("hyper_parameters", {}).get(name)) for name in ("task", "targets")
+    }
+    return model, config
+
+
+def _restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkpoint: Path) -> L.LightningModule:
+    """The model of a checkpoint. Raises InputError where it is another class's."""
+    try:
+        if saved.get("hyper_parameters"):
+            return model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        model = _made(model_class, saved.get(SETTINGS, {}))
+        model.on_load_checkpoint(saved)
+        model.load_state_dict(saved["state_dict"])
+    except InputError:
+        raise
+    except Exception as error:  # of the team's constructor, of the parser, of load_state_dict
+        why = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise InputError(f"{checkpoint} does not fit the model {model_class.__name__}: {why}") from None
+    return model
+
+
+def _made(model_class: type[L.LightningModule], settings: dict[str, Any]) -> L.LightningModule:
+    """A model of settings as in config.yaml, which may name classes for the constructor."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(model_class, "model", fail_untyped=False, sub_configs=True)
+    model: L.LightningModule = parser.instantiate(parser.parse_object({"model": settings})).model
+    return model
