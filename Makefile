@@ -18,7 +18,7 @@ PROJECT := {{cookiecutter.project_slug}}
 OUT := ..
 # Where an answer is refused, cookiecutter logs its own traceback below the sentence that says why.
 BAKER := import logging, sys; from cookiecutter.cli import main; logging.disable(); sys.tracebacklimit = 0; main()
-CODE := hooks tests $(wildcard benchmarks)
+CODE := hooks tests tools $(wildcard benchmarks)
 # How many processes share the tests; each of their files is one process's.
 PROCESSES := 2
 
@@ -31,15 +31,15 @@ demo: bake  ## bake a project with the default answers, train it on its sample i
 	@echo "The project is in $(BAKE)/: cd there, or answer the questions for one of your own (README.md)."
 	@echo "Its report, for a browser: $$(ls -t $(BAKE)/runs/*/report.html | head -n 1)"
 
+# The project remembers where it came from: the clone's origin, if that has this version, else this folder.
 new: | uv  ## answer the questions and get a project of your own beside this folder (or in OUT=folder)
-	@$(RUN) python -c '$(BAKER)' . --output-dir "$(OUT)" $(ANSWERS)
+	@out="$(OUT)"; case "$$out" in '~'|'~'/*) out="$$HOME$${out#?}";; esac; \
+	export TEMPLATE_COMMIT="$$(git rev-parse --verify --quiet HEAD 2>/dev/null)" TEMPLATE_SOURCE="$$PWD"; \
+	if [ -n "$$(git branch --remotes --contains HEAD 2>/dev/null)" ]; then TEMPLATE_SOURCE="$$(git remote get-url origin)"; fi; \
+	$(RUN) python -c '$(BAKER)' . --output-dir "$$out" $(ANSWERS)
 
 bake: | uv  ## bake a project with the default answers into build/
-	@rm -rf build/new
-	@$(RUN) cookiecutter . --no-input --default-config --output-dir build/new >/dev/null
-	@for kept in .venv uv.lock data runs; do \
-	  if [ -e $(BAKE)/$$kept ]; then mv $(BAKE)/$$kept build/new/$(NAME)/; fi; done
-	@rm -rf $(BAKE) && mv build/new/$(NAME) $(BAKE) && rmdir build/new
+	@$(RUN) python tools/bake.py $(BAKE)
 
 test: | uv  ## every test: of the engine in place, of the template, and of the projects it makes
 	@$(RUN_ENGINE) pytest --numprocesses $(PROCESSES)
@@ -49,6 +49,7 @@ lint: bake in_place  ## format, lint, types and who imports whom: of the templat
 	@$(RUN_ENGINE) ruff check $(CODE) '$(PROJECT)/engine'
 	@$(RUN_ENGINE) mypy $(CODE)
 	@$(RUN_ENGINE) mypy --config-file '$(PROJECT)/engine/pyproject.toml' --cache-dir .mypy_cache/engine '$(PROJECT)/engine/src'
+	@$(RUN_ENGINE) mypy --config-file '$(PROJECT)/engine/pyproject.toml' --cache-dir .mypy_cache/engine '$(PROJECT)'/engine/*.py
 	@$(RUN_ENGINE) lint-imports --no-logo '$(PROJECT)/engine/pyproject.toml'
 	@$(IN_BAKE) lint
 

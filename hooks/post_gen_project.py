@@ -7,8 +7,11 @@ option is a file or folder that is there or is not: no code has holes cut into i
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remember(answers: dict[str, Any], commit: str, source: str) -> None:
+    """Write down which version of the template this is, as `cruft create` does, so that `make update` has a begin."""
+    given = {name: answer for name, answer in answers.items() if not name.startswith("_")}
+    state = {"template": source, "commit": commit, "checkout": None, "context": {"cookiecutter": given}}
+    Path(".cruft.json").write_text(json.dumps({**state, "directory": None}, indent=2, ensure_ascii=False) + "\n")
+
+
 def next_steps(name: str, folder: Path) -> str:
     """What to type now."""
     return f"""
@@ -56,4 +66,7 @@ if __name__ == "__main__":
     caches = [path for pattern in ("__pycache__", ".*_cache") for path in Path().rglob(pattern)]
     for unwanted_path in [*(Path(name) for name in unwanted(given)), *caches]:
         remove(unwanted_path)
+    subprocess.run([sys.executable, "-B", "engine/manifest.py", "write"], check=True)
+    if commit := os.environ.get("TEMPLATE_COMMIT"):  # of `make new`
+        remember(given, commit, os.environ["TEMPLATE_SOURCE"])
     print(next_steps(given["project_name"], Path.cwd()))

@@ -119,7 +119,7 @@ def test_code_is_copied_as_it_stands(baked: tuple[dict[str, str], Path], folder:
     for path in files:
         assert (project / named[path]).read_bytes() == path.read_bytes(), path
     made = {str(path.relative_to(project)) for path in (project / folder).rglob("*") if path.is_file()}
-    assert made == set(named.values())
+    assert made - {"engine/MANIFEST"} == set(named.values())
 
 
 def test_answers_are_used(baked: tuple[dict[str, str], Path]) -> None:
@@ -186,6 +186,24 @@ def test_workflow_runs_the_steps_that_are_printed(default_bake: Path, tmp_path: 
     assert "${{ github.ref }}" in (default_bake / ".github/workflows/ci.yml").read_text()
 
 
+def test_lint_says_in_a_sentence_that_the_engine_was_edited(tmp_path: Path) -> None:
+    """`make lint` begins with this; what an own test or tool leaves in engine/ is no edit."""
+    project = bake(tmp_path / "bakes")
+    check = [sys.executable, "engine/manifest.py"]
+    assert '@"$(UV)" run python engine/manifest.py' in (project / "Makefile").read_text()
+    (project / "engine/src/lightning_shards/__pycache__").mkdir()
+    (project / "engine/src/lightning_shards/__pycache__/x.pyc").touch()
+    assert succeed(check, project) == ""
+    with (project / "engine/src/lightning_shards/errors.py").open("a") as file:
+        file.write("# mine\n")
+    (project / "engine/src/lightning_shards/mine.py").touch()
+    done = run(check, project)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "engine/src/lightning_shards/errors.py and 1 more was changed" in done.stderr and "src/" in done.stderr
+    succeed([*check, "write"], project)
+    assert succeed(check, project) == ""
+
+
 def test_make_alone_lists_the_verbs(default_bake: Path) -> None:
     said = succeed("make", default_bake)
     assert re.findall(r"make (\w+)", said)[:5] == ["help", "setup", "demo", "test", "lint"]
@@ -204,3 +222,41 @@ def test_makefile_without_python_is_one_sentence(default_bake: Path, tmp_path: P
             continue
         assert done.returncode != 0
         assert "python3 is missing: install Python 3.11 or newer." in done.stderr
+
+
+def test_a_bake_in_build_never_loses_what_a_person_changed(tmp_path: Path) -> None:
+    """`make demo`, `bake`, `lint` and `bench` begin with it. Environment, data and runs are kept; edits are refused."""
+    place = tmp_path / "build" / "demo"
+    bake_again = [sys.executable, str(PROJECT.parent / "tools" / "bake.py"), str(place)]
+    home = {"HOME": str(tmp_path)}
+    succeed(bake_again, tmp_path, env=home)
+    for name in ("runs/first/report.html", "data/sample/dataset.json", ".venv/x", "uv.lock", ".mypy_cache/x"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("kept")
+    succeed(bake_again, tmp_path, env=home)
+    assert (place / "runs/first/report.html").read_text() == (place / "uv.lock").read_text() == "kept"
+    for name, text in (("train.py", "mine"), ("src/mine.py", "mine"), ("README.md", None)):
+        before = (place / name).read_text() if (place / name).exists() else None
+        (place / name).write_text(text) if text else (place / name).unlink()
+        done = run(bake_again, tmp_path, env=home)
+        assert done.returncode == 1 and "that you changed" in done.stderr and name in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1 and (place / name).exists() == bool(text)
+        (place / name).write_text(before) if before else (place / name).unlink()
+    succeed(bake_again, tmp_path, env=home)
+    assert [path.name for path in place.parent.iterdir() if path.is_dir()] == ["demo"]
+
+
+@pytest.mark.parametrize("makefile", [PROJECT.parent / "Makefile", None], ids=["template", "project"])
+def test_make_finds_uv_in_a_folder_with_a_space(makefile: Path | None, default_bake: Path, tmp_path: Path) -> None:
+    """On the path, and as the copy that make itself has fetched; in a checkout whose own path has a space."""
+    checkout, tools = tmp_path / "my checkout", tmp_path / "my tools"
+    for program in (checkout / ".uv" / "bin" / "uv", tools / "uv"):
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\necho "$0 $*" >>"{tmp_path}/calls"\n')
+        program.chmod(0o755)
+    (checkout / "Makefile").write_bytes((makefile or default_bake / "Makefile").read_bytes())
+    verb = "test" if makefile else "setup"
+    for path, expected in (("/usr/bin:/bin", ".uv/bin/uv "), (f"{tools}:/usr/bin:/bin", f"{tools}/uv ")):
+        (tmp_path / "calls").write_text("")
+        succeed(["make", verb], checkout, env={"PATH": path})
+        assert (tmp_path / "calls").read_text().startswith(expected)

@@ -53,7 +53,7 @@ def python(folder: Path) -> str:
 @pytest.mark.project
 def test_the_engine_alone_packs(alone: Path) -> None:
     """With nothing but the base dependencies: every command that needs no model."""
-    missing = "import importlib.util as u; print([name for name in %r if not u.find_spec(name)])" % (ABSENT,)
+    missing = f"import importlib.util as u; print([name for name in {ABSENT!r} if not u.find_spec(name)])"
     assert succeed([python(alone), "-c", missing], alone).strip() == str(list(ABSENT))
     command = [python(alone), "-m", "lightning_shards"]
     sample = str(PROJECT / "sample" / "fashion-mnist-10k.zip")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from template import DEFAULT, ROOT, litter, run, succeed
+from template import DEFAULT, ROOT, cookiecutter, litter, run, succeed
 
 WHO = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.org", "-c", "commit.gpgsign=false"]
 CRUFT = [sys.executable, "-m", "cruft"]
@@ -73,3 +73,100 @@ def test_update_brings_what_changed_and_keeps_what_is_mine(template: Path, tmp_p
         "src/lightning_shards_demo/newer.py",
     ]
     succeed([*CRUFT, "check"], project, env=home)
+
+
+def make(template: Path, where: Path, **answers: str) -> Path:
+    """A project as `make new` makes it of a template's newest commit, committed."""
+    commit_of = succeed(["git", "rev-parse", "HEAD"], template).strip()
+    environment = {"HOME": str(where), "TEMPLATE_COMMIT": commit_of, "TEMPLATE_SOURCE": str(template)}
+    succeed(cookiecutter(answers, template), where, env=environment)
+    project = where / DEFAULT
+    commit(project, "Made")
+    return project
+
+
+def update(project: Path, *arguments: str) -> tuple[int, str]:
+    """What `make update` ends with and says; cruft comes from this environment, not from a download."""
+    uv = project.parent / "uv"
+    uv.write_text(f'#!/bin/sh\nwhile [ "$1" != python ]; do shift; done\nshift\nexec {sys.executable} "$@"\n')
+    uv.chmod(0o755)
+    environment = {"HOME": str(project.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = run(["make", "update", f"UV={uv}", *arguments], project, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_make_update_replaces_the_engine_and_merges_the_rest(template: Path, tmp_path: Path) -> None:
+    """Between two versions behind the split, with a team's edits in its own files and, against advice, in engine/."""
+    project = make(template, tmp_path)
+    package, engine = project / "src" / "lightning_shards_demo", project / "engine" / "src" / "lightning_shards"
+    edit(package / "model.py", "class ImageModel(", "MINE = True\n\n\nclass ImageModel(")
+    edit(engine / "errors.py", "class InputError", "# my change\n\n\nclass InputError")
+    edit(engine / "files.py", "from __future__", "# mine too\nfrom __future__")
+    (engine / "added.py").write_text("MINE = 1\n")
+    (engine / "png_helper.py").write_text("MINE = 1\n")
+    commit(project, "Edited")
+
+    source = template / PROJECT_FOLDER
+    newer = source / "engine" / "src" / "lightning_shards"
+    edit(newer / "errors.py", "class InputError", "# their change\n\n\nclass InputError")
+    (newer / "data" / "newest.py").write_text("NEW = True\n")
+    (newer / "testing.py").unlink()
+    edit(source / "train.py", '"""Train on', '"""Newer: train on')
+    theirs = commit(template, "Newer")
+
+    status, said = update(project)
+    assert status == 0, said
+    made = {path.relative_to(project / "engine") for path in (project / "engine").rglob("*") if path.is_file()}
+    given = {path.relative_to(source / "engine") for path in (source / "engine").rglob("*") if path.is_file()}
+    assert {str(path) for path in made ^ given} == {"MANIFEST"}, said
+    for path in given:
+        assert (project / "engine" / path).read_bytes() == (source / "engine" / path).read_bytes(), path
+    assert "errors.py" in said and "added.py" in said and "git diff HEAD -- engine" in said
+    assert succeed([sys.executable, "engine/manifest.py"], project) == ""
+    assert "MINE = True" in (package / "model.py").read_text() and "Newer: train" in (project / "train.py").read_text()
+    assert json.loads((project / ".cruft.json").read_text())["commit"] == theirs
+    assert not list(project.rglob("*.rej"))
+    commit(project, "Updated")
+    assert update(project) == (0, "nothing to do: this is the newest version of the template\n")
+
+
+def test_make_update_marks_what_both_changed(template: Path, tmp_path: Path) -> None:
+    project = make(template, tmp_path)
+    edit(project / "train.py", '"""Train on', '"""Ours: train on')
+    commit(project, "Edited")
+    edit(template / PROJECT_FOLDER / "train.py", '"""Train on', '"""Theirs: train on')
+    commit(template, "Newer")
+    status, said = update(project)
+    assert status == 0 and "both you and the template changed train.py" in said, said
+    text = (project / "train.py").read_text()
+    assert "<<<<<<<" in text and "Ours: train" in text and "Theirs: train" in text
+
+
+def test_make_update_refuses_what_it_could_lose(template: Path, tmp_path: Path) -> None:
+    """In one sentence, and nothing is changed: uncommitted work, a template that is gone, none that is known."""
+    project = make(template, tmp_path)
+    (project / "notes.md").write_text("Not committed.\n")
+    status, said = update(project)
+    assert status and "not committed" in said and "Traceback" not in said
+    commit(project, "Notes")
+    template.rename(tmp_path / "elsewhere")
+    status, said = update(project)
+    assert status and "the template cannot be read" in said and "Traceback" not in said, said
+    (project / ".cruft.json").unlink()
+    commit(project, "Forgotten")
+    status, said = update(project)
+    assert status and ".cruft.json is missing" in said
+    assert succeed(["git", "status", "--porcelain"], project) == ""
+
+
+def test_make_new_remembers_its_template_and_takes_a_home(tmp_path: Path) -> None:
+    """OUT may begin with ~ in quotes, where no shell expands it."""
+    cache = succeed(["uv", "cache", "dir"], ROOT).strip()
+    environment = {"HOME": str(tmp_path), "UV_CACHE_DIR": cache}
+    succeed(["make", "new", "OUT=~/projects", "ANSWERS=--no-input --default-config"], ROOT, env=environment)
+    project = tmp_path / "projects" / DEFAULT
+    assert not (ROOT / "~").exists()
+    if (ROOT / ".git").exists():  # where the template was copied without it, there is no version to remember
+        state = json.loads((project / ".cruft.json").read_text())
+        assert state["commit"] == succeed(["git", "rev-parse", "HEAD"], ROOT).strip()
+        assert state["context"]["cookiecutter"]["project_slug"] == DEFAULT
