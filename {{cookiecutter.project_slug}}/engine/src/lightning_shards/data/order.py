@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-_SUBSET, _SHARDS, _WINDOW = range(3)  # what a permutation is for: each has a stream of its own
+_SUBSET, _SHARDS, _WINDOW, BALANCE, MIXTURE = range(5)  # what a permutation is for: each has a stream of its own
 
 
 def permutation(count: int, *key: int) -> NDArray[np.int64]:
@@ -79,7 +79,7 @@ class WindowedOrder:
         window_bytes: int = 1 << 62,
     ) -> None:
         self.seed = seed
-        self.settings = {
+        self.settings: Mapping[str, Any] = {
             "seed": seed,
             "fraction": fraction,
             "window_samples": window_samples,
@@ -93,28 +93,30 @@ class WindowedOrder:
         reached = np.cumsum(self._samples[subset])
         enough = int(np.searchsorted(reached, fraction * reached[-1] - 1e-9)) + 1 if len(reached) else 0
         self._subset = np.sort(subset[:enough])
-        self._length = int(self._samples[self._subset].sum())
-        self._window_ids = lru_cache(maxsize=2)(self._make_window)
+        self._set_positions(self._samples)
+        self._make_caches()
+
+    def _set_positions(self, positions: NDArray[np.int64]) -> None:
+        """How many positions each shard has in an epoch."""
+        self._positions, self._length = positions, int(positions[self._subset].sum())
+
+    def _make_caches(self) -> None:
+        self._window = lru_cache(maxsize=2)(self._make_window)
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
-    def __reduce__(self) -> tuple[type[WindowedOrder], tuple[Any, ...]]:
-        return WindowedOrder, (self._samples, self._bytes, *self.settings.values())  # caches stay where they are
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_window", "_plan")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_caches()
 
     def __len__(self) -> int:
         return self._length
 
     def ids(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Sample ids at the positions start..stop-1 of `epoch`, int64 (stop - start,)."""
-        if not 0 <= start <= stop <= len(self):
-            raise IndexError(f"positions {start}..{stop} of an order of {len(self)}")
-        positions = self._plan(epoch)[2]
-        pieces = []
-        window = int(np.searchsorted(positions, start, side="right")) - 1
-        while start < stop:
-            first, last = int(positions[window]), int(positions[window + 1])
-            pieces.append(self._window_ids(epoch, window)[start - first : min(stop, last) - first])
-            start, window = min(stop, last), window + 1
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        return self._rows(epoch, start, stop)[0]
 
     def occurrences(self, epoch: int, start: int, stop: int) -> NDArray[np.int64] | None:
         return None
@@ -128,26 +130,43 @@ class WindowedOrder:
 
     def reach(self, samples: int) -> int:
         """Bytes at most of the windows that `samples` in a row touch, in any epoch: two windows and what is between."""
-        count, size = self._samples[self._subset], self._bytes[self._subset]
+        count, size = self._positions[self._subset], self._bytes[self._subset]
         densest = float((size / np.maximum(count, 1)).max())
         window = max(int(size.max()), min(self._limits[1], int(self._limits[0] * densest)))
         return min(int(size.sum()), 2 * window + int(samples * densest) + 1)
 
+    def _rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """What `_samples_of` says of these positions, (R, stop - start)."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"positions {start}..{stop} of an order of {len(self)}")
+        positions = self._plan(epoch)[2]
+        pieces = [np.empty((2, 0), np.int64)] if start == stop else []
+        window = int(np.searchsorted(positions, start, side="right")) - 1
+        while start < stop:
+            first, last = int(positions[window]), int(positions[window + 1])
+            pieces.append(self._window(epoch, window)[:, start - first : min(stop, last) - first])
+            start, window = min(stop, last), window + 1
+        return np.concatenate(pieces, axis=1)
+
     def _make_plan(self, epoch: int) -> tuple[NDArray[np.int64], list[int], NDArray[np.int64]]:
         """The epoch's shards, where each window begins among them, and at which position of the order."""
         shards = self._subset[permutation(len(self._subset), self.seed, _SHARDS, epoch)]
+        counts = self._positions[shards]
         edges, samples, size = [0], 0, 0
-        for number, (n, b) in enumerate(zip(self._samples[shards].tolist(), self._bytes[shards].tolist(), strict=True)):
+        for number, (n, b) in enumerate(zip(counts.tolist(), self._bytes[shards].tolist(), strict=True)):
             if number > edges[-1] and (samples + n > self._limits[0] or size + b > self._limits[1]):
                 edges.append(number)
                 samples, size = 0, 0
             samples, size = samples + n, size + b
         edges.append(len(shards))
-        ends = np.concatenate([[0], np.cumsum(self._samples[shards])])
+        ends = np.concatenate([[0], np.cumsum(counts)])
         return shards, edges, ends[edges]
 
     def _make_window(self, epoch: int, window: int) -> NDArray[np.int64]:
         shards, edges, _ = self._plan(epoch)
-        members = shards[edges[window] : edges[window + 1]]
-        ids = np.concatenate([self._first_id[s] + np.arange(self._samples[s]) for s in members])
-        return ids[permutation(len(ids), self.seed, _WINDOW, epoch, window)]
+        rows = np.concatenate([self._samples_of(epoch, s) for s in shards[edges[window] : edges[window + 1]]], axis=1)
+        return rows[:, permutation(rows.shape[1], self.seed, _WINDOW, epoch, window)]
+
+    def _samples_of(self, epoch: int, shard: int) -> NDArray[np.int64]:
+        """(1, n): ids of a shard's samples in the epoch, before they are shuffled. A subclass may add rows."""
+        return self._first_id[shard] + np.arange(self._samples[shard])[None]
