@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning_shards.data.dataset import Dataset
-from lightning_shards.data.order import WindowedOrder
+from lightning_shards.train.datamodule import ShardDataModule
 
 from . import proofs, starts
 
@@ -67,14 +66,14 @@ class Chain:
                 "enable_progress_bar": False,
             },
         }
-        data_settings = self.settings["data"]
-        shards = Dataset.open(data_settings["path"]).splits["train"]
-        self.order = WindowedOrder(
-            [s.samples for s in shards],
-            [s.bytes for s in shards],
-            fraction=data_settings["fraction"],
-            window_samples=data_settings["window_samples"],
-        )
+        self.kind = pick(["plain", "mixture", "balance"])
+        if self.kind == "mixture":
+            other = (which + self.random.randrange(1, len(SIZES))) % len(SIZES)
+            share = pick([0.3, 0.5, 0.9])
+            self.settings["data"]["mixture"] = {str(data / str(which)): share, str(data / str(other)): 1 - share}
+        elif self.kind == "balance":
+            self.settings["data"]["balance"] = pick([0.5, 1.0, {"red": 2.5}])
+        self.order = ShardDataModule(**self.settings["data"]).order
 
     def play(self) -> None:
         """Start, strike and go on until the run is done; then look at what it left."""

@@ -2,9 +2,10 @@
 
     python -m engine.soak --chains 100 --seed 0 --json soak.json
 
-A chain is one run of train.py that is struck again and again (SIGKILL, SIGTERM, SIGINT; at a random time, or at a
-chosen moment: in validation, at an epoch's end, while a file is written) and goes on each time on other devices, with
-another micro-batch, other workers, sometimes another global batch, until it is done. `--only K` repeats chain K.
+A chain is one run of train.py, on a dataset, on a mixture of two or with balanced classes. It is struck again and again
+(SIGKILL, SIGTERM, SIGINT; at a random time, or at a chosen moment: in validation, at an epoch's end, while a file is
+written) and goes on each time on other devices, with another micro-batch, other workers, sometimes another global
+batch, until it is done. `--only K` repeats chain K.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def soak(chains: Sequence[int], seed: int, real_every: int, folder: Path) -> dic
         lost, repeated, attempts = lost + chain.lost, repeated + chain.repeated, attempts + chain.attempts
         verdict = "; ".join(chain.wrong) or "ok"
         print(
-            f"[{count}/{len(chains)}] chain {number} {launcher}: {' '.join(chain.story)}: {verdict}"
+            f"[{count}/{len(chains)}] chain {number} {launcher} {chain.kind}: {' '.join(chain.story)}: {verdict}"
             f" ({time.monotonic() - since:.1f} s)",
             flush=True,
         )

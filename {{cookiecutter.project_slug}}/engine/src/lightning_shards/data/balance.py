@@ -30,7 +30,8 @@ def balancing_factors(counts: NDArray[np.int64], strength: float) -> NDArray[np.
     """
     some = np.maximum(counts, 1).astype(np.float64)
     shares = np.where(counts > 0, some ** (1 - strength), 0.0)
-    return shares / some * (counts.sum() / max(shares.sum(), 1.0))
+    factors: NDArray[np.float64] = shares / some * (counts.sum() / max(shares.sum(), 1.0))
+    return factors
 
 
 class BalancedOrder(WindowedOrder):
@@ -84,15 +85,18 @@ class BalancedOrder(WindowedOrder):
         self._classes = np.load(self._file, mmap_mode="r")
 
     def occurrences(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
-        return self._rows(epoch, start, stop)[1]
+        occurrences: NDArray[np.int64] = self._rows(epoch, start, stop)[1]
+        return occurrences
 
     def _numbers(self, shard: int) -> NDArray[np.int64]:
         """The class numbers of a shard's samples, -1 for none."""
         first = self._first_id[shard]
-        return np.maximum(self._classes[first : first + self._samples[shard]], -1).astype(np.int64)
+        numbers: NDArray[np.int64] = self._classes[first : first + self._samples[shard]].astype(np.int64)
+        return np.maximum(numbers, -1)
 
     def _count(self, shard: int, width: int) -> NDArray[np.int64]:
-        return np.bincount(self._numbers(shard) + 1, minlength=width + 1)[1:]
+        counts: NDArray[np.int64] = np.bincount(self._numbers(shard) + 1, minlength=width + 1)
+        return counts[1:]
 
     def _samples_of(self, epoch: int, shard: int) -> NDArray[np.int64]:
         """(2, n): ids, each as often as it comes, and its occurrence."""

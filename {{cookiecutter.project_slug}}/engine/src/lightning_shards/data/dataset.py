@@ -74,6 +74,10 @@ class Dataset:
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits[split])
 
+    def parts(self, split: str) -> Sequence[tuple[Dataset, Sequence[Shard]]]:
+        """Where the shards of a split lie, in their order: (a dataset with that root, its shards)."""
+        return ((self, self.splits[split]),)
+
     def save(self, folder: Path | None = None) -> None:
         """Write `dataset.json` beside the shards, or into another `folder`; durably, and all of it or nothing."""
         content = {

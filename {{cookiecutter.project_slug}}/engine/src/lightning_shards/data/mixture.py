@@ -9,7 +9,7 @@ sample comes a second time before all have come once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, zip_longest
@@ -90,16 +90,18 @@ class Mixture:
 
     def ids(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Sample ids at the positions start..stop-1 of `epoch`, int64 (stop - start,)."""
+        parts = self._parts(epoch, start, stop)
         ids = np.empty(stop - start, np.int64)
-        for source, rows, runs in self._parts(epoch, start, stop):
+        for source, rows, runs in parts:
             order = self.sources[source].order
             ids[rows] = np.concatenate([order.ids(*run) for run in runs]) + self._first_ids[source]
         return ids
 
     def occurrences(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Epochs that the sample's source has begun in this epoch of the mixture before the one it belongs to."""
+        parts = self._parts(epoch, start, stop)
         found = np.empty(stop - start, np.int64)
-        for source, rows, runs in self._parts(epoch, start, stop):
+        for source, rows, runs in parts:
             order = self.sources[source].order
             first = epoch * self.counts[source] // len(order)
             pieces = []
@@ -136,7 +138,7 @@ class Mixture:
 
     def _before(self, position: int) -> list[int]:
         """Positions of each source among the first `position` of an epoch, at the edge of a block."""
-        ends = [limit * position // _ONE for limit in self._limits]
+        ends = [(limit * position + _ONE // 2) // _ONE for limit in self._limits]
         return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
 
     def _make_block(self, epoch: int, block: int) -> NDArray[np.int64]:
@@ -147,7 +149,7 @@ class Mixture:
 
     def _parts(
         self, epoch: int, start: int, stop: int
-    ) -> Iterator[tuple[int, NDArray[np.int64], list[tuple[int, int, int]]]]:
+    ) -> list[tuple[int, NDArray[np.int64], list[tuple[int, int, int]]]]:
         """For each source in start..stop-1: its number, which of these positions it has, and which of its own: runs
         of (its epoch, first position, the one behind the last)."""
         if not 0 <= start <= stop <= self._length:
@@ -156,12 +158,13 @@ class Mixture:
         blocks = [self._block(epoch, block) for block in range(first, -(-stop // BLOCK))] or [np.empty(0, np.int64)]
         numbers = np.concatenate(blocks)
         skipped, numbers = numbers[: start - first * BLOCK], numbers[start - first * BLOCK : stop - first * BLOCK]
-        before = self._before(first * BLOCK)
+        before, parts = self._before(first * BLOCK), []
         for number, source in enumerate(self.sources):
             rows = np.flatnonzero(numbers == number)
             if len(rows):
                 begin = epoch * self.counts[number] + before[number] + int(np.count_nonzero(skipped == number))
-                yield number, rows, _runs(begin, begin + len(rows), len(source.order))
+                parts.append((number, rows, _runs(begin, begin + len(rows), len(source.order))))
+        return parts
 
 
 def _runs(begin: int, end: int, length: int) -> list[tuple[int, int, int]]:

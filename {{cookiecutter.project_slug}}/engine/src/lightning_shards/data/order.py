@@ -116,7 +116,8 @@ class WindowedOrder:
 
     def ids(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Sample ids at the positions start..stop-1 of `epoch`, int64 (stop - start,)."""
-        return self._rows(epoch, start, stop)[0]
+        ids: NDArray[np.int64] = self._rows(epoch, start, stop)[0]
+        return ids
 
     def occurrences(self, epoch: int, start: int, stop: int) -> NDArray[np.int64] | None:
         return None
@@ -165,8 +166,8 @@ class WindowedOrder:
     def _make_window(self, epoch: int, window: int) -> NDArray[np.int64]:
         shards, edges, _ = self._plan(epoch)
         rows = np.concatenate([self._samples_of(epoch, s) for s in shards[edges[window] : edges[window + 1]]], axis=1)
-        return rows[:, permutation(rows.shape[1], self.seed, _WINDOW, epoch, window)]
+        return rows.take(permutation(rows.shape[1], self.seed, _WINDOW, epoch, window), axis=1)
 
     def _samples_of(self, epoch: int, shard: int) -> NDArray[np.int64]:
         """(1, n): ids of a shard's samples in the epoch, before they are shuffled. A subclass may add rows."""
-        return self._first_id[shard] + np.arange(self._samples[shard])[None]
+        return np.arange(self._first_id[shard], self._first_id[shard] + self._samples[shard])[None]

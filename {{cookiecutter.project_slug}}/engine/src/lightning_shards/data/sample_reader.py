@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .cache import Cache
 from .dataset import Dataset
+from .joined import RenumberedShardFile, renumbering
 from .shard_file import ShardFile
 
 STREAMS = 4  # shards that a process fetches at a time; of a local disk one process of the node reads one
@@ -30,7 +31,8 @@ class SampleReader:
     Args:
         dataset, split: what to read.
         wanted: for each field the names it may have, such as (("jpg", "png"), ("cls",)).
-        cache: where the shards of a dataset behind a URL are kept; this store's own object.
+        cache: where the shards of a dataset behind a URL are kept, this reader's own object; of a joined dataset, one
+            for each of its parts, None for a folder.
         keep_open: shards kept open at most.
         optional: numbers of the fields that a sample may lack.
     """
@@ -40,12 +42,16 @@ class SampleReader:
         dataset: Dataset,
         split: str,
         wanted: Sequence[tuple[str, ...]],
-        cache: Cache | None = None,
+        cache: Cache | Sequence[Cache | None] | None = None,
         keep_open: int = 256,
         optional: Collection[int] = (),
     ) -> None:
-        self._optional = optional
-        self.root, self.shards, self.cache, self._wanted = dataset.root, dataset.splits[split], cache, wanted
+        self.shards, self._wanted, self._optional = dataset.splits[split], wanted, optional
+        parts = dataset.parts(split)
+        self._roots = [part.root for part, _ in parts]
+        self._renumber = [renumbering(dataset, part) for part, _ in parts]
+        self._caches = list(cache) if isinstance(cache, Sequence) else [cache]
+        self._part_ends = np.cumsum([len(shards) for _, shards in parts])
         self._sizes = np.array([shard.samples for shard in self.shards], np.int64)
         self._ends: NDArray[np.int64] = np.cumsum(self._sizes)
         self._keep_open = keep_open
@@ -53,7 +59,9 @@ class SampleReader:
         self._lock = threading.Lock()
         self._needed: set[int] = set()  # shards that a reader waits for
         self._threads: ThreadPoolExecutor | None = None
-        self._stop = cache.stop if cache else threading.Event()
+        self._stop = threading.Event()
+        for one in filter(None, self._caches):
+            one.stop = one.remote.stop = self._stop
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -91,9 +99,10 @@ class SampleReader:
         with self._lock:
             if self._threads is None:
                 self._stop.clear()
-                self._threads = ThreadPoolExecutor(STREAMS + 1 if self.cache else 1, thread_name_prefix="read-ahead")
-                if self.cache:
-                    self._threads.submit(self._yield_room, self.cache)
+                remote = next(filter(None, self._caches), None)
+                self._threads = ThreadPoolExecutor(STREAMS + 1 if remote else 1, thread_name_prefix="read-ahead")
+                if remote:  # all caches have the same folder
+                    self._threads.submit(self._yield_room, remote)
             for number in set(self._open).difference(numbers):
                 self._open.pop(number).cancel()
             for number in numbers:
@@ -114,11 +123,15 @@ class SampleReader:
 
     def _prepare(self, number: int, ahead: bool) -> ShardFile:
         """Open a shard: fetched into the cache if it is remote, and read into memory if it is expected."""
-        shard = self.shards[number]
-        path, descriptor = Path(self.root) / shard.name, -1
-        if self.cache:
-            path, descriptor = self.cache.open(shard, lambda: number in self._needed)
-        opened = ShardFile(shard, path, self._wanted, descriptor, self._optional)
+        shard, part = self.shards[number], int(np.searchsorted(self._part_ends, number, side="right"))
+        root, cache, renumber = self._roots[part], self._caches[part], self._renumber[part]
+        path, descriptor = Path(root) / shard.name, -1
+        if cache:
+            path, descriptor = cache.open(shard, lambda: number in self._needed)
+        about = shard, path, self._wanted, descriptor, self._optional
+        opened = RenumberedShardFile(renumber, *about) if renumber else ShardFile(*about)
+        if len(self._roots) > 1:
+            opened.name = f"{root}/{shard.name}"
         if ahead:
             opened.read_ahead(self._stop)
         with self._lock:

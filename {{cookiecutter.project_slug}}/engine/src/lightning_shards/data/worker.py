@@ -81,9 +81,10 @@ class WorkerSpec:
     @property
     def decoder(self) -> BatchDecoder:
         data, fields = self.dataset, in_decoding_order(self.fields)
-        cache = Cache(data.root, *self.cache) if isinstance(data.root, str) else None
+        roots = [part.root for part, _ in data.parts(self.split)]
+        caches = [Cache(root, *self.cache) if isinstance(root, str) else None for root in roots]
         optional = [number for number, one in enumerate(fields.values()) if not one.required]
-        store = SampleReader(data, self.split, [one.names for one in fields.values()], cache, optional=optional)
+        store = SampleReader(data, self.split, [one.names for one in fields.values()], caches, optional=optional)
         transform = self.transform
         if self.seed is None and not getattr(transform, "evaluation", False):
             transform = None

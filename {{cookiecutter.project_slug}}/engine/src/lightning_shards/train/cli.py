@@ -270,7 +270,9 @@ class TrainingCLI(LightningCLI):
             f" global batch {data.global_batch_size}"
             f"\n{self.trainer.world_size} x {hardware.device_name(self.device)}: {r['precision']},"
             f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
-            f" compile {'on' if r['compile'] else 'off'}" + (f"\n{self.spending.note}" if self.spending.note else ""),
+            f" compile {'on' if r['compile'] else 'off'}",
+            *filter(None, (data.note, self.spending.note)),
+            sep="\n",
             flush=True,
         )
 

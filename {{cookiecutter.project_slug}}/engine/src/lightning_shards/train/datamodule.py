@@ -18,10 +18,10 @@ from ..data.cache import Cache
 from ..data.crop import Crop
 from ..data.fields.resolve import WantedFields, resolve_fields
 from ..data.loader import ShardLoader, SkipLog
-from ..data.order import Order, WindowedOrder
-from ..data.remote import open_dataset
+from ..data.mixture import Mixture
 from ..data.sampler import EvalSampler, TrainSampler
 from ..data.shard_file import default_cache
+from ..data.training_order import describe, open_mixture, training_order
 from ..data.transform import Transform
 from ..data.trial import try_fields
 from ..data.worker import RING_SIZE, WorkerSpec
@@ -44,6 +44,10 @@ class ShardDataModule(L.LightningDataModule):
         workers: decoding threads a device, in up to four processes; null: CPU cores / devices.
         seed: of the order and of all random crops.
         fraction: share of the training samples to use; the same samples in every epoch.
+        mixture: datasets to train on with their shares, such as {data/mine: 0.7, data/other: 0.3}; null: `path` alone.
+            `path` is one of them, and its val and test are the ones to measure on.
+        balance: how far to even out the classes: 0 as they are, 1 all as often as each other, without a longer epoch; or
+            how many times an epoch shows the images of some classes, such as {owl: 5}; null: each image once.
         window_samples: samples that are mixed with each other at a time.
         window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory.
         crop_scale: share of the image that a training crop covers, from and to.
@@ -72,6 +76,8 @@ class ShardDataModule(L.LightningDataModule):
         workers: int | None = None,
         seed: int = 0,
         fraction: float = 1.0,
+        mixture: dict[str, float] | None = None,
+        balance: float | dict[str, float] | None = None,
         window_samples: int = 1 << 20,
         window_bytes: int | None = None,
         crop_scale: tuple[float, float] = (0.25, 1.0),
@@ -83,30 +89,26 @@ class ShardDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         _check_settings(locals())
-        self.dataset = open_dataset(path)
-        if not self.dataset.splits.get("train"):
-            raise InputError(f"{path} has no split named train: pack it again")
+        self.dataset, shares = open_mixture(path, mixture)
         self.sample_fields = resolve_fields(self.dataset, _on_class(type(self), "fields"))
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
         self.crop = Crop(image_size, scale=crop_scale, flip=flip, center=eval_crop)
         self._transform: Transform | None = _on_class(type(self), "transform")
-        try_fields(self.dataset, "train", self.sample_fields, self.crop, seed, self._transform)
-        shards = self.dataset.splits["train"]
-        samples, sizes = [shard.samples for shard in shards], [shard.bytes for shard in shards]
+        for part, _ in self.dataset.parts("train"):
+            try_fields(part, "train", self.sample_fields, self.crop, seed, self._transform)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        window_bytes = window_bytes or min(WINDOW_BYTES, memory // 4)
-        self.order: Order = WindowedOrder(samples, sizes, seed, fraction, window_samples, window_bytes)
+        windows = {"window_samples": window_samples, "window_bytes": window_bytes or min(WINDOW_BYTES, memory // 4)}
+        self.order = training_order(self.dataset, shares, balance, seed=seed, fraction=fraction, **windows)
+        self.note = describe(self.order, self.dataset, shares)  # for the run's first lines
         if global_batch_size > len(self.order):
             raise InputError(
                 f"data.global_batch_size {global_batch_size} is larger than the training set"
                 f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
         self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
-        if new := self.new_cache():
-            held_out = [shard for split, shards in self.dataset.splits.items() if split != "train" for shard in shards]
-            new.check_capacity(self.order.reach((RING_SIZE + 1) * global_batch_size), shards, held_out)
+        self._check_cache((RING_SIZE + 1) * global_batch_size)
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
         self._loaders: dict[str, ShardLoader] = {}
@@ -146,7 +148,8 @@ class ShardDataModule(L.LightningDataModule):
         where the cache is as small as it may be.
         """
         workers = self.workers or max(1, len(os.sched_getaffinity(0)) // devices)
-        most = 1 if isinstance(self.dataset.root, str) else MOST_PROCESSES
+        remote = any(isinstance(part.root, str) for part, _ in self.dataset.parts("train"))
+        most = 1 if remote else MOST_PROCESSES
         if self._small:
             return min(workers, most), 1
         threads = -(-workers // most)
@@ -210,7 +213,11 @@ class ShardDataModule(L.LightningDataModule):
                 f"the dataset at {self.dataset.root} is not the one that this run began with: restore it,"
                 " or start a new run from its weights with --model.weights CHECKPOINT"
             )
-        changed = [f"{name} (was {saved[name]}, is {now[name]})" for name in now if saved.get(name) != now[name]]
+        changed = [
+            f"{name} (was {saved.get(name)}, is {now.get(name)})"
+            for name in dict.fromkeys([*now, *saved])
+            if saved.get(name) != now.get(name)
+        ]
         if changed:
             raise InputError(
                 f"a run goes on with the order it began with, but these changed: {', '.join(changed)};"
@@ -249,8 +256,19 @@ class ShardDataModule(L.LightningDataModule):
         return self._loader(split, sampler, None)
 
     def new_cache(self) -> Cache | None:
-        """Where the shards of a URL are kept; None for a folder."""
-        return Cache(self.dataset.root, *self._cache) if isinstance(self.dataset.root, str) else None
+        """Where the shards of the first dataset behind a URL are kept; None where all are in folders."""
+        roots = [part.root for part, _ in self.dataset.parts("train")]
+        return next((Cache(root, *self._cache) for root in roots if isinstance(root, str)), None)
+
+    def _check_cache(self, samples: int) -> None:
+        """Raise InputError where the cache is too small for what is at hand for so many samples."""
+        reaches = self.order.reaches(samples) if isinstance(self.order, Mixture) else [self.order.reach(samples)]
+        parts = zip(self.dataset.parts("train"), reaches, strict=True)
+        remote = [(shards, reach) for (part, shards), reach in parts if isinstance(part.root, str)]
+        if cache := self.new_cache():
+            shards = [shard for part, _ in remote for shard in part]
+            held_out = [s for split, part in self.dataset.splits.items() if split != "train" for s in part]
+            cache.check_capacity(sum(reach for _, reach in remote), shards, held_out)
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
         assert self.trainer is not None

@@ -41,9 +41,9 @@ def evaluate(
         step = "validation_step" if split == "val" else "test_step"
         raise InputError(f"the model {model_class.__name__} has no {step}: it cannot be measured on the split {split}")
     settings = config["data"]
-    data = contract.data_class(ShardDataModule, fields, transform)(
-        **settings | {"path": path or settings["path"], "fraction": 1.0, "global_batch_size": 1}
-    )
+    alone = {"path": path or settings["path"], "fraction": 1.0, "mixture": None, "balance": None}
+    data_class = contract.data_class(ShardDataModule, fields, transform)
+    data = data_class(**settings | alone | {"global_batch_size": 1})
     check_targets(config["trained_on"], data)
     if not data.dataset.splits.get(split):
         raise InputError(f"{data.dataset.root} has no split {split!r}; it has {', '.join(data.dataset.splits)}")

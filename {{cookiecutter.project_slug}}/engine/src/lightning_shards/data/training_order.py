@@ -1,0 +1,105 @@
+"""From settings to the order of a training: of one dataset, of a mixture, with classes as they are or balanced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InputError
+from .balance import BalancedOrder
+from .class_numbers import class_numbers
+from .dataset import Dataset
+from .joined import join
+from .mixture import Mixture, Source
+from .order import Order, WindowedOrder
+from .remote import open_dataset
+
+MOST_REPEATS = 1000
+
+
+def open_mixture(path: str, mixture: Mapping[str, float] | None) -> tuple[Dataset, dict[str, float]]:
+    """The dataset to train on, and the share of each part, in their order; `path` is the first of them.
+
+    Raises InputError where one cannot be opened or has no training samples, or where their targets differ.
+    """
+    shares = {str(place).rstrip("/"): share for place, share in (mixture or {path: 1.0}).items()}
+    first = str(path).rstrip("/")
+    if first not in shares:
+        raise InputError(
+            f"data.path {path} is none of data.mixture's datasets ({', '.join(shares)}): set it to the one whose"
+            " val and test are to be measured on"
+        )
+    for place, share in shares.items():
+        if not 0 < share < float("inf"):
+            raise InputError(f"data.mixture: the share of {place} is {share}, it must be above 0")
+    shares = {first: shares.pop(first), **shares}
+    members = [open_dataset(place) for place in shares]
+    for place, member in zip(shares, members, strict=True):
+        if not member.splits.get("train"):
+            raise InputError(f"{place} has no split named train: pack it again")
+    return join(members) if mixture else members[0], shares
+
+
+def training_order(
+    dataset: Dataset, shares: Mapping[str, float], balance: float | Mapping[str, float] | None, **settings: Any
+) -> Order:
+    """The order of the training samples.
+
+    Args:
+        dataset, shares: of `open_mixture`.
+        balance: the strength, 0..1, or class -> factor; None: each sample comes once.
+        settings: `seed`, `fraction`, `window_samples` and `window_bytes` of a `WindowedOrder`.
+    """
+    if balance is not None and len(shares) > 1:
+        raise InputError("data.balance and data.mixture both decide how often an image comes: give one of them")
+    if balance is not None:
+        return _balanced(dataset, balance, settings)
+    sources = [
+        Source(
+            WindowedOrder([s.samples for s in shards], [s.bytes for s in shards], **settings),
+            share,
+            sum(s.samples for s in shards),
+            len(shards),
+            part.fingerprint,
+        )
+        for (part, shards), share in zip(dataset.parts("train"), shares.values(), strict=True)
+    ]
+    return Mixture(sources, settings["seed"]) if len(sources) > 1 else sources[0].order
+
+
+def _balanced(dataset: Dataset, balance: float | Mapping[str, float], settings: Mapping[str, Any]) -> BalancedOrder:
+    numbers = {name: number for number, name in enumerate(dataset.targets)}
+    wanted: float | dict[int, float]
+    if isinstance(balance, Mapping):
+        if unknown := [name for name in balance if name not in numbers]:
+            raise InputError(f"data.balance: {dataset.root} has no class {unknown[0]!r}")
+        for name, factor in balance.items():
+            if not 0 < factor <= MOST_REPEATS:
+                raise InputError(f"data.balance: {name} is {factor}, it must be above 0 and at most {MOST_REPEATS}")
+        wanted = {numbers[name]: float(factor) for name, factor in balance.items()}
+    elif 0 <= balance <= 1:
+        wanted = float(balance)
+    else:
+        raise InputError(f"data.balance is {balance}, it must be between 0 and 1, or class names with factors")
+    shards, file = dataset.splits["train"], class_numbers(dataset, "train")
+    return BalancedOrder([s.samples for s in shards], [s.bytes for s in shards], file, wanted, **settings)
+
+
+def describe(order: Order, dataset: Dataset, shares: Mapping[str, float]) -> str | None:
+    """How often an epoch shows what, in a line; None where each sample comes once."""
+    if isinstance(order, Mixture):
+        parts = zip(shares, order.sources, order.counts, strict=True)
+        passes = (f"{count:,} of {place} ({count / len(s.order):.3g} times all of it)" for place, s, count in parts)
+        return f"each epoch: {', '.join(passes)}"
+    if isinstance(order, BalancedOrder):
+        present = order.counts.nonzero()[0].tolist()
+        few, many = (
+            choose(present, key=lambda number: (order.counts[number], order.factors[number])) for choose in (min, max)
+        )
+        seen = (
+            f"{dataset.targets[number]} ({what}, {order.counts[number]:,} images)"
+            f" {order.counts[number] * order.factors[number]:,.0f} times"
+            for number, what in ((few, "the rarest"), (many, "the commonest"))
+        )
+        return f"each epoch shows {', '.join(seen)}"
+    return None
