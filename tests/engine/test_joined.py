@@ -150,8 +150,8 @@ def test_another_share_or_balance_is_refused_on_a_resume(dataset: Path, other: P
     ):
         state = json.loads(json.dumps({"epoch": 1, "position": 8, "images_seen": 104, "order": before._order_state()}))
         with pytest.raises(InputError, match=what):
-            after.load_state_dict(state)
-        before.load_state_dict(state)
+            after.load_checkpoint_state(state)
+        before.load_checkpoint_state(state)
 
 
 @pytest.mark.parametrize("kind", ["mixture", "balance"])

@@ -46,7 +46,7 @@ class ShardDataModule(L.LightningDataModule):
         fraction: share of the training samples to use; the same samples in every epoch.
         mixture: datasets to train on with their shares, such as {data/mine: 0.7, data/other: 0.3}; null: `path` alone.
             `path` is one of them, and its val and test are the ones to measure on.
-        balance: how far to even out the classes: 0 as they are, 1 all as often as each other, without a longer epoch; or
+        balance: how far to even out the classes: 0 as they are, 1 all equally often, without a longer epoch; or
             how many times an epoch shows the images of some classes, such as {owl: 5}; null: each image once.
         window_samples: samples that are mixed with each other at a time.
         window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory.
