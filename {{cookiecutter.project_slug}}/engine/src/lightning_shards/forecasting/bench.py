@@ -187,7 +187,10 @@ def _interruptible() -> Iterator[None]:
 
 
 def training_flops(model: LightningModule, size: int) -> float | None:
-    """Floating point operations to train on one image, three times those of its scores; None for a model that does not make any of images alone."""
+    """Floating point operations to train on one image, three times those of its scores.
+
+    None for a model that has no scores of images alone.
+    """
     try:
         if inputs(model, "counted") != ("image",):
             return None

@@ -71,8 +71,8 @@ def render(run: RunFiles) -> str:
 
 
 def _subtitle(run: RunFiles) -> str:
-    when = run.began
-    parts = [run.config.get("model.backbone"), run.config.get("data.path"), f"{when:%d %B %Y, %H:%M}" if when else None]
+    when, model = run.began, run.config.get("model.backbone") or run.summary.get("model")
+    parts = [model, run.config.get("data.path"), f"{when:%d %B %Y, %H:%M}" if when else None]
     return " · ".join(str(part) for part in parts if part)
 
 
@@ -138,6 +138,10 @@ def _learning(run: RunFiles) -> list[str]:
             drawn.append(charts.lines(title, lines, share, (text, last, test) if test is not None else None))
     if curves.get("train/learning_rate"):
         drawn.append(charts.lines("Learning rate", {"": curves["train/learning_rate"]}))
+    known = {f"{split}/{name}" for name in (*names, "skipped", "learning_rate") for split in ("train", "val", "test")}
+    for name in curves:  # what a model logs by names of its own
+        if curves[name] and name not in {*known, "epoch"} and not name.startswith(("speed/", "cost/", "test/")):
+            drawn.append(charts.lines(name.replace("_", " "), {"": curves[name]}, name in numbers.SHARES))
     return drawn
 
 

@@ -146,7 +146,7 @@ class TrainingCLI(LightningCLI):
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         if self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt")):
-            if "weights" in self.config.model:
+            if "weights" in (self.config.get("model") or {}):  # a model may have no settings
                 self.config.model.weights = None  # the checkpoint has newer ones
         if found := cluster.layout():  # whoever started the ranks has decided, whatever the configs say
             cluster.check_flags(found, **self._flags)
@@ -318,6 +318,7 @@ class TrainingCLI(LightningCLI):
             "energy_source": self.spending.source,
             "expected": expected.facts() if expected else None,
             "skipped": self.run.skipped,
+            "model": contract.title(self.model),
             "monitor": monitor.removeprefix("val/"),
             "mode": mode,
             "dataset": {"path": str(self.data.dataset.root), "fingerprint": self.data.dataset.fingerprint},

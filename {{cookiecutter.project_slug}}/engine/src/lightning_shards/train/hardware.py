@@ -53,6 +53,7 @@ def quiet() -> None:
         ".*your dataloader is not resumable.*",
         ".*smaller than the logging interval.*",
         ".*srun. command is available.*",  # on any machine that has Slurm installed
+        ".*but have no `validation_step`.*",  # a model need not have one
         ".*sync_dist=True.*",  # what is logged was added up over the ranks before
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -30,7 +30,10 @@ def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int) -> None:
     batches = dict.fromkeys(finished, done)
     fit_loop["epoch_loop.batch_progress"] = {"total": batches, "current": dict(batches), "is_last_batch": not left}
     steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
-    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+    counted = fit_loop["epoch_loop.state_dict"]
+    if not steps:  # a model that steps its optimizers itself: Lightning counts a batch only behind the save in it
+        steps = counted["_batches_that_stepped"] + bool(done or left)
+    counted["_batches_that_stepped"] = steps
     # as if a validation had begun and not got through its first batch: it is run whole, unless `at_start` says no
     nothing = dict.fromkeys(finished, 0)
     fit_loop["epoch_loop.val_loop.batch_progress"] = {

@@ -28,9 +28,8 @@ class NanGuard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):  # a model that steps its optimizers itself need not return one
-            self._recent.append((loss.detach(), batch.ids))
+        if (loss := loss_of(outputs)) is not None:
+            self._recent.append((loss, batch.ids))
         if len(self._recent) >= self.every:
             self.check()
 
@@ -55,3 +54,9 @@ class NanGuard(L.Callback):
                 f"the loss is no longer finite; first in the batch with sample ids {shown}. The last checkpoint was"
                 f" written before it. {_ADVICE}, and look at these samples"
             )
+
+
+def loss_of(outputs: Any) -> Tensor | None:
+    """What a training step returned; None where a model that steps its optimizers itself returned nothing."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss.detach() if isinstance(loss, Tensor) else None

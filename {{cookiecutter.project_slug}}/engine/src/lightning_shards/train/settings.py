@@ -6,6 +6,7 @@ Each over the one before: the defaults in the code, the `--config` files in thei
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import itertools
 import re
@@ -162,7 +163,7 @@ def _of(name: str, known: dict[str, Any]) -> list[Any]:
     """The setting of this name, if there is one; of the model, all that the command line sets."""
     if name != "model":
         return [known[name]] if name in known else []
-    return [known[of] for of in known if of.startswith("model.") and not known[of].__class__.__name__.startswith("_")]
+    return [known[of] for of in known if of.startswith("model.") and known[of].default != argparse.SUPPRESS]
 
 
 def shorten(message: str, known: Sequence[str] = ()) -> str:

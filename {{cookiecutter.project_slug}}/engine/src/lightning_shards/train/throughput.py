@@ -8,10 +8,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor
 
 from ..cost.usage import Usage, money, number
 from . import loop_state
 from .cost_tracker import CostTracker
+from .nan_guard import loss_of
 
 EXPECT_AFTER = 10.0  # seconds of training from which its rate is known
 VALIDATION = 0.5  # time of an image in validation, for one in training: a forward of forward and backward, and decoding
@@ -70,7 +72,7 @@ class Throughput(L.Callback):
             return
         self._images += len(batch.ids) * trainer.world_size
         if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
-            self._flush(trainer)
+            self._flush(trainer, loss_of(outputs))
             if self._totals["seconds"] - self._before["seconds"] > EXPECT_AFTER:
                 self._tell_expected(trainer)
 
@@ -103,8 +105,11 @@ class Throughput(L.Callback):
         self._since, self._images = time.monotonic(), 0
         self._waited = trainer.datamodule.wait_seconds  # type: ignore[attr-defined]
 
-    def _flush(self, trainer: L.Trainer) -> None:
-        """Close the current stretch: add it to the totals, send its speed to the loggers."""
+    def _flush(self, trainer: L.Trainer, loss: Tensor | None = None) -> None:
+        """Close the current stretch: add it to the totals, send its speed to the loggers.
+
+        The loss goes with it for a model that logs none itself.
+        """
         seconds, images = self._elapsed(), self._images
         if not self._since or not images:
             return
@@ -119,6 +124,8 @@ class Throughput(L.Callback):
         self.total = self.spending.total
         figures |= {"cost/kwh": self.total.kwh} if self.total.kwh is not None else {}
         figures |= {"cost/money": self.total.cost} if self.total.cost is not None else {}
+        if loss is not None and not any("loss" in name and "val" not in name for name in trainer.callback_metrics):
+            figures["train/loss"] = float(loss)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
         self._restart(trainer)

@@ -1,0 +1,369 @@
+"""Any LightningModule trains: with nothing of ours, as a subclass of the team's, with own optimizers and loggers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning_shards import cli as commands
+from lightning_shards.data.batch import Batch
+from lightning_shards.errors import InputError
+from lightning_shards.train import ShardModule, TrainingCLI, load_model
+from lightning_shards.train.evaluate import evaluate
+from lightning_shards.train.trained_model import best_model
+from team.model import ImageModel
+from torch import Tensor, nn
+
+from .in_place import PROJECT
+
+SETTINGS: dict[str, Any] = {
+    "data": {"global_batch_size": 8, "image_size": 16, "workers": 1},
+    "trainer": {"max_epochs": 1, "log_every_n_steps": 4, "accelerator": "cpu", "enable_progress_bar": False},
+    "log": {"wandb": False},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small config, in which models are trained."""
+    settings = SETTINGS | {"data": SETTINGS["data"] | {"path": str(dataset)}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "prices.yaml").symlink_to(PROJECT / "prices.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(model_class: type[L.LightningModule], *arguments: str, **given: Any) -> TrainingCLI:
+    """As train.py does it."""
+    files = [] if "--resume" in arguments else ["--config", "small.yaml"]
+    cli = TrainingCLI(model_class, args=[*files, *arguments], **given)
+    with cli.run:
+        cli.start()
+        cli.test()
+    return cli
+
+
+def summary(run: str) -> dict[str, Any]:
+    return json.loads(Path("runs", run, "summary.json").read_text())
+
+
+def columns(path: Path) -> dict[str, list[str]]:
+    """Cells that are not empty, by column of metrics.csv."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows if row[name]] for name in rows[0]}
+
+
+class Plain(L.LightningModule):
+    """Nothing of ours, nothing measured, no hyperparameters kept."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, width), nn.ReLU(), nn.Linear(width, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images.float() / 255)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch["image"]), batch["target"])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Measured(Plain):
+    """The same with validation, test and Lightning's own way to log."""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        loss = nn.functional.cross_entropy(self(batch["image"]), batch["target"])
+        self.log("val/loss", loss, batch_size=len(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        right = (self(batch["image"]).argmax(1) == batch["target"]).float().mean()
+        self.log("test/accuracy", right, batch_size=len(batch))
+
+
+class Scheduled(Measured):
+    """An own optimizer with two groups, and Lightning's schedulers."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.RMSprop([{"params": p, "lr": 0.01} for p in self.parameters()])
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), "interval": "step"}]
+
+
+class TwoOptimizers(Measured):
+    """Steps two optimizers itself, and returns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+        loss = nn.functional.cross_entropy(self(batch["image"]), batch["target"])
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(layer.parameters(), lr=0.05) for layer in (self.net[1], self.net[3])]
+
+
+class Renamed(ImageModel):
+    """A subclass of the team's with a setting of its own."""
+
+    def __init__(self, *args: Any, dropout: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters("dropout")
+        self.backbone = nn.Sequential(self.backbone, nn.Dropout(dropout))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + 0.0
+
+
+# -- a plain LightningModule
+@pytest.mark.parametrize("model_class", [Plain, Measured, TwoOptimizers])
+def test_a_plain_module_trains_resumes_and_is_reported(folder: Path, model_class: Any) -> None:
+    train(model_class, "--run", "one")
+    told = summary("one")
+    assert (told["status"], told["images_seen"], told["epochs"]) == ("done", 96, 1)
+    assert told["images_per_second"] > 0 and told["seconds"] > 0
+    assert "compile" in told["resolved"] and "fused" not in told["resolved"]
+    train(model_class, "--resume", "one", "--trainer.max_epochs", "2")
+    told = summary("one")
+    assert (told["status"], told["images_seen"], told["epochs"], told["steps"]) == ("done", 192, 2, 24)
+    logged = columns(Path("runs/one/metrics.csv"))
+    page = Path("runs/one/report.html").read_text()
+    assert "speed/images_per_second" in logged and model_class.__name__ in page and "Images per second" in page
+    assert len(logged["train/loss"]) == 6 or model_class is TwoOptimizers, "of a model that logs nothing itself"
+    assert [int(step) for step in logged["step"]] == sorted(int(step) for step in logged["step"])
+    best = Path("runs/one/checkpoints/best.ckpt")
+    if model_class is Plain:
+        assert not best.exists() and "val/loss" not in told["metrics"]
+    else:
+        assert best.exists() and told["monitor"] == "loss" and {"val/loss", "test/accuracy"} <= set(told["metrics"])
+        assert told["metrics"]["val/skipped"] == 0
+
+
+def test_what_needs_more_than_a_plain_module_says_so(folder: Path, capsys: Any) -> None:
+    train(Measured, "--run", "one", "--model.width", "5")
+    picture = folder / "x.png"
+    for arguments in (["predict", "one", str(picture)], ["export", "one", "one.pt2"]):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(sys, "argv", ["team", *arguments])
+            commands.main("team", lambda: Measured)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and "Measured has no method scores" in error and error.count("\n") == 1
+    assert not Path("one.pt2").exists()
+    assert evaluate(Measured, Path("runs/one"))["test/accuracy"] == summary("one")["metrics"]["test/accuracy"]
+    model = load_model("last", Measured)
+    assert model.net[1].out_features == 5 and not model.training, "settings come from the checkpoint"
+    with pytest.raises(InputError, match="does not fit the model ImageModel"):
+        best_model(ImageModel, Path("runs/one"))
+    train(Plain, "--run", "two")
+    with pytest.raises(InputError, match="Plain has no test_step"):
+        evaluate(Plain, Path("runs/two"))
+
+
+def test_help_shows_what_the_model_has(folder: Path, capsys: Any) -> None:
+    for model_class, has, lacks in ((Plain, "--model.width", "model.backbone"), (Renamed, "--model.dropout", "width")):
+        with pytest.raises(SystemExit) as end:
+            TrainingCLI(model_class, args=["--config", "small.yaml", "--help"])
+        page = capsys.readouterr().out
+        assert end.value.code == 0 and has in page and lacks not in page and "--trainer.max_epochs" in page
+        assert "--model.targets" not in page and "--model.image_size" not in page, "they come from the data"
+
+
+class Steps(L.LightningModule):
+    """No training_step."""
+
+    def configure_optimizers(self) -> Any:
+        return None
+
+
+class HasAPath(Plain):
+    def __init__(self, where: Path = Path("x"), width: int = 4) -> None:
+        super().__init__(width)
+        self.save_hyperparameters()
+
+
+class Sideways(Plain):
+    mode = "sideways"
+
+
+@pytest.mark.parametrize(
+    ("model_class", "sentence"),
+    [
+        (Steps, "Steps has no training_step"),
+        (HasAPath, "keeps where, a PosixPath, as a hyperparameter"),
+        (Sideways, "'min' or 'max'"),
+        (nn.Linear, "Linear is no LightningModule"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(folder: Path, model_class: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence) as error:
+        train(model_class)
+    assert "\n" not in str(error.value) and not Path("runs").exists()
+
+
+# -- what the model decides
+def test_own_schedulers_and_groups_stay_as_they_are(folder: Path) -> None:
+    cli = train(Scheduled, "--run", "one")
+    assert [group["lr"] for group in cli.trainer.optimizers[0].param_groups] == [0.01 * 0.5**6] * 4
+    cli = train(Scheduled, "--resume", "one", "--trainer.max_epochs", "2")
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**12)
+
+
+class Layered(ImageModel):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        optimizer.param_groups[0]["lr_scale"] = 0.1
+        return optimizer
+
+    def learning_rate(self, progress: float) -> float:
+        return 0.02 * (1 - progress)
+
+
+def test_groups_get_their_share_of_the_rate_that_the_progress_gives(folder: Path) -> None:
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            seen.append((pl_module.progress, [g["lr"] for g in trainer.optimizers[0].param_groups]))
+
+    train(Layered, "--run", "one", "--model.backbone", "small_cnn", callbacks=[Look()])
+    assert len(seen) == 12 and seen[6][0] == 0.5
+    for progress, (tenth, whole) in seen:
+        assert whole == pytest.approx(0.02 * (1 - progress)) and tenth == pytest.approx(whole / 10)
+
+
+def test_a_subclass_goes_through_every_command(folder: Path, capsys: Any) -> None:
+    train(Renamed, "--run", "one", "--model.backbone", "small_cnn", "--model.dropout", "0.2")
+    assert load_model(Path("runs/one"), Renamed).hparams["dropout"] == 0.2
+    import cv2
+    import numpy as np
+
+    cv2.imwrite("x.png", np.full((20, 20, 3), 200, np.uint8))
+    for arguments in (["predict", "one", "x.png"], ["export", "one", "one.pt2"], ["evaluate", "one"]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["team", *arguments])
+            assert commands.main("team", lambda: Renamed) == 0
+    assert "x.png" in capsys.readouterr().out and Path("one.pt2").stat().st_size > 1000
+
+
+# -- loggers, callbacks, profilers
+class Memory(Logger):
+    """Keeps what it is given."""
+
+    name, version = "memory", "0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, float] = {}
+        self.pictures: dict[str, list[Any]] = {}
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.params = params
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.metrics |= metrics
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        self.pictures[key] = list(zip(images, kwargs["caption"], strict=True))
+
+
+class Counter(L.Callback):
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
+
+
+class Another(L.Callback):
+    steps = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
+
+
+class Calling(ImageModel):
+    """Brings a callback of its own."""
+
+    def configure_callbacks(self) -> Any:
+        self.counter = Another()  # of the same class it would take the place of the trainer's, as Lightning has it
+        return self.counter
+
+
+def test_own_loggers_and_callbacks_are_added_to_ours(folder: Path) -> None:
+    memory, counter = Memory(), Counter()
+    arguments = ["--run", "one", "--model.backbone", "small_cnn", "--trainer.profiler", "simple"]
+    arguments += ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", "mine"]
+    arguments += ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
+    cli = train(Calling, *arguments, callbacks=[counter], loggers=[memory])
+    assert counter.steps == 12 and cli.model.counter.steps == 12
+    ours = columns(Path("runs/one/metrics.csv"))
+    theirs = columns(next(Path("mine").rglob("metrics.csv")))
+    assert ours["train/loss"] == theirs["train/loss"] and memory.metrics["test/accuracy"] >= 0
+    assert {type(logger) for logger in cli.trainer.loggers} >= {Memory, CSVLogger}
+    assert "lr-AdamW/pg1" in ours
+    pictures = memory.pictures["test/predictions"]
+    assert pictures and pictures[0][0].shape == (16, 16, 3) and "|" in pictures[0][1]
+    assert any("Profiler Report" in path.read_text() for path in Path("runs/one/profile").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [("--trainer.logger=false", "--log.wandb false"), ("--trainer.default_root_dir=mine", "--run")],
+)
+def test_what_would_be_dropped_is_refused(folder: Path, setting: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        train(Plain, setting)
+    assert not Path("runs").exists() and not Path("mine").exists()
+
+
+def test_nothing_deprecated_is_called(folder: Path) -> None:
+    code = (
+        "import warnings; from lightning_shards.train import TrainingCLI; from team.model import ImageModel\n"
+        "warnings.filterwarnings('error', category=DeprecationWarning, message='.*instantiate.*')\n"
+        "TrainingCLI(ImageModel, args=['--config', 'small.yaml', '--model.backbone', 'small_cnn'])"
+    )
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "instantiate_classes" not in done.stderr, done.stderr[-2000:]
+
+
+class Half(ShardModule):
+    """Looks at a field that is no image."""
+
+    inputs = ("image", "target")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def scores(self, image: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        return self.layer(image.float().mean((2, 3))) + target[:, None]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.scores(batch["image"], batch["target"]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def test_a_second_input_is_never_left_out(folder: Path, capsys: Any) -> None:
+    train(Half, "--run", "one")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["team", "predict", "one", "x.png"])
+        commands.main("team", lambda: Half)
+    assert end.value.code == 2 and "image and target" in capsys.readouterr().err
