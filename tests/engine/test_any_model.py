@@ -367,3 +367,9 @@ def test_a_second_input_is_never_left_out(folder: Path, capsys: Any) -> None:
         patch.setattr(sys, "argv", ["team", "predict", "one", "x.png"])
         commands.main("team", lambda: Half)
     assert end.value.code == 2 and "image and target" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["team", "export", "one", "one.pt2"])
+        assert commands.main("team", lambda: Half) == 0
+    program = torch.export.load("one.pt2").module()
+    images, targets = torch.full((3, 3, 16, 16), 9, dtype=torch.uint8), torch.tensor([0, 1, 2])
+    assert torch.allclose(program(images, targets), load_model("one", Half).scores(images, targets))

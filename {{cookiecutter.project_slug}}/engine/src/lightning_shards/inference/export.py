@@ -1,7 +1,8 @@
 """A run's best weights as one file that runs without this project: a PyTorch program (.pt2), or ONNX (.onnx).
 
-It takes RGB images, uint8 (B, 3, S, S) for any B, and gives probabilities or numbers, float32 (B, T). What they mean,
-and how images are cut, is in it as JSON: the extra file `about.json` of a .pt2, the metadata `about` of an ONNX file.
+It takes RGB images, uint8 (B, 3, S, S) for any B, and what else the model's `inputs` name; it gives probabilities or
+numbers, float32 (B, T). What they mean, and how images are cut, is in it as JSON: the extra file `about.json` of a .pt2,
+the metadata `about` of an ONNX file.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.model.scores(images)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        scores: Tensor = self.model.scores(*inputs)
         return scores
 
 
@@ -55,16 +56,18 @@ def export(model: Any, about: dict[str, Any], path: Path) -> None:
     hardware.quiet()
     for message in (".*No complete tensor found.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message=message)
-    deployed, size = Deployed(model).eval().requires_grad_(False), about["crop"]["size"]
-    images = torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    deployed = Deployed(model).eval().requires_grad_(False)
+    chance, names = torch.Generator().manual_seed(0), list(about["inputs"])
+    examples = [_example(*row, chance) for row in about["inputs"].values()]
     with torch.inference_mode():
-        wanted = deployed(images).numpy()
-    program = torch.export.export(deployed, (images[:2],), dynamic_shapes=({0: Dim.DYNAMIC},))
+        wanted = deployed(*examples).numpy()
+    dynamic = (tuple({0: Dim.DYNAMIC} for _ in examples),)
+    program = torch.export.export(deployed, tuple(x[:2] for x in examples), dynamic_shapes=dynamic)
     write, run = (_save, _run) if path.suffix == ".pt2" else (_save_onnx, _run_onnx)
     try:
         with replacing(path) as temporary:
-            write(program, json.dumps(about), temporary)
-            difference = float(np.abs(run(temporary, images) - wanted).max())
+            write(program, json.dumps(about), temporary, ["images"] if names == ["image"] else names)
+            difference = float(np.abs(run(temporary, examples) - wanted).max())
             if not difference < TOLERANCE * max(1.0, np.abs(wanted).max()):
                 raise RunError(f"what was exported differs by {difference:.2g} from the model's scores: it is not kept")
     except OSError as error:
@@ -72,11 +75,12 @@ def export(model: Any, about: dict[str, Any], path: Path) -> None:
 
 
 def describe(model: Any, config: dict[str, Any], run: Path) -> dict[str, Any]:
-    """What whoever uses the file must know. Raises InputError for a model that has no `scores` of an image alone."""
-    if (wanted := inputs(model, "exported")) != ("image",):
-        raise InputError(f"the model looks at {' and '.join(wanted)}, and export knows images alone: use load_model")
+    """What whoever uses the file must know. Raises InputError for a model whose `scores` take what has no shape."""
     task, targets = (config["trained_on"][name] for name in ("task", "targets"))
     size = image_size(model, config)
+    taken = _rows(
+        inputs(model, "exported"), {"image": [[3, size, size], "uint8"]} | (config["trained_on"]["fields"] or {})
+    )
     means = {"single_label": "probability of each class", "multi_label": "probability of each label"}
     return {
         "format": FORMAT,
@@ -84,12 +88,31 @@ def describe(model: Any, config: dict[str, Any], run: Path) -> dict[str, Any]:
         "task": task,
         "targets": list(targets),
         "images": f"uint8 (B, 3, {size}, {size}), RGB, 0..255",
+        "inputs": taken,  # in this order: shape of a row, and dtype
         "scores": f"float32 (B, {len(targets)}), {means.get(task, 'numbers')}",
         "crop": {"size": size, "center": config["data"]["eval_crop"]},
         "backbone": title(model),
         "metrics": earlier_metrics(run),
         "versions": hardware.versions(),
     }
+
+
+def _rows(names: tuple[str, ...], fields: dict[str, Any]) -> dict[str, Any]:
+    """Shape and dtype of a row of each input."""
+    for name in names:
+        if fields.get(name, [None])[0] is None:
+            raise InputError(
+                f"the model looks at {name!r}, which has no fixed shape in the data: it cannot be exported"
+            )
+    return {name: fields[name] for name in names}
+
+
+def _example(shape: list[int], dtype: str, chance: torch.Generator) -> Tensor:
+    """Five rows of an input."""
+    kind: torch.dtype = getattr(torch, dtype)
+    if kind.is_floating_point:
+        return torch.rand(5, *shape, dtype=kind, generator=chance)
+    return torch.randint(0, 256 if kind is torch.uint8 else 2, (5, *shape), generator=chance).to(kind)
 
 
 def check_format(path: Path) -> None:
@@ -102,26 +125,28 @@ def check_format(path: Path) -> None:
         raise InputError(f"{missing[0]} is not installed: `uv run --extra onnx python -m ...` brings it")
 
 
-def _save(program: ExportedProgram, about: str, path: Path) -> None:
+def _save(program: ExportedProgram, about: str, path: Path, names: list[str]) -> None:
     made = io.BytesIO()  # torch's own writer aborts the process where a disk is full
     torch.export.save(program, made, extra_files={"about.json": about})
     path.write_bytes(made.getbuffer())
 
 
-def _run(path: Path, images: Tensor) -> Any:
+def _run(path: Path, inputs: list[Tensor]) -> Any:
     with path.open("rb") as file, torch.inference_mode():
-        return torch.export.load(file).module()(images).numpy()  # type: ignore[arg-type]
+        return torch.export.load(file).module()(*inputs).numpy()  # type: ignore[arg-type]
 
 
-def _save_onnx(program: ExportedProgram, about: str, path: Path) -> None:
-    made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["scores"], verbose=False)
+def _save_onnx(program: ExportedProgram, about: str, path: Path, names: list[str]) -> None:
+    made = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["scores"], verbose=False)
     assert made is not None
     made.model.metadata_props["about"] = about
     made.save(path, external_data=False)
 
 
-def _run_onnx(path: Path, images: Tensor) -> Any:
+def _run_onnx(path: Path, inputs: list[Tensor]) -> Any:
     """By ONNX Runtime."""
     import onnxruntime
 
-    return onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})[0]
+    session = onnxruntime.InferenceSession(path)
+    names = [given.name for given in session.get_inputs()]
+    return session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})[0]

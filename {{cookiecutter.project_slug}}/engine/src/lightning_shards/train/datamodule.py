@@ -16,6 +16,7 @@ import lightning as L
 
 from ..data.cache import Cache
 from ..data.crop import Crop
+from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import WantedFields, resolve_fields
 from ..data.loader import ShardLoader, SkipLog
 from ..data.mixture import Mixture
@@ -124,9 +125,14 @@ class ShardDataModule(L.LightningDataModule):
 
     @property
     def field_shapes(self) -> dict[str, list[int] | None]:
-        """Shape of a row of each field, as the model gets it; None for ragged ones."""
-        target = [] if self.task == "single_label" else [len(self.targets)]
-        return {"image": [3, self.crop.size, self.crop.size], "target": target}
+        """Shape of a row of each field, as the model gets it: channels first. None for ragged ones."""
+        shapes: dict[str, list[int] | None] = {}
+        for name, field in self.sample_fields.items():
+            shape = list(row_shape(field, self.crop.size))
+            shapes[name] = None if field.shape is None else shape
+            if in_plane(field) and len(shape) == 3:
+                shapes[name] = [shape[2], *shape[:2]]
+        return shapes
 
     def split_batch(self, world: int) -> tuple[int, int]:
         """(micro-batch, accumulation steps) for `world` devices. Raises InputError, with the sizes that would do."""

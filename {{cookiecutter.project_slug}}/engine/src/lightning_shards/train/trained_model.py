@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -34,7 +35,9 @@ class KeepSettings(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data: ShardDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint |= {"task": data.task, "targets": data.targets, SETTINGS: self.settings}
+        shapes = data.field_shapes
+        rows = {name: [shapes[name], np.dtype(field.dtype).name] for name, field in data.sample_fields.items()}
+        checkpoint |= {"task": data.task, "targets": data.targets, "fields": rows, SETTINGS: self.settings}
 
 
 def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
@@ -50,7 +53,7 @@ def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any,
     """The best weights of the run in `folder`, on the CPU, and the run's config; InputError where there are none yet.
 
     What the config of an older version lacks in `data` has its default. Beside the settings it has `trained_on`: the
-    dataset's `task` and `targets`.
+    dataset's `task` and `targets`, and shape and dtype of a row of its `fields`.
     """
     checkpoint = Run(folder, "", True, dict).best_checkpoint
     if checkpoint is None:
@@ -61,7 +64,7 @@ def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any,
     known = inspect.signature(ShardDataModule).parameters.values()
     config["data"] = {p.name: p.default for p in known if p.default is not p.empty} | config["data"]
     config["trained_on"] = {
-        name: saved.get(name, saved.get("hyper_parameters", {}).get(name)) for name in ("task", "targets")
+        name: saved.get(name, saved.get("hyper_parameters", {}).get(name)) for name in ("task", "targets", "fields")
     }
     return model, config
 
