@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .balance import BalancedOrder
     from .batch import Batch
     from .crop import Crop, View
     from .dataset import Dataset
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
         dataset_fields,
         target_field,
     )
+    from .mixture import Mixture, Source
+    from .order import Order, WindowedOrder
     from .transform import Transform
 
 _HOMES = {
+    "balance": ("BalancedOrder",),
     "batch": ("Batch",),
     "crop": ("Crop", "View"),
     "dataset": ("Dataset",),
@@ -50,11 +54,14 @@ _HOMES = {
         "dataset_fields",
         "target_field",
     ),
+    "mixture": ("Mixture", "Source"),
+    "order": ("Order", "WindowedOrder"),
     "transform": ("Transform",),
 }
 __all__ = [
     "SIDE",
     "Array",
+    "BalancedOrder",
     "Batch",
     "Boxes",
     "ClassIndex",
@@ -65,11 +72,15 @@ __all__ = [
     "Image",
     "Json",
     "Mask",
+    "Mixture",
     "MultiHot",
     "Numbers",
+    "Order",
+    "Source",
     "Text",
     "Transform",
     "View",
+    "WindowedOrder",
     "dataset_fields",
     "target_field",
 ]

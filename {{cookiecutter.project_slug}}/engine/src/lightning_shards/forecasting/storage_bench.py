@@ -25,15 +25,16 @@ def reading(data: ShardDataModule, seconds: float, scale: float = 1.0) -> dict[s
     Returns `bytes_per_second` (None where it could not be measured: `note` says why), `kind` (disk or network),
     `bytes` of the training samples, and whether they are `cached` after the first epoch.
     """
-    shards = data.dataset.splits["train"]
     share = scale * len(data.order) / data.dataset.samples("train")
-    size = round(sum(shard.bytes for shard in shards) * share)
+    size = round(sum(shard.bytes for shard in data.dataset.splits["train"]) * share)
+    parts = data.dataset.parts("train")  # of a mixture one is read, which is behind a URL if any is
+    part, shards = next((found for found in parts if isinstance(found[0].root, str)), parts[0])
     rate: float | None
     if cache := data.new_cache():
-        rate, note = _network(str(data.dataset.root), shards, seconds), ""
+        rate, note = _network(str(part.root), shards, seconds), ""
         room, place = float(cache.capacity), "on this node's disk"
     else:
-        rate, note = _disk(Path(data.dataset.root), shards, seconds)
+        rate, note = _disk(Path(part.root), shards, seconds)
         room, place = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "in memory"
     kind = "network" if cache else "disk"
     if size <= room:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import class_numbers
 from ..data.dataset import Dataset, Shard
 from ..errors import RunError
 from ..files import write_durably
@@ -49,6 +50,9 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
         lines = "".join(json.dumps(image) + "\n" for image in damaged)
         write_durably(work / "dataset" / "damaged.jsonl", lines.encode())
     dataset = Dataset(work / "dataset", listing.task, listing.names, shards, {**settings, **report})
+    if listing.task == "single_label":
+        path = work / "dataset" / class_numbers.file_name(dataset, "train")
+        class_numbers.save(path, listing.values[rows["train"]], len(listing.names))
     dataset.save()
     splits = {
         split: {
