@@ -106,7 +106,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "c.yaml").write_text(yaml.safe_dump(settings))
     environment = {**os.environ, "WANDB_MODE": "offline"}
     command = [sys.executable, str(PROJECT / "train.py"), "--config", "c.yaml", "--run", "first"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "runs/first/report.html" in done.stdout.splitlines()[-1], "what is printed ends with the report"
     return folder

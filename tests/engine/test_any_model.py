@@ -338,7 +338,7 @@ def test_nothing_deprecated_is_called(folder: Path) -> None:
         "warnings.filterwarnings('error', category=DeprecationWarning, message='.*instantiate.*')\n"
         "TrainingCLI(ImageModel, args=['--config', 'small.yaml', '--model.backbone', 'small_cnn'])"
     )
-    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0 and "instantiate_classes" not in done.stderr, done.stderr[-2000:]
 
 

@@ -330,7 +330,7 @@ def test_all_ranks_stop_at_the_same_step(project: Path, monkeypatch: pytest.Monk
         [sys.executable, "ticking.py", *arguments, "--max_hours", str(60 / 3600)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert done.returncode == 0 and "--resume two --max_hours" in done.stdout, done.stderr[-3000:]
     told = summary("two")

@@ -153,8 +153,8 @@ sys.stdin.read()
         decoding = int(trainer.stdout.readline())
         assert alive(decoding)
         trainer.kill()
-        trainer.wait(10)
-    end = time.monotonic() + 10
+        trainer.wait(300)
+    end = time.monotonic() + 120
     while alive(decoding) and time.monotonic() < end:
         time.sleep(0.01)
     assert not alive(decoding)

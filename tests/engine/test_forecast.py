@@ -245,7 +245,7 @@ def test_a_source_that_is_interrupted_leaves_nothing(
         time.sleep(0.005)
     time.sleep(0.5 if moment == "training" else 0)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 130 and err.splitlines()[-1] == "stopped; nothing was written", err[-2000:]
     assert not list(priced.glob(".forecast-*"))
 

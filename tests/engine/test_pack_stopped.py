@@ -49,7 +49,7 @@ def test_killed_in_the_middle_the_same_command_finishes(
         os.killpg(process.pid, number)  # as a terminal does: the workers get it too
     else:
         process.send_signal(number)
-    stderr = process.communicate(timeout=20)[1]
+    stderr = process.communicate(timeout=900)[1]
     assert not (tmp_path / "d").exists()
     if number == signal.SIGKILL:
         assert process.returncode == -9

@@ -46,7 +46,7 @@ class Trainings:
         given = ["--resume", name] if run.exists() else ["--config", "c.yaml", "--run", name]
         given += ["--data.micro_batch_size", str(micro), *arguments]
         started = starts.Forked(self.context, self.folder, given, devices, strikes)
-        statuses = starts.wait(started, 120)
+        statuses = starts.wait(started, 900)
         wanted = {-strikes[0].number if strikes[0].number == 9 else 75} if strikes else {0}
         assert set(statuses) == wanted, (statuses, (self.folder / "output-0.log").read_text()[-3000:])
         return run

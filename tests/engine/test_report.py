@@ -259,7 +259,7 @@ def browse(folder: Path, page: Path, *options: str) -> tuple[list[str], list[str
         *("--enable-logging=stderr", "--v=0", f"--log-net-log={log}", f"--user-data-dir={folder / 'profile'}"),
         *(*options, page.as_uri()),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     console = re.findall(r"CONSOLE[^\]]*\] \"(.*)\", source", done.stderr)
     content = log.read_text()

@@ -174,8 +174,6 @@ class TrainingCLI(LightningCLI):
             )
         self.trainer.accumulate_grad_batches = accumulation
         hardware.tune(self.trainer.strategy, accumulation)
-        if checkpoint := self.run.last_checkpoint:
-            self.datamodule.check_order(state(checkpoint))
         self.resolved = {
             "accelerator": self.device,
             "precision": str(self.trainer.precision),
@@ -212,6 +210,8 @@ class TrainingCLI(LightningCLI):
         text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
         self.run = Run(folder, text, goes_on, self.facts, stop)
         self.watch = RankWatchdog(self.run.fail)
+        if checkpoint := self.run.last_checkpoint:
+            self.datamodule.check_order(state(checkpoint))
         return trainer
 
     def _model_settings(self) -> dict[str, Any]:
