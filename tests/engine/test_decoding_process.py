@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_shards.data.batch import Batch
-from lightning_shards.data.loader import ShardLoader
+from lightning_shards.data.loader import EpochLoader
 from lightning_shards.data.worker import DecodeWorker
 from lightning_shards.errors import RunError
 
@@ -26,7 +26,7 @@ def alive(process: int) -> bool:
         return False
 
 
-def number(loader: ShardLoader) -> int:
+def number(loader: EpochLoader) -> int:
     (process,) = loader._decoding
     return process._process.pid
 

@@ -20,7 +20,7 @@ from lightning_shards.data.crop import Crop, resize
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.decode import DecodeError
 from lightning_shards.data.fields import ClassIndex, Image, MultiHot, Numbers
-from lightning_shards.data.loader import ShardLoader, SkipLog
+from lightning_shards.data.loader import EpochLoader, SkipLog
 from lightning_shards.data.order import WindowedOrder
 from lightning_shards.data.sample_reader import SampleReader
 from lightning_shards.data.sampler import EvalSampler, TrainSampler
@@ -44,8 +44,8 @@ def make_sampler(root: Path, micro: int = 8, train: bool = True, epoch: int = 0)
     return TrainSampler(order, 0, 1, micro, 1, (0, 0), epoch) if train else EvalSampler(len(order), 0, 1, micro)
 
 
-def make_loader(root: Path, micro: int = 8, train: bool = True, log: Path | None = None) -> ShardLoader:
-    return ShardLoader(make_job(root, micro, 2, train), make_sampler(root, micro, train), SkipLog(log, 1e9))
+def make_loader(root: Path, micro: int = 8, train: bool = True, log: Path | None = None) -> EpochLoader:
+    return EpochLoader(make_job(root, micro, 2, train), make_sampler(root, micro, train), SkipLog(log, 1e9))
 
 
 def decode(decoder: BatchDecoder, sampler: TrainSampler | EvalSampler) -> Iterator[tuple[DecodedBatch, Arrays]]:
@@ -214,7 +214,7 @@ def test_threads_are_spread_over_a_few_processes(dataset: Path, monkeypatch: pyt
     """Images of a few KB have a process a thread; behind a URL there is one process."""
     data = ShardDataModule(path=str(dataset), global_batch_size=8, workers=16)
     assert data.decoders(1) == (4, 1)
-    monkeypatch.setattr("lightning_shards.train.datamodule.SMALL", 0)
+    monkeypatch.setattr("lightning_shards.data.spread.SMALL", 0)
     wanted = {1: (1, 1), 2: (2, 1), 4: (4, 1), 5: (3, 2), 6: (3, 2), 8: (4, 2), 16: (4, 4), 32: (4, 8)}
     for data.workers, processes in wanted.items():
         assert data.decoders(1) == processes

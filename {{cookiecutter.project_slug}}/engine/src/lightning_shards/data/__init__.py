@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from .mixture import Mixture, Source
     from .order import Order, WindowedOrder
+    from .shard_loader import ShardLoader
     from .transform import Transform
 
 _HOMES = {
@@ -56,6 +57,7 @@ _HOMES = {
     ),
     "mixture": ("Mixture", "Source"),
     "order": ("Order", "WindowedOrder"),
+    "shard_loader": ("ShardLoader",),
     "transform": ("Transform",),
 }
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "MultiHot",
     "Numbers",
     "Order",
+    "ShardLoader",
     "Source",
     "Text",
     "Transform",

@@ -67,7 +67,7 @@ def _fits(path: Path, dataset: Dataset, split: str) -> bool:
     except (OSError, ValueError, EOFError):
         return False
     right = numbers.dtype in (np.int16, np.int32) and numbers.shape == (dataset.samples(split),)
-    return right and -1 <= numbers.min(initial=0) and numbers.max(initial=0) < len(dataset.targets)
+    return right and numbers.min(initial=0) >= -1 and numbers.max(initial=0) < len(dataset.targets)
 
 
 def _fetch(url: str, name: str, path: Path, dataset: Dataset, split: str) -> Path:

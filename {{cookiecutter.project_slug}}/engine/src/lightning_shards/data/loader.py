@@ -52,7 +52,7 @@ class SkipLog:
             )
 
 
-class ShardLoader:
+class EpochLoader:
     """Iterate over one epoch's batches of one rank.
 
     Args:

@@ -13,6 +13,7 @@ versions and is not used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+WINDOW_BYTES = 4 << 30
 _SUBSET, _SHARDS, _WINDOW, BALANCE, MIXTURE = range(5)  # what a permutation is for: each has a stream of its own
 
 
@@ -27,6 +29,11 @@ def permutation(count: int, *key: int) -> NDArray[np.int64]:
     """A permutation of range(count) that `key` alone decides, the same with every NumPy version."""
     draws = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return np.argsort(draws, kind="stable")
+
+
+def default_window_bytes() -> int:
+    """4 GiB, at most a quarter of the memory: a window's shards should stay in the page cache."""
+    return min(WINDOW_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
 
 
 class Order(Protocol):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .balance import BalancedOrder
+from .cache import Cache
 from .class_numbers import class_numbers
-from .dataset import Dataset
+from .dataset import Dataset, Shard
 from .joined import join
 from .mixture import Mixture, Source
 from .order import Order, WindowedOrder
@@ -65,6 +67,24 @@ def training_order(
         for (part, shards), share in zip(dataset.parts("train"), shares.values(), strict=True)
     ]
     return Mixture(sources, settings["seed"]) if len(sources) > 1 else sources[0].order
+
+
+def check_cache(
+    dataset: Dataset,
+    split: str,
+    order: Order,
+    kept: tuple[Path, int | None],
+    samples: int,
+    held_out: Sequence[Shard] = (),
+) -> None:
+    """Raise InputError where the cache, a folder and its bytes, is too small for what is at hand for so many samples in
+    a row, and two shards of `held_out`. Nothing is cached of a dataset in a folder."""
+    reaches = order.reaches(samples) if isinstance(order, Mixture) else [order.reach(samples)]
+    parts = zip(dataset.parts(split), reaches, strict=True)
+    remote = [(str(part.root), shards, reach) for (part, shards), reach in parts if isinstance(part.root, str)]
+    if remote:
+        shards = [shard for _, part, _ in remote for shard in part]
+        Cache(remote[0][0], *kept).check_capacity(sum(reach for *_, reach in remote), shards, held_out)
 
 
 def _balanced(dataset: Dataset, balance: float | Mapping[str, float], settings: Mapping[str, Any]) -> BalancedOrder:

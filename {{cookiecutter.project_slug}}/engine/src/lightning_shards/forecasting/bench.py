@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..cost.energy import EnergyMeter
 from ..cost.prices import Prices
 from ..data.batch import Batch
-from ..data.loader import ShardLoader
+from ..data.loader import EpochLoader
 from ..errors import InputError
 from ..train import hardware
 from ..train.cli import TrainingCLI
@@ -50,7 +50,7 @@ class MeasuredData(ShardDataModule):
 
     replay: Batch | None = None
 
-    def train_dataloader(self) -> ShardLoader:
+    def train_dataloader(self) -> EpochLoader:
         return super().train_dataloader() if self.replay is None else Replay(self.replay)  # type: ignore[return-value]
 
 

@@ -7,30 +7,27 @@ of ranks, workers or micro-batches, and on a resume the loaders start there: a j
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 
 from ..data.cache import Cache
+from ..data.checks import check_settings
 from ..data.crop import Crop
 from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import WantedFields, resolve_fields
-from ..data.loader import ShardLoader, SkipLog
-from ..data.mixture import Mixture
+from ..data.loader import EpochLoader, SkipLog
+from ..data.order import default_window_bytes
+from ..data.ranks import Ranks, find_ranks
 from ..data.sampler import EvalSampler, TrainSampler
 from ..data.shard_file import default_cache
-from ..data.training_order import describe, open_mixture, training_order
+from ..data.spread import processes_and_threads, small_images
+from ..data.training_order import check_cache, describe, open_mixture, training_order
 from ..data.transform import Transform
 from ..data.trial import try_fields
 from ..data.worker import RING_SIZE, WorkerSpec
 from ..errors import InputError
-
-WINDOW_BYTES = 4 << 30
-SMALL = 8192  # bytes of an image on average
-MOST_PROCESSES = 4  # that take turns: each hands out thousands of images a second, of small ones tens of thousands
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -89,7 +86,7 @@ class ShardDataModule(L.LightningDataModule):
         cache_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_settings(locals())
+        check_settings(locals(), "data.")
         self.dataset, shares = open_mixture(path, mixture)
         self.sample_fields = resolve_fields(self.dataset, _on_class(type(self), "fields"))
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
@@ -99,8 +96,7 @@ class ShardDataModule(L.LightningDataModule):
         self._transform: Transform | None = _on_class(type(self), "transform")
         for part, _ in self.dataset.parts("train"):
             try_fields(part, "train", self.sample_fields, self.crop, seed, self._transform)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        windows = {"window_samples": window_samples, "window_bytes": window_bytes or min(WINDOW_BYTES, memory // 4)}
+        windows = {"window_samples": window_samples, "window_bytes": window_bytes or default_window_bytes()}
         self.order = training_order(self.dataset, shares, balance, seed=seed, fraction=fraction, **windows)
         self.note = describe(self.order, self.dataset, shares)  # for the run's first lines
         if global_batch_size > len(self.order):
@@ -109,10 +105,11 @@ class ShardDataModule(L.LightningDataModule):
                 f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
         self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
-        self._check_cache((RING_SIZE + 1) * global_batch_size)
+        held_out = [s for split, shards in self.dataset.splits.items() if split != "train" for s in shards]
+        check_cache(self.dataset, "train", self.order, self._cache, (RING_SIZE + 1) * global_batch_size, held_out)
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
-        self._loaders: dict[str, ShardLoader] = {}
+        self._loaders: dict[str, EpochLoader] = {}
 
     @property
     def task(self) -> str:
@@ -146,24 +143,8 @@ class ShardDataModule(L.LightningDataModule):
         return micro, total // (micro * world)
 
     def decoders(self, devices: int) -> tuple[int, int]:
-        """(processes, threads of each) that decode for each of `devices` on this host.
-
-        Threads of one process wait for each other's interpreter lock: beyond four of them that costs more than a
-        process, and for images of a few KB, which take less time to decode than Python takes around it, with two.
-        Behind a URL there is one process: several, which are not quite at the same place, would fetch shards again
-        where the cache is as small as it may be.
-        """
-        workers = self.workers or max(1, len(os.sched_getaffinity(0)) // devices)
-        remote = any(isinstance(part.root, str) for part, _ in self.dataset.parts("train"))
-        most = 1 if remote else MOST_PROCESSES
-        if self._small:
-            return min(workers, most), 1
-        threads = -(-workers // most)
-        return -(-workers // threads), threads
-
-    @property
-    def _small(self) -> bool:
-        return sum(shard.bytes for shard in self.dataset.splits["train"]) < SMALL * self.dataset.samples("train")
+        """(processes, threads of each) that decode for each of `devices` on this host."""
+        return processes_and_threads(self.dataset, "train", self.workers, devices)
 
     def progress(self, epochs: int) -> float:
         """Share of a training of `epochs` epochs that is done, 0..1: what schedules follow."""
@@ -187,19 +168,17 @@ class ShardDataModule(L.LightningDataModule):
     def finish_epoch(self) -> None:
         self.epoch, self.position = self.epoch + 1, 0
 
-    def train_dataloader(self) -> ShardLoader:
-        assert self.trainer is not None
-        micro, accumulation = self.split_batch(self.trainer.world_size)
-        sampler = TrainSampler(
-            self.order, self.trainer.global_rank, self.trainer.world_size, micro, accumulation, self._start
-        )
+    def train_dataloader(self) -> EpochLoader:
+        ranks = self._ranks
+        micro, accumulation = self.split_batch(ranks.world)
+        sampler = TrainSampler(self.order, ranks.rank, ranks.world, micro, accumulation, self._start)
         sampler.set_epoch(self.epoch)  # Lightning announces the first epoch after a resume too late
         return self._loader("train", sampler, self.seed)
 
-    def val_dataloader(self) -> ShardLoader | list[ShardLoader]:
+    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> ShardLoader | list[ShardLoader]:
+    def test_dataloader(self) -> EpochLoader | list[EpochLoader]:
         return self._eval_loader("test")
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -253,12 +232,12 @@ class ShardDataModule(L.LightningDataModule):
     def _order_state(self) -> dict[str, Any]:
         return {"fingerprint": self.dataset.fingerprint, **self.order.settings}
 
-    def _eval_loader(self, split: str) -> ShardLoader | list[ShardLoader]:
-        assert self.trainer is not None
+    def _eval_loader(self, split: str) -> EpochLoader | list[EpochLoader]:
         if not self.dataset.splits.get(split):
             return []
-        micro = min(self.split_batch(self.trainer.world_size)[0], self.dataset.samples(split))
-        sampler = EvalSampler(self.dataset.samples(split), self.trainer.global_rank, self.trainer.world_size, micro)
+        ranks = self._ranks
+        micro = min(self.split_batch(ranks.world)[0], self.dataset.samples(split))
+        sampler = EvalSampler(self.dataset.samples(split), ranks.rank, ranks.world, micro)
         return self._loader(split, sampler, None)
 
     def new_cache(self) -> Cache | None:
@@ -266,23 +245,16 @@ class ShardDataModule(L.LightningDataModule):
         roots = [part.root for part, _ in self.dataset.parts("train")]
         return next((Cache(root, *self._cache) for root in roots if isinstance(root, str)), None)
 
-    def _check_cache(self, samples: int) -> None:
-        """Raise InputError where the cache is too small for what is at hand for so many samples."""
-        reaches = self.order.reaches(samples) if isinstance(self.order, Mixture) else [self.order.reach(samples)]
-        parts = zip(self.dataset.parts("train"), reaches, strict=True)
-        remote = [(shards, reach) for (part, shards), reach in parts if isinstance(part.root, str)]
-        if cache := self.new_cache():
-            shards = [shard for part, _ in remote for shard in part]
-            held_out = [s for split, part in self.dataset.splits.items() if split != "train" for s in part]
-            cache.check_capacity(sum(reach for _, reach in remote), shards, held_out)
-
-    def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> ShardLoader:
-        assert self.trainer is not None
-        trainer, (processes, threads) = self.trainer, self.decoders(self.trainer.num_devices)
+    def _loader(self, split: str, sampler: TrainSampler | EvalSampler, seed: int | None) -> EpochLoader:
+        ranks = self._ranks
+        processes, threads = self.decoders(ranks.here)
         if split != "train":  # it is read once in a while, and each process has memory of its own
-            processes, threads = 1, 1 if self._small else processes * threads
-        log = Path(trainer.default_root_dir) / "skipped" / f"rank-{trainer.global_rank}.jsonl"
-        skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / trainer.world_size)
+            processes, threads = 1, 1 if small_images(self.dataset) else processes * threads
+        log = device = None  # in a script without a trainer
+        if self.trainer:
+            log = Path(self.trainer.default_root_dir) / "skipped" / f"rank-{ranks.rank}.jsonl"
+            device = self.trainer.strategy.root_device
+        skipped = SkipLog(log, self.max_skipped_fraction * self.dataset.samples(split) / ranks.world)
         job = WorkerSpec(
             self.dataset,
             split,
@@ -294,29 +266,17 @@ class ShardDataModule(L.LightningDataModule):
             self.sample_fields,
             self._transform,
         )
-        self._loaders[split] = ShardLoader(job, sampler, skipped, trainer.strategy.root_device, processes)
+        self._loaders[split] = EpochLoader(job, sampler, skipped, device, processes)
         return self._loaders[split]
+
+    @property
+    def _ranks(self) -> Ranks:
+        """The trainer's; in a script without one, those of whatever else started it."""
+        trainer = self.trainer
+        return Ranks(trainer.global_rank, trainer.world_size, trainer.num_devices) if trainer else find_ranks()
 
 
 def _on_class(module: type[ShardDataModule], name: str) -> Any:
     """An attribute of the class as it was set there: a function, too, and not a method."""
     found = inspect.getattr_static(module, name)
     return found.__func__ if isinstance(found, staticmethod) else found
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """One sentence for a value outside its range."""
-    low, high = settings["crop_scale"]
-    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "global_batch_size micro_batch_size workers window_samples": ("at least 1", lambda x: x >= 1),
-        "window_bytes cache_bytes": ("at least 1", lambda x: x >= 1),
-        "image_size": ("at least 8", lambda x: x >= 8),
-        "seed": ("at least 0", lambda x: x >= 0),
-        "fraction eval_crop": ("above 0 and at most 1", lambda x: 0 < x <= 1),
-        "flip max_skipped_fraction": ("between 0 and 1", lambda x: 0 <= x <= 1),
-        "crop_scale": ("two numbers above 0 and at most 1, the smaller first", lambda _: 0 < low <= high <= 1),
-    }
-    for names, (rule, holds) in rules.items():
-        for name in names.split():
-            if settings[name] is not None and not holds(settings[name]):
-                raise InputError(f"data.{name} is {settings[name]}, it must be {rule}")
