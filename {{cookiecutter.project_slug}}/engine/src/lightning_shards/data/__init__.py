@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from .mixture import Mixture, Source
     from .order import Order, WindowedOrder
+    from .samples import ShardSamples
     from .shard_loader import ShardLoader
     from .transform import Transform
 
@@ -57,6 +58,7 @@ _HOMES = {
     ),
     "mixture": ("Mixture", "Source"),
     "order": ("Order", "WindowedOrder"),
+    "samples": ("ShardSamples",),
     "shard_loader": ("ShardLoader",),
     "transform": ("Transform",),
 }
@@ -79,6 +81,7 @@ __all__ = [
     "Numbers",
     "Order",
     "ShardLoader",
+    "ShardSamples",
     "Source",
     "Text",
     "Transform",

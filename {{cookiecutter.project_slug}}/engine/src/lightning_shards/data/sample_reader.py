@@ -30,7 +30,7 @@ class SampleReader:
 
     Args:
         dataset, split: what to read.
-        wanted: for each field the names it may have, such as (("jpg", "png"), ("cls",)).
+        wanted: for each field the names it may have, such as (("jpg", "png"), ("cls",)); None: every member.
         cache: where the shards of a dataset behind a URL are kept, this reader's own object; of a joined dataset, one
             for each of its parts, None for a folder.
         keep_open: shards kept open at most.
@@ -41,7 +41,7 @@ class SampleReader:
         self,
         dataset: Dataset,
         split: str,
-        wanted: Sequence[tuple[str, ...]],
+        wanted: Sequence[tuple[str, ...]] | None,
         cache: Cache | Sequence[Cache | None] | None = None,
         keep_open: int = 256,
         optional: Collection[int] = (),

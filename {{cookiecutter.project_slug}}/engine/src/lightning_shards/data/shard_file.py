@@ -67,6 +67,8 @@ def _sidecars(path: Path) -> tuple[Path, Path]:
 class ShardFile:
     """An open tar with the places of the wanted fields; those with an `optional` number a sample may lack.
 
+    With `wanted` None these are all that there are, each under its own name, and a sample may lack any.
+
     Its descriptor closes with the last reference to it.
     """
 
@@ -74,12 +76,15 @@ class ShardFile:
         self,
         shard: Shard,
         path: Path,
-        wanted: Sequence[tuple[str, ...]],
+        wanted: Sequence[tuple[str, ...]] | None,
         descriptor: int = -1,
         optional: Collection[int] = (),
     ) -> None:
-        self.name, self._descriptor, self._optional = shard.name, descriptor, optional
+        self.name, self._descriptor = shard.name, descriptor
         index = load_index(path, shard)
+        if wanted is None:
+            wanted, optional = [(name,) for name in index.fields], range(len(index.fields))
+        self._optional = optional
         self.keys, self.extensions = index.keys, index.fields
         # memoryviews give Python numbers, in half the time
         self._fields = [tuple(column.data for column in index.pick(names)) for names in wanted]
@@ -119,6 +124,11 @@ class ShardFile:
         """Where the sample's wanted field lies in the tar; one that it has where it lacks this; -1 without any."""
         here = self._fields[field][0][row]
         return here if here >= 0 else max(offsets[row] for offsets, _, _ in self._fields)
+
+    def members(self, row: int) -> dict[str, bytes]:
+        """The wanted fields that the sample has, by the first of their names."""
+        there = zip(self._wanted, self._fields, self.read(row), strict=True)
+        return {names[0]: data for names, (offsets, _, _), data in there if offsets[row] >= 0}
 
     def read(self, row: int) -> list[bytes]:
         """The wanted fields of `row`; no bytes for an optional one that it lacks.
