@@ -1,4 +1,4 @@
-"""A mixture and balanced classes, cut and gone on with elsewhere: each position of the order once, as it was promised."""
+"""A mixture and balanced classes, cut and gone on with elsewhere: each position of the order once, as promised."""
 
 from __future__ import annotations
 
