@@ -77,9 +77,10 @@ class Mixture:
 
     def _make_caches(self) -> None:
         self._block = lru_cache(maxsize=8)(self._make_block)
+        self._at_hand = lru_cache(maxsize=2)(self._find_shards)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_block"}
+        return {name: value for name, value in vars(self).items() if name not in ("_block", "_at_hand")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -113,7 +114,11 @@ class Mixture:
         return found
 
     def shards(self, epoch: int, start: int, stop: int) -> list[int]:
-        """Those of each source, in turns; where a source comes to its epoch's end, with the next one's first."""
+        """Those that the touched blocks need, of each source in turns; where a source comes to its epoch's end, with
+        the next one's first."""
+        return self._at_hand(epoch, start // BLOCK * BLOCK, min(self._length, -(-stop // BLOCK) * BLOCK))
+
+    def _find_shards(self, epoch: int, start: int, stop: int) -> list[int]:
         lists = []
         for source, _, runs in self._parts(epoch, start, stop):
             order, offset = self.sources[source].order, self._first_shards[source]
@@ -132,7 +137,7 @@ class Mixture:
         """`reach` of each source alone: its samples lie within its share of the blocks that are touched."""
         blocks = samples + 2 * BLOCK
         return [
-            source.order.reach(min(samples, (limit - before) * blocks // _ONE + 2))
+            source.order.reach((limit - before) * blocks // _ONE + 2)
             for source, before, limit in zip(self.sources, self._limits, self._limits[1:], strict=False)
         ]
 
