@@ -77,6 +77,7 @@ format: | uv  ## put the code in order: the template's own, the engine and the t
 	@$(RUN) ruff check --fix-only --quiet $(CODE) '$(PROJECT)/engine'
 	@$(RUN) ruff format $(CODE) '$(PROJECT)/engine'
 	@$(RUN) ruff format --isolated --no-cache --line-length 120 --target-version py311 '$(PROJECT)/src'
+	@$(RUN) python tools/how_to_index.py '$(PROJECT)/engine/docs/how-to'
 
 clean:  ## remove bakes, environments and caches
 	@rm -rf build .venv .uv uv.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from lightning_shards.train import TrainingCLI
 
+from {{ cookiecutter.package_name }}.data import fields, transform
 from {{ cookiecutter.package_name }}.model import ImageModel
 
 from .conftest import PROJECT
@@ -19,7 +20,8 @@ ALONE = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml") if pat
 def test_config_makes_a_model(name: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = ["--config", str(PROJECT / "configs" / name), "--data.path", str(dataset), "--data.global_batch_size", "8"]
-    cli = TrainingCLI(ImageModel, args=[*given, "--data.micro_batch_size", "8", "--model.weights", "null"])
+    given += ["--data.micro_batch_size", "8", "--model.weights", "null"]
+    cli = TrainingCLI(ImageModel, fields=fields, transform=transform, args=given)
     assert sum(parameter.numel() for parameter in cli.model.parameters()) > 0
     assert list(tmp_path.iterdir()) == [], "nothing is written before a training starts"
 
@@ -29,4 +31,4 @@ def test_settings_of_the_sweep_exist(dataset: Path, tmp_path: Path, monkeypatch:
     parameters = yaml.safe_load((PROJECT / "sweep.yaml").read_text())["parameters"]
     tried = [f"--{name}={value.get('values', [value.get('min')])[0]}" for name, value in parameters.items()]
     given = ["--config", str(PROJECT / "configs" / "sample.yaml"), "--data.path", str(dataset)]
-    TrainingCLI(ImageModel, args=[*given, *tried])
+    TrainingCLI(ImageModel, fields=fields, transform=transform, args=[*given, *tried])
