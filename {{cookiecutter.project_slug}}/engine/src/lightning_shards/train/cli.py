@@ -35,11 +35,12 @@ from .gallery import Gallery
 from .ledger import Ledger
 from .module import Compile, LearningRate, ShardModule
 from .nan_guard import NanGuard
+from .progress import AnyBar, progress_bar
 from .rank_watchdog import RankWatchdog
 from .run import Run, choose
 from .settings import Parser, check, shorten, value_of, with_files
 from .stop import StopRequest
-from .throughput import ProgressBar, Throughput
+from .throughput import Throughput
 from .trained_model import KeepSettings
 
 PRICES = Path("prices.yaml")
@@ -222,10 +223,11 @@ class TrainingCLI(LightningCLI):
 
     def _engine_callbacks(self, own: Any, stop: StopRequest) -> list[Callback]:
         monitor, mode = contract.goal(self.model)
+        own_bar = any(isinstance(one, AnyBar) for one in (*_listed(own["callbacks"]), *self._callbacks))
         return [
             *self.model_callbacks(),
             self.meter,
-            *([ProgressBar(self.meter)] if own["enable_progress_bar"] is not False else []),
+            *([progress_bar(self.meter)] if own["enable_progress_bar"] is not False and not own_bar else []),
             NanGuard(),
             *([WeightEMA(self.config.ema_decay)] if self.config.ema_decay else []),
             EvalPass(),

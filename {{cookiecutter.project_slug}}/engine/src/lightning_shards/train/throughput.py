@@ -7,10 +7,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
-from ..cost.usage import Usage, money, number
+from ..cost.usage import Usage
 from . import loop_state
 from .cost_tracker import CostTracker
 from .nan_guard import loss_of
@@ -146,31 +145,5 @@ class Throughput(L.Callback):
         validating = loop_state.validations(trainer, steps, epochs) * self._validation
         expected = self.spending.expect((training + validating) * ahead)
         bar = trainer.progress_bar_callback
-        tell = bar.print if isinstance(bar, ProgressBar) else print
+        tell = bar.print if bar else print
         tell(f"expected: {expected} in all, at {images / seconds:,.0f} images/s")
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with the speed beside the loss."""
-
-    def __init__(self, meter: Throughput) -> None:
-        super().__init__(refresh_rate=20)
-        self.meter = meter
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning tells the bar what an epoch is when one begins, so not after a resume in the middle of one."""
-        super().on_train_start(trainer, pl_module)
-        self.train_progress_bar.reset(trainer.num_training_batches)
-        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The loss is read here, when it is shown: logged with `prog_bar`, Lightning would read it in every step."""
-        items = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-        if (loss := trainer.callback_metrics.get("train/loss")) is not None:
-            items = {"train/loss": float(loss), **items}
-        if self.meter.rate:
-            items |= {"img/s": f"{self.meter.rate:,.0f}", "wait": f"{self.meter.wait:.0%}"}
-            total = self.meter.total
-            items |= {"kWh": number(total.kwh)} if total.kwh is not None else {}
-            items |= {str(total.currency): money(total.cost)} if total.cost is not None else {}
-        return items
