@@ -148,10 +148,10 @@ def wheel(stem: str, version: str) -> bytes:
 
 @pytest.fixture
 def index() -> Iterator[tuple[str, list[str]]]:
-    handler = type("Asked", (Index,), {"asked": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    asked: list[str] = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Asked", (Index,), {"asked": asked}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/simple", handler.asked
+    yield f"http://127.0.0.1:{server.server_port}/simple", asked
     server.shutdown()
 
 
