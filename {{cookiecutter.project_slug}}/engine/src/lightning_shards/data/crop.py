@@ -144,13 +144,15 @@ def resize(region: NDArray[Any], out: NDArray[Any]) -> None:
     That filter is a triangle of half the width r, the reduction; linear interpolation is one of half the width 1. After
     a blur whose variance makes up for the difference, (r^2 - 1) / 6, it is nearly the same, and exactly so at r = 2.
     """
-    reductions = [have / want for have, want in zip(region.shape[:2], out.shape[:2], strict=True)]
-    interpolation = cv2.INTER_AREA if max(reductions) > BLURRED else cv2.INTER_LINEAR
-    if LINEAR < max(reductions) <= BLURRED:
-        down, across = map(_blur, reductions)
+    height, width = out.shape[:2]
+    reduced_down, reduced_across = region.shape[0] / height, region.shape[1] / width
+    most = reduced_down if reduced_down > reduced_across else reduced_across
+    interpolation = cv2.INTER_AREA if most > BLURRED else cv2.INTER_LINEAR
+    if LINEAR < most <= BLURRED:
+        down, across = _blur(reduced_down), _blur(reduced_across)
         blurred = scratch("blurred", region.shape) if region.dtype == np.uint8 else None
         region = cv2.sepFilter2D(region, -1, across, down, dst=blurred, borderType=cv2.BORDER_REPLICATE)
-    cv2.resize(region, (out.shape[1], out.shape[0]), dst=out, interpolation=interpolation)
+    cv2.resize(region, (width, height), dst=out, interpolation=interpolation)
 
 
 def _nearest(region: NDArray[Any], out: NDArray[Any]) -> None:

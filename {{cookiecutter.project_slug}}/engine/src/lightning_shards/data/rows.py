@@ -24,7 +24,7 @@ class _Step(NamedTuple):
     decode: Callable[[bytes, View, NDArray[Any] | None], Any]
     rows: Any  # array (B, ...), or a list of B values
     whole: bool  # a row is an array, so the decoder may write into it
-    optional: bool
+    missing: tuple[Any, ...]  # the row of a sample that lacks it; empty where it is required
 
 
 class BatchRows:
@@ -61,39 +61,43 @@ class BatchRows:
 
     def _step(self, name: str, field: Field) -> _Step:
         rows: Any = self.ragged[name] if field.shape is None else self.arrays[name]
-        return _Step(field.decode, rows, bool(field.shape), not field.required)
+        return _Step(field.decode, rows, bool(field.shape), () if field.required else (empty_row(field),))
 
     def decode(self, row: int, members: list[bytes]) -> None:
         """Make a row of the sample's members, one for each field. Raises DecodeError, with the number of the field."""
-        view, at = View(self._crop, None if self._draws is None else self._draws[row]), -1
+        draws, step = self._draws, None
+        view = View(self._crop, None if draws is None else draws[row])
         try:
-            for at, data in enumerate(members):
-                decode, rows, whole, optional = self._steps[at]
-                if optional and not data:
-                    rows[row] = empty_row(list(self._fields.values())[at])
+            for step, data in zip(self._steps, members, strict=True):
+                decode, rows, whole, missing = step
+                if missing and not data:
+                    rows[row] = missing[0]
                 elif whole:
                     out = rows[row]
                     value = decode(data, view, out)
                     if value is not out:
-                        self._put(at, row, value)
+                        self._put(step, row, value)
                 else:
                     rows[row] = decode(data, view, None)
             if self._transform:
                 self._change(self._transform, row)
         except DecodeError as error:
-            error.member = max(at, 0)
-            name = list(self._fields)[error.member]
-            if name not in USUAL and not error.transform:
-                error.args = (f"{name}: {error.args[0]}",)
+            if step and not error.transform:
+                error.member = self._number(step)
+                if (name := list(self._fields)[error.member]) not in USUAL:
+                    error.args = (f"{name}: {error.args[0]}",)
             raise
         self.valid[row] = True
 
-    def _put(self, at: int, row: int, value: Any) -> None:
-        rows = self._steps[at].rows
-        if np.shape(value) != rows.shape[1:]:
-            name = list(self._fields)[at]
-            raise InputError(f"the field {name!r} gave a row {np.shape(value)}, but its shape is {rows.shape[1:]}")
-        rows[row] = value
+    def _number(self, step: _Step) -> int:
+        """Of its field."""
+        return next(number for number, other in enumerate(self._steps) if other is step)
+
+    def _put(self, step: _Step, row: int, value: Any) -> None:
+        if np.shape(value) != step.rows.shape[1:]:
+            name, room = list(self._fields)[self._number(step)], step.rows.shape[1:]
+            raise InputError(f"the field {name!r} gave a row {np.shape(value)}, but its shape is {room}")
+        step.rows[row] = value
 
     def _change(self, transform: Transform, row: int) -> None:
         before = {name: (self.ragged if name in self.ragged else self.arrays)[name][row] for name in self._fields}

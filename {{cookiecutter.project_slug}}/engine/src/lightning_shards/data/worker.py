@@ -110,7 +110,7 @@ class DecodeWorker:
         file = _shared_file()
         os.ftruncate(file, RING_SIZE * job.layout.bytes)
         command = [sys.executable, "-m", __name__, str(there.fileno()), str(file)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)  # inherited, for until it ignores them
         self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

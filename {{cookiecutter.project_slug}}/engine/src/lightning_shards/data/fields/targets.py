@@ -83,7 +83,7 @@ class MultiHot(Shipped):
 class Numbers(Shipped):
     """`count` finite numbers, as JSON `{"targets": [numbers]}`: float32 (count,).
 
-    `key` None: the JSON is the list itself, or a number alone. Where they may be missing, all are NaN.
+    `key` None: the JSON is the list itself. One may stand without a list. Where they may be missing, all are NaN.
     """
 
     kind: ClassVar[str] = "numbers"
@@ -108,7 +108,7 @@ class Numbers(Shipped):
             values = np.array(content if self.key is None else content[self.key], np.float32)
         except _DAMAGE as error:
             raise DecodeError(f"its target cannot be read ({error})") from None
-        if self.key is None and values.shape == () and self.count == 1:
+        if values.shape == () and self.count == 1:
             values = values.reshape(1)
         if values.shape != (self.count,) or not np.isfinite(values).all():
             raise DecodeError(f"its target is not {self.count} finite numbers")
