@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import pickle
 import subprocess
@@ -122,7 +123,7 @@ def test_one_of_everything(tmp_path: Path) -> None:
         assert len(halved["text"]) == len(halved["boxes"]) == len(halved["mask"]) == len(halved)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 1 << 31), extension=st.sampled_from(["png", "jpg"]), scale=st.sampled_from([1, 3, 11]))
 def test_mask_and_image_are_cut_alike(seed: int, extension: str, scale: int) -> None:
     """The image is its mask in gray: where a pixel's neighbourhood has one class, it must show it."""
@@ -138,11 +139,14 @@ def test_mask_and_image_are_cut_alike(seed: int, extension: str, scale: int) -> 
     assert inside.sum() > 20
     assert np.abs(pixels[inside].astype(int) - classes[inside][:, None] * 60).max() < 30
     top, left, height, width = view.box
-    steps = (np.arange(24) + 0.5) / 24
-    nearest = mask[np.ix_((top + steps * height).astype(int).clip(0, mask.shape[0] - 1),
-                          (left + steps * width).astype(int).clip(0, mask.shape[1] - 1))]  # fmt: skip
-    nearest = nearest[:, ::-1] if view.mirrored else nearest
-    assert (classes == nearest).mean() > 0.97, "but for ties, the pixel under each centre"
+    region = mask[top : top + height, left : left + width]
+    fits = np.zeros((24, 24), bool)
+    for down, across in itertools.product((-0.01, 0.01), repeat=2):  # either side of a tie
+        rows, columns = ((np.arange(24) + 0.5) * size / 24 for size in region.shape)
+        rows, columns = (rows + down).astype(int), (columns + across).astype(int)
+        nearest = region[np.ix_(rows.clip(0, region.shape[0] - 1), columns.clip(0, region.shape[1] - 1))]
+        fits |= classes == (nearest[:, ::-1] if view.mirrored else nearest)
+    assert fits.all(), "the pixel under each centre"
 
 
 def test_boxes_go_where_their_things_go() -> None:
