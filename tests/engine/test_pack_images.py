@@ -132,7 +132,7 @@ def test_a_film_behind_a_photo_does_not_matter_but_a_cut_does() -> None:
 
 
 def test_damaged_files_are_listed_and_counted(tmp_path: Path) -> None:
-    files = {**class_files(20), "cat/broken.jpg": jpeg(1)[:300], "dog/notes.txt": b"hello"}
+    files = {**class_files(20), "cat/broken.jpg": jpeg(1)[:300], "dog/notes": b"hello", "dog/notes.txt": b"hello"}
     root = write_tree(tmp_path / "tree", files)
     (root / "bird" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"of 63 images are damaged.*--max-damaged-fraction"):
@@ -140,8 +140,9 @@ def test_damaged_files_are_listed_and_counted(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
     report = pack(root, tmp_path / "d", KEEP, 1, max_damaged_fraction=0.1)
     lines = [json.loads(line) for line in (tmp_path / "d" / "damaged.jsonl").read_text().splitlines()]
-    assert {line["path"] for line in lines} == {"cat/broken.jpg", "dog/notes.txt", "bird/gone.jpg"}
+    assert {line["path"] for line in lines} == {"cat/broken.jpg", "dog/notes", "bird/gone.jpg"}
     assert report["damaged"] == 3
+    assert (report["ignored"], report["ignored_example"]) == (1, "dog/notes.txt"), "no image by its name"
     assert sum(facts["images"] for facts in report["splits"].values()) == 60
 
 

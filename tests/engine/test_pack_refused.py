@@ -57,7 +57,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], PackOptions, str]] = {
         KEEP,
         "beside 'c'",
     ),
-    "a tar": (lambda folder: write_tree(folder, {"x.tar": b""}) / "x.tar", KEEP, "index"),
+    "a tar": (lambda folder: write_tree(folder, {"x.tar": b""}) / "x.tar", KEEP, "adopt"),
     "no zip": (lambda folder: write_tree(folder, {"x.zip": b"no"}) / "x.zip", KEEP, "no whole zip"),
     "a zip that climbs out": (zip_source("a/1.jpg", "../b/2.jpg"), KEEP, "points out of the zip"),
     "an absolute zip": (zip_source("a/1.jpg", "/b/2.jpg"), KEEP, "points out of the zip"),
@@ -97,7 +97,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], PackOptions, str]] = {
         "row 1 has no class",
     ),
     "unknown split": (
-        table_source({"split": "dev"}),
+        table_source({"split": "elsewhere"}),
         replace(KEEP, columns=TableColumns(targets=("c",), split="split")),
         "row 1 names an unknown split",
     ),

@@ -158,9 +158,8 @@ class ShardIndex:
         try:
             arrays = read_arrays(path, _KINDS)
             keys = Keys(arrays["keys"].tobytes(), arrays["key_ends"])
-            places = (arrays[name] for name in ("data", "size", "check"))
             (size, mtime_ns), fields = arrays["shard"].tolist(), arrays["fields"].tolist()
-            index = cls(keys, fields, *places, (size, mtime_ns))
+            index = cls(keys, fields, arrays["data"], arrays["size"], arrays["check"], (size, mtime_ns))
             return index if arrays["version"] == SIDECAR_VERSION and index._fits() else None
         except Exception:  # whatever zipfile and NumPy raise for damage: a dozen kinds
             return None

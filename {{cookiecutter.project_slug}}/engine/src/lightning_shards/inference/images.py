@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import lzma
-import mimetypes
 import os
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,15 +14,17 @@ import numpy as np
 from ..data.cache import Cache
 from ..data.crop import Crop
 from ..data.dataset import Dataset
-from ..data.decode import IMAGE_FIELDS, DecodeError, Pixels
+from ..data.decode import DecodeError, Pixels
+from ..data.file_names import IMAGE_FIELDS, is_image_file
 from ..data.remote import open_dataset
 from ..data.sample_reader import SampleReader
 from ..data.shard_file import default_cache
 from ..errors import InputError
-from ..packing.sources import check_root, table_paths, walk
+from ..packing.image_files import ImageFiles, check_root, list_zip, walk
+from ..packing.sources import table_paths
+from ..packing.tables import is_table
 
 AHEAD = 2  # batches in the making
-MOST_BYTES = 1 << 28  # of a file; a zip bomb would be larger
 
 
 class Images(Protocol):
@@ -48,9 +46,8 @@ class Images(Protocol):
 class Files:
     """Files below a folder, or in a zip."""
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self._root, self._names = root, names
-        self._zip = _open_zip(root) if root.is_file() else None
+    def __init__(self, files: ImageFiles, names: Sequence[str]) -> None:
+        self._files, self._names = files, names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -59,22 +56,13 @@ class Files:
         return self._names[number]
 
     def read(self, number: int) -> bytes:
-        name = self._names[number]
-        if (self._zip.getinfo(name).file_size if self._zip else (self._root / name).stat().st_size) > MOST_BYTES:
-            raise ValueError(f"is larger than {MOST_BYTES >> 20} MB")
-        if not self._zip:
-            return (self._root / name).read_bytes()
-        try:
-            return self._zip.read(name)
-        except (RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:  # encrypted, damaged
-            raise ValueError(f"cannot be read from the zip ({error})") from None
+        return self._files.read(self._names[number])
 
     def expect(self, first: int, last: int) -> None:
         pass
 
     def close(self) -> None:
-        if self._zip:
-            self._zip.close()
+        self._files.close()
 
 
 class Samples:
@@ -109,7 +97,7 @@ def open_images(place: str, split: str, column: str, images: Path | None, settin
     """The images at `place`.
 
     Args:
-        place: an image, a folder with images at any depth, a zip of one, a CSV or Parquet table of paths, or a packed
+        place: an image, a folder with images at any depth, a zip of one, a table of paths, or a packed
             dataset (folder or URL).
         split: of a dataset.
         column, images: of a table: which one has the paths, and the folder or zip they lie in (None: the table's).
@@ -135,29 +123,21 @@ def _find(place: str, split: str, column: str, images: Path | None, settings: di
         return Samples(open_dataset(place), split, (folder, settings["cache_bytes"]))
     if not path.exists():
         raise InputError(f"{place} does not exist")
-    if path.suffix.lower() in (".csv", ".parquet"):
+    if is_table(path):
         root = images or path.parent
         check_root(root)
-        return Files(root, list(table_paths(path, column, root)))
+        files = ImageFiles(root, list_zip(root)[1] if root.is_file() else None)
+        return Files(files, list(table_paths(path, column, root)))
     if path.is_dir():
-        return Files(path, [name for name, _ in walk(path) if _is_image(name)])
+        return Files(ImageFiles(path), [name for name, _ in walk(path) if _is_file_of_image(name)])
     if path.suffix.lower() == ".zip":
-        return Files(path, sorted(filter(_is_image, _open_zip(path).namelist())))
-    return Files(Path(), [place])
+        names, members = list_zip(path)
+        return Files(ImageFiles(path, members), [name for name in names if _is_file_of_image(name)])
+    return Files(ImageFiles(Path()), [place])
 
 
-def _is_image(name: str) -> bool:
-    """By its extension, also where the kind is none that is decoded: predictions then say so."""
-    if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
-        return False
-    return name.lower().endswith(IMAGE_FIELDS) or (mimetypes.guess_type(name)[0] or "").startswith("image/")
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is no whole zip ({error}): copy or download it again") from None
+def _is_file_of_image(name: str) -> bool:
+    return not name.endswith("/") and is_image_file(name)
 
 
 class Cropped(NamedTuple):

@@ -9,7 +9,6 @@ the same command goes on with the shards that have none. The dataset gets its na
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
@@ -27,11 +26,10 @@ from ..errors import InputError, RunError
 from ..files import fsync_folder, write_durably
 from .pool import Pool, Progress
 from .source_table import SourceTable
-from .sources import SPLITS, TableColumns, list_source
+from .sources import FULL, TableColumns, list_source
+from .spelling import SPLITS
 from .splits import plan, unlimited
 from .summary import finish
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def pack(
         )
         raise RunError(f"{what}; finished shards are kept: {remedy}") from None
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         what, remedy = f"{dest.parent}: {error.strerror}", "make room and run the same command again"
         raise RunError(f"{what}; finished shards are kept: {remedy}") from None

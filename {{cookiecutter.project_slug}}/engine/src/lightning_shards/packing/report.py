@@ -58,7 +58,8 @@ def render(report: Mapping[str, Any]) -> str:
     if report["damaged"]:
         lines.append(f"  damaged: {report['damaged']:,} files were left out, see {report['dataset']}/damaged.jsonl")
     if report["ignored"]:
-        lines.append(f"  ignored: {report['ignored']:,} files outside the class folders")
+        what = "files outside the class folders, or no images by name"
+        lines.append(f"  ignored: {report['ignored']:,} {what}, such as {report['ignored_example']}")
     before = f"; {report['packed_before']:,} images were packed before" if report["packed_before"] else ""
     lines.append(f"  {report['seconds']:,.1f} s, {report['images_per_second']:,} images/s{before}")
     return "\n".join(lines)

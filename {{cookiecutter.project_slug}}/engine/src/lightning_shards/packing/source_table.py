@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,10 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import InputError
-
-BATCH = 16_384  # rows held as Python objects at a time
-_MAX_BYTES = 2**28  # no image file is larger; a zip bomb would be
+from .image_files import ImageFiles
+from .tables import BATCH
 
 
 class Row(NamedTuple):
@@ -54,10 +50,10 @@ class SourceTable:
         self.values = column("values", np.float64 if self.task == "regression" else np.int32)
         self.value_ends, self._ends = column("value_ends", np.int64), column("ends", np.int64)
         self._paths = column("paths", np.uint8)
-        self._root = Path(self.about["root"])
-        if self._root.is_file():
-            self._zip = os.open(self._root, os.O_RDONLY)
-            self._members = np.load(folder / "members.npy", mmap_mode="r")
+        members = folder / "members.npy"
+        self._files = ImageFiles(
+            Path(self.about["root"]), np.load(members, mmap_mode="r") if members.exists() else None
+        )
 
     def __len__(self) -> int:
         return len(self.splits)
@@ -71,61 +67,7 @@ class SourceTable:
 
     def read(self, item: int) -> bytes:
         """The image file's bytes. Raises OSError or ValueError where it is missing or damaged."""
-        path = self.about["lead"] + self.path(item)
-        if self._root.is_dir():
-            file = os.open(self._root / path, os.O_RDONLY | os.O_CLOEXEC)
-            try:  # to read _MAX_BYTES at most would take that much memory for a while
-                data = os.read(file, min(os.fstat(file).st_size, _MAX_BYTES) + 1)
-            finally:
-                os.close(file)
-        else:
-            data = self._read_member(path)
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"is larger than {_MAX_BYTES >> 20} MB")
-        return data
-
-    def _read_member(self, name: str) -> bytes:
-        hashes, place = self._members["hash"], _hash(name)
-        found = int(np.searchsorted(hashes, place))
-        if found == len(hashes) or hashes[found] != place:
-            raise ValueError("is not in the zip")
-        offset, size, check = (int(self._members[field][found]) for field in ("offset", "size", "check"))
-        head = os.pread(self._zip, 30, offset)
-        skip = 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        data = os.pread(self._zip, size, offset + skip)
-        try:
-            if head[8:10] == b"\x08\0":
-                data = zlib.decompressobj(-15).decompress(data, _MAX_BYTES + 1)
-        except zlib.error as error:
-            raise ValueError(f"is damaged in the zip ({error})") from None
-        if zlib.crc32(data) != check and len(data) <= _MAX_BYTES:
-            raise ValueError("is damaged in the zip: wrong checksum")
-        return data
-
-
-def _hash(name: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little"))
-
-
-def index_zip(path: Path, folder: Path) -> list[str]:
-    """Write where the members lie, by the hash of their names; return the names.
-
-    `zipfile` takes about 1 kB of memory a member while it lists; reading does not go through it.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise InputError(f"{path} is no whole zip ({error}): copy or download it again") from None
-    for member in members:
-        if member.filename.startswith("/") or ".." in member.filename.split("/"):
-            raise InputError(f"{path}: member {member.filename!r} points out of the zip; such a zip is not read")
-        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{path}: {member.filename!r} is encrypted or packed in a rare way; unzip it first")
-    kind = [("hash", "u8"), ("offset", "i8"), ("size", "i8"), ("check", "u4")]
-    table = np.array([(_hash(m.filename), m.header_offset, m.compress_size, m.CRC) for m in members], kind)
-    np.save(folder / "members.npy", np.sort(table, order="hash"))
-    return [member.filename for member in members]
+        return self._files.read(self.about["lead"] + self.path(item))
 
 
 def write_rows(folder: Path, rows: Iterator[Row], numbers: dict[str, int] | None) -> str:

@@ -6,25 +6,25 @@ folders and zips sorted by name, tables as their rows stand.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import itertools
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import numpy as np
 
+from ..data.file_names import is_image_file
 from ..errors import InputError
-from .source_table import BATCH, Row, SourceTable, index_zip, sort_classes, write_rows
+from .image_files import below, check_root, list_zip, walk
+from .source_table import Row, SourceTable, sort_classes, write_rows
+from .spelling import SPLITS, check_classes, clean, split_of
+from .tables import TABLES, Cell, is_table, read_cells
 
-SPLITS = ("train", "val", "test")
-_SPLIT_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk
 
 
 @dataclass(frozen=True)
@@ -37,126 +37,108 @@ class TableColumns:
     images: Path | None = None
 
 
-def walk(folder: Path, prefix: str = "", above: tuple[Path, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Relative path and stamp of each file, sorted; an empty folder as `path/`. Links are followed."""
-    if folder.resolve() in above:
-        raise InputError(f"{folder} is a link to a folder above itself; remove it")
-    entries = sorted((entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=lambda e: e.name)
-    if not entries and prefix:
-        yield prefix, 0
-    for entry in entries:
-        if entry.is_dir():
-            yield from walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, folder.resolve()))
-        elif entry.is_file() or entry.is_symlink():  # a broken link is found when it is read; no pipes and sockets
-            stat = entry.stat(follow_symlinks=entry.is_file())
-            yield prefix + entry.name, stat.st_mtime_ns ^ stat.st_size
-
-
-def _layout(root: Path, names: Iterable[str]) -> tuple[str, bool]:
-    """The one leading folder to leave out (`""` or `name/`), and whether the folders below it are splits."""
+def _layout(root: Path, names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """The one leading folder to leave out (`""` or `name/`), and the split of each folder below it, if all are one."""
     tree: dict[str, dict[str, bool]] = {}  # folder -> folders in it -> whether they have folders
     for top, *rest in (name.split("/")[:-1] for name in names if "/" in name):
         below = tree.setdefault(top, {})
         if rest:
             below[rest[0]] = below.get(rest[0], False) or len(rest) > 1
     lead, tops = "", {top: bool(below) for top, below in tree.items()}
-    if len(tops) == 1 and all(tops.values()) and next(iter(tops)).lower() not in _SPLIT_NAMES:
+    if len(tops) == 1 and all(tops.values()) and not split_of(next(iter(tops))):
         lead, tops = f"{next(iter(tops))}/", next(iter(tree.values()))
-    splits = {top for top in tops if top.lower() in _SPLIT_NAMES}
-    if len(splits) > 1 and splits != tops.keys():
+    splits = {top: split for top in sorted(tops) if (split := split_of(top))}
+    if len(splits) > 1 and splits.keys() != tops.keys():
         raise InputError(f"{root} has split folders beside {min(tops.keys() - splits)!r}: keep one or the other")
-    has_splits = bool(splits) and splits == tops.keys()
-    if has_splits and not any(tops[top] for top in splits if top.lower() == "train"):
+    if not splits or splits.keys() != tops.keys():
+        return lead, {}
+    if twice := [top for top in splits if list(splits.values()).count(splits[top]) > 1]:
+        raise InputError(f"{root} has the folders {', '.join(twice)} for one split: put their images into one folder")
+    if not any(tops[top] for top, split in splits.items() if split == "train"):
         raise InputError(f"{root} has split folders, but no {lead}train/<class>/<image>: put images to train on there")
-    return lead, has_splits
+    return lead, splits
 
 
 def _tree_rows(root: Path, files: list[tuple[str, int]] | None, about: dict[str, Any]) -> Iterator[Row]:
     """A folder (or a zip's `files`) of class folders, with or without split folders."""
-    lead, has_splits = _layout(root, (name for name, _ in files or walk(root)))
-    seen, declared = set[str](), set[str]()
-    about |= {"lead": lead, "ignored": 0}
+    lead, splits = _layout(root, (name for name, _ in files or walk(root)))
+    depth, seen, declared = bool(splits), set[str](), set[str]()
+    about |= {"lead": lead, "ignored": 0, "ignored_example": ""}
     for name, stamp in files or walk(root):
         path = name.removeprefix(lead)
         parts = path.split("/")
-        if len(parts) < 2 + has_splits or not name.startswith(lead):
-            about["ignored"] += not name.endswith("/")
-        elif name.endswith("/"):
-            declared.add(parts[has_splits])
-        else:
-            seen.add(parts[has_splits])
-            yield Row(path, _SPLIT_NAMES[parts[0].lower()] if has_splits else -1, [parts[has_splits]], stamp)
+        inside = len(parts) >= 2 + depth and name.startswith(lead)
+        if inside:
+            declared.add(parts[depth])
+        if inside and not name.endswith("/") and is_image_file(name):
+            seen.add(parts[depth])
+            yield Row(path, SPLITS.index(splits[parts[0]]) if splits else -1, [clean(parts[depth])], stamp)
+        elif not name.endswith("/"):
+            about["ignored"] += 1
+            about["ignored_example"] = about["ignored_example"] or ascii(name)[1:-1]
     if declared - seen:
         raise InputError(f"{root}: class folder {min(declared - seen)!r} has no image; fill it or remove it")
-
-
-def _batches(table: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-    """Stream the wanted columns of a CSV or Parquet file as strings."""
-    strings = pa.schema([(name, pa.string()) for name in wanted])
-    try:
-        if table.suffix.lower() == ".parquet":
-            file = pa.parquet.ParquetFile(table)
-            present, batches = file.schema_arrow.names, file.iter_batches(BATCH)
-        else:
-            present = pa.csv.open_csv(table).schema.names
-            types = pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()))
-            batches = pa.csv.open_csv(table, convert_options=types)
-        if missing := [name for name in wanted if name not in present]:
-            raise InputError(f"{table} has no column {missing[0]!r}; it has {', '.join(present)}")
-        if twice := [name for name in wanted if present.count(name) > 1]:
-            raise InputError(f"{table} has two columns {twice[0]!r}: rename one")
-        for batch in batches:
-            yield batch.select(wanted).cast(strings)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{table}: {str(error).splitlines()[0]}") from None
 
 
 def _table_rows(table: Path, task: str, columns: TableColumns) -> Iterator[Row]:
     """A table with a path and one or more targets a row."""
     wanted = [columns.path, *([columns.split] if columns.split else []), *columns.targets]
-    row, root = 0, columns.images or table.parent
-    for batch in _batches(table, wanted):
-        for path, *cells in zip(*(column.fill_null("").to_pylist() for column in batch.columns), strict=True):
-            row += 1
-            path = _below(root, path, f"{table}: row {row}")
-            split = _SPLIT_NAMES.get(cells.pop(0).lower()) if columns.split else -1
-            if split is None:
-                raise InputError(f"{table}: row {row} names an unknown split; there are {', '.join(_SPLIT_NAMES)}")
-            yield Row(path, split, _cell_targets(f"{table}: row {row}", task, cells))
+    root, first = columns.images or table.parent, 1 + bool(columns.split)
+    for number, cells in enumerate(read_cells(table, wanted), 1):
+        where = f"{table}: row {number}"
+        path, split = _one(where, cells[0]), -1
+        if columns.split:
+            named = _one(where, cells[1])
+            if (found := split_of(named)) is None:
+                raise InputError(f"{where} names an unknown split, {named[:80]!r}; there are {', '.join(SPLITS)}")
+            split = SPLITS.index(found)
+        yield Row(below(root, path, where), split, _cell_targets(where, task, cells[first:]))
+
+
+def _one(where: str, cell: Cell) -> str:
+    if isinstance(cell, list):
+        raise InputError(f"{where} has a list where one value is needed; several labels need --task multi_label")
+    return cell
 
 
 def table_paths(table: Path, column: str, images: Path) -> Iterator[str]:
-    """The paths in a column of a CSV or Parquet file, as they lie below `images`."""
-    rows = itertools.chain.from_iterable(
-        batch.column(0).fill_null("").to_pylist() for batch in _batches(table, [column])
-    )
-    return (_below(images, path, f"{table}: row {row}") for row, path in enumerate(rows, 1))
+    """The paths in a column of a table, as they lie below `images`."""
+    for row, (cell,) in enumerate(read_cells(table, [column]), 1):
+        where = f"{table}: row {row}"
+        yield below(images, _one(where, cell), where)
 
 
-def check_root(images: Path) -> None:
-    """Raise InputError where the paths of a table can lie below no such place."""
-    if not images.is_dir() and not (images.is_file() and images.suffix.lower() == ".zip"):
-        raise InputError(f"--images {images} is no folder and no zip")
-
-
-def _below(root: Path, path: str, where: str) -> str:
-    path = path.removeprefix(str(root).rstrip("/") + "/")  # absolute paths are common, and fine below the root
-    if not path or path.startswith("/") or ".." in path.split("/"):
-        raise InputError(f"{where} has the path {path!r}; paths must lie below {root}/ (or below --images)")
-    return path
-
-
-def _cell_targets(where: str, task: str, cells: list[str]) -> list[Any]:
+def _cell_targets(where: str, task: str, cells: tuple[Cell, ...]) -> list[Any]:
     if task == "multi_label":
-        return sorted({label.strip() for label in cells[0].split("|")} - {""})
-    if task == "single_label" and not cells[0]:
-        raise InputError(f"{where} has no class")
+        return sorted({clean(label) for label in _labels(where, cells[0])} - {""})
+    texts = [_one(where, cell) for cell in cells]
+    if task == "single_label":
+        if not (name := clean(texts[0])):
+            raise InputError(f"{where} has no class")
+        if not name.isascii():
+            check_classes(where, [name])
+        return [name]
     try:
-        if task == "single_label" or all(math.isfinite(float(cell)) for cell in cells):
-            return cells if task == "single_label" else [float(cell) for cell in cells]
+        numbers = [float(text) for text in texts]
+        if all(map(math.isfinite, numbers)):
+            return numbers
     except ValueError:
         pass
-    raise InputError(f"{where} has {' and '.join(map(repr, cells))} where finite numbers are needed")
+    raise InputError(f"{where} has {' and '.join(map(repr, texts))} where finite numbers are needed (as 0.5, not 0,5)")
+
+
+def _labels(where: str, cell: Cell) -> list[str]:
+    if isinstance(cell, list):
+        return cell
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return cell.split("|")
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(label, str | int) for label in found):
+        raise InputError(f"{where} has the list {cell[:80]!r}: give labels joined by |, such as red|blue")
+    return list(map(str, found))
 
 
 def list_source(source: Path, task: str, columns: TableColumns, folder: Path) -> tuple[SourceTable, str]:
@@ -164,11 +146,35 @@ def list_source(source: Path, task: str, columns: TableColumns, folder: Path) ->
 
     Raises InputError for what cannot be packed.
     """
-    about: dict[str, Any] = {"task": task, "root": str(source), "lead": "", "ignored": 0}
-    suffix = source.suffix.lower()
     if not source.exists():
         raise InputError(f"{source} does not exist")
-    if suffix in (".csv", ".parquet"):
+    about: dict[str, Any] = {"task": task, "root": str(source), "lead": "", "ignored": 0, "ignored_example": ""}
+    numbers: dict[str, int] | None = None if task == "regression" else {}
+    try:
+        digest = write_rows(folder, _rows(source, task, columns, folder, about), numbers)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise InputError(f"{source} cannot be read ({error.strerror}: {error.filename})") from None
+    if not (folder / "splits").exists() or numbers == {}:
+        expected = (
+            "rows with targets" if is_table(source) else "images; expected <class>/<image> or <split>/<class>/<image>"
+        )
+        raise InputError(f"{source} has no {expected}")
+    about["names"] = list(columns.targets) if numbers is None else sort_classes(folder, numbers)
+    check_classes(str(source), about["names"])
+    if task == "single_label" and len(about["names"]) < 2:
+        raise InputError(f"{source} has one class only, {about['names'][0]!r}; two or more are needed")
+    (folder / "about.json").write_text(json.dumps(about))
+    if (folder / "members.npy").exists():
+        digest += hashlib.sha256((folder / "members.npy").read_bytes()).hexdigest()
+    return SourceTable(folder), digest
+
+
+def _rows(source: Path, task: str, columns: TableColumns, folder: Path, about: dict[str, Any]) -> Iterator[Row]:
+    """The rows of any kind of source; members of a zip are noted in `folder`."""
+    suffix = source.suffix.lower()
+    if is_table(source):
         images = columns.images or source.parent
         if not columns.targets or (task != "regression" and len(columns.targets) > 1):
             raise InputError(
@@ -176,41 +182,16 @@ def list_source(source: Path, task: str, columns: TableColumns, folder: Path) ->
             )
         check_root(images)
         if images.is_file():
-            index_zip(images, folder)
-        about["root"], rows = str(images), _table_rows(source, task, columns)
-    elif task != "single_label":
-        raise InputError(
-            f"{source} gives one class an image; for {task} pack a CSV or Parquet table with --target-columns"
-        )
-    elif source.is_dir():
-        rows = _tree_rows(source, None, about)
-    elif suffix == ".zip":
-        names = [
-            name
-            for name in index_zip(source, folder)
-            if not any(p[:1] == "." or p == "__MACOSX" for p in name.split("/"))
-        ]
-        rows = _tree_rows(source, [(name, 0) for name in sorted(names, key=lambda name: name.split("/"))], about)
-    else:
-        raise InputError(
-            f"{source} is no folder, zip, CSV or Parquet file"
-            + ("; describe tars with `index`" if suffix == ".tar" else "")
-        )
-    numbers: dict[str, int] | None = None if task == "regression" else {}
-    digest = write_rows(folder, rows, numbers)
-    if not (folder / "splits").exists() or numbers == {}:
-        expected = (
-            "rows with targets"
-            if about["root"] != str(source)
-            else "images; expected <class>/<image> or <split>/<class>/<image>"
-        )
-        raise InputError(f"{source} has no {expected}")
-    about["names"] = list(columns.targets) if numbers is None else sort_classes(folder, numbers)
-    if strange := [name for name in about["names"] if not name.isprintable()]:
-        raise InputError(f"{source} has the class {strange[0]!r}: rename it, so that it can be printed")
-    if task == "single_label" and len(about["names"]) < 2:
-        raise InputError(f"{source} has one class only, {about['names'][0]!r}; two or more are needed")
-    (folder / "about.json").write_text(json.dumps(about))
-    if (folder / "members.npy").exists():
-        digest += hashlib.sha256((folder / "members.npy").read_bytes()).hexdigest()
-    return SourceTable(folder), digest
+            np.save(folder / "members.npy", list_zip(images)[1])
+        about["root"] = str(images)
+        return _table_rows(source, task, columns)
+    if task != "single_label":
+        raise InputError(f"{source} gives one class an image; for {task} pack a table with --target-columns")
+    if source.is_dir():
+        return _tree_rows(source, None, about)
+    if suffix == ".zip":
+        names, members = list_zip(source)
+        np.save(folder / "members.npy", members)
+        return _tree_rows(source, [(name, 0) for name in names], about)
+    hint = {".tar": "; describe tars with `adopt`", ".xlsx": "; save the sheet as CSV (UTF-8)"}.get(suffix, "")
+    raise InputError(f"{source} is no folder, zip or table ({', '.join(TABLES)}){hint}")

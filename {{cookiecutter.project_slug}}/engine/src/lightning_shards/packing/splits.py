@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .source_table import SourceTable
-from .sources import SPLITS
+from .spelling import SPLITS
 
 _CARVE, _LIMIT, _SHUFFLE = range(3)  # each use of the seed has random numbers of its own
 

@@ -15,7 +15,7 @@ from ..data.dataset import Dataset, Shard
 from ..errors import RunError
 from ..files import write_durably
 from .source_table import SourceTable
-from .sources import SPLITS
+from .spelling import SPLITS
 from .worker import Task, read_record
 
 
@@ -43,6 +43,7 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
     report = {
         "damaged": len(damaged),
         "ignored": listing.about["ignored"],
+        "ignored_example": listing.about["ignored_example"],
         "duplicates": _duplicates(listing, rows, np.concatenate(hashes)),
         "targets": targets,
     }

@@ -1,0 +1,50 @@
+"""Names as people write them: of classes and columns, which may look alike and differ, and of splits."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+
+from ..errors import InputError
+
+SPLITS = ("train", "val", "test")
+_SYNONYMS = {
+    "train": "train training trainings trn fit",
+    "val": "val valid validation validate validating dev development eval evaluation",
+    "test": "test testing tests tst holdout heldout",
+}
+_SPLIT_OF = {word: split for split, words in _SYNONYMS.items() for word in words.split()}
+_AROUND = re.compile(r"^(?:images?|imgs?|data)|(?:images?|imgs?|pictures?|photos?|data(?:set)?|set|split)?\d*$")
+# have no width and no meaning in a name: zero-width space, word joiner, byte order mark, soft hyphen
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
+
+
+@lru_cache(1 << 16)
+def clean(name: str) -> str:
+    """Without invisible differences: one Unicode form (NFC), single blanks, none at the ends, nothing of no width."""
+    if not name.isascii():
+        name = unicodedata.normalize("NFC", name).translate(_INVISIBLE)
+    return " ".join(name.split())
+
+
+@lru_cache(1 << 16)
+def split_of(name: str) -> str | None:
+    """The split that a folder or a cell names, such as `Training`, `dev`, `val2017`, `test_images`; or None."""
+    word = re.sub(r"[\W_]+", "", clean(name)).lower()
+    return _SPLIT_OF.get(word) or _SPLIT_OF.get(_AROUND.sub("", word))
+
+
+def check_classes(where: str, names: Iterable[str]) -> None:
+    """Raises InputError for a class that cannot be printed, and for two that print alike."""
+    alike: dict[str, str] = {}
+    for name in names:
+        if any("\udc80" <= letter <= "\udcff" for letter in name):
+            raise InputError(f"{where} has the class {name!a}, which is no UTF-8: rename it, or save a table as UTF-8")
+        bare = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
+        if not bare.isprintable():
+            raise InputError(f"{where} has the class {name!a}: rename it, so that it can be printed")
+        if bare in alike:
+            raise InputError(f"{where} has the classes {alike[bare]!a} and {name!a}, which look alike: rename one")
+        alike[bare] = name
