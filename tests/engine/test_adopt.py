@@ -175,3 +175,51 @@ def test_shards_on_a_read_only_disk_stay_untouched(tmp_path: Path) -> None:
     adopt.adopt(str(tmp_path / "theirs"), tmp_path / "ours", {}, None, 1)
     assert not (tmp_path / "theirs" / "dataset.json").exists()
     assert len(by_id(list(make_loader(tmp_path / "ours", train=False)))) == 12
+
+
+def write_targets(folder: Path, targets: list[bytes], field: str = "cls", key: str = "{:03d}") -> str:
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "a.tar"), encoder=False) as writer:
+        for number, content in enumerate(targets):
+            writer.write({"__key__": key.format(number), "png": encoded(number), field: content})
+    return str(folder)
+
+
+def test_an_absurd_class_number_is_named_and_decides_nothing(tmp_path: Path) -> None:
+    source = write_targets(tmp_path / "d", [b"0", b"1"] * 10 + [b"3000000"])
+    with pytest.raises(InputError, match=r"a\.tar: sample '020' has the class 3,000,000"):
+        adopt.adopt(source, None, {}, None, 1)
+    assert not (tmp_path / "d" / "dataset.json").exists()
+    source = write_targets(tmp_path / "sparse", [b"0", b"999"])
+    assert adopt.adopt(source, None, {}, None, 1)["targets"] == 1000, "a part of a dataset lacks classes"
+
+
+@pytest.mark.parametrize(
+    ("field", "right", "wrong"),
+    [
+        ("cls", b"1", [b"-3", b"9" * 30, b"", b"nan", b"1.5"]),
+        (
+            "json",
+            b'{"labels": [0, 1]}',
+            [b'{"labels": [-1]}', b'{"labels": ["a"]}', b'{"labels": [1e99]}', b"[" * 9000],
+        ),
+        ("json", b'{"targets": [0.5]}', [b'{"targets": [1, 2, 3]}', b'{"targets": null}', b"{}", b"[]", b"7"]),
+    ],
+)
+def test_targets_that_are_none_are_counted(field: str, right: bytes, wrong: list[bytes], tmp_path: Path) -> None:
+    report = adopt.adopt(write_targets(tmp_path / "d", [*wrong, *[right] * 20], field), None, {}, None, 1)
+    assert report["lacking"] == len(wrong) and report["targets"] <= 2
+
+
+def test_dots_in_keys_are_named(tmp_path: Path) -> None:
+    source = write_targets(tmp_path / "d", [b"0", b"1"], key="photo-{}.5x")
+    with pytest.raises(InputError, match="ends at the first dot"):
+        adopt.adopt(source, None, {}, None, 1)
+
+
+def test_shards_belong_to_the_split_that_their_name_says(tmp_path: Path) -> None:
+    source = Path(write_targets(tmp_path / "d", [b"0", b"1"]))
+    for name in ("x-validation-000.tar", "train-000.tar", "TEST_1.tar"):
+        (source / name).write_bytes((source / "a.tar").read_bytes())
+    splits = adopt.adopt(str(source), None, {}, None, 1)["splits"]
+    assert {split: part["shards"] for split, part in splits.items()} == {"train": 2, "val": 1, "test": 1}
