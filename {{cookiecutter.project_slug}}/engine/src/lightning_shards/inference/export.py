@@ -1,8 +1,8 @@
 """A run's best weights as one file that runs without this project: a PyTorch program (.pt2), or ONNX (.onnx).
 
 It takes RGB images, uint8 (B, 3, S, S) for any B, and what else the model's `inputs` name; it gives probabilities or
-numbers, float32 (B, T). What they mean, and how images are cut, is in it as JSON: the extra file `about.json` of a .pt2,
-the metadata `about` of an ONNX file.
+numbers, float32 (B, T). What they mean, and how images are cut, is in it as JSON: the extra file `about.json` of a
+.pt2, the metadata `about` of an ONNX file.
 """
 
 from __future__ import annotations
