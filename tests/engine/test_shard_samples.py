@@ -156,7 +156,7 @@ def test_a_training_that_is_killed_loses_and_repeats_nothing(sounds: Path, tmp_p
             break
         assert status == -signal.SIGKILL
     assert status == 0
-    assert Counter(json.loads(state.read_text())["seen"]) == {number: 2 for number in range(96)}
+    assert Counter(json.loads(state.read_text())["seen"]) == dict.fromkeys(range(96), 2)
 
 
 def test_pickles_and_stages_that_drop_samples_are_refused(sounds: Path, tmp_path: Path) -> None:

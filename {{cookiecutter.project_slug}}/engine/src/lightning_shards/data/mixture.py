@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, chain, zip_longest
+from itertools import accumulate, chain, pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,7 @@ class Mixture:
     def _before(self, position: int) -> list[int]:
         """Positions of each source among the first `position` of an epoch, at the edge of a block."""
         ends = [(limit * position + _ONE // 2) // _ONE for limit in self._limits]
-        return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+        return [end - begin for begin, end in pairwise(ends)]
 
     def _make_block(self, epoch: int, block: int) -> NDArray[np.int64]:
         """The number of the source at each position of a block, (BLOCK,) or less at an epoch's end."""
