@@ -1,4 +1,4 @@
-"""webdataset's own stages over our order: exact and elastic for text and sound, on any ranks and workers, with kills."""
+"""webdataset's own stages over our order: exact and elastic for text and sound, on any ranks, with kills."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 
 
 class ShardSamples(IterableDataset[dict[str, Any]]):
-    """One pass over a split: dictionaries of `__key__`, `__url__`, `__position__` (in the order), and bytes by extension.
+    """A split's samples: dictionaries of `__key__`, `__url__`, `__position__` in the order, and bytes by extension.
 
     Args:
         path, split, shuffle, mixture, balance, order, seed, fraction, window_samples, window_bytes, accumulation, rank,
