@@ -19,12 +19,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 
 from ..errors import InputError
 from ..files import fsync_folder, replacing
 from ..runs.checkpoints import FORMAT, KEY, state_in
-from . import ema, loop_state
+from . import ema, loop_state, own_callbacks
 from .datamodule import ShardDataModule
 from .stop import RankConsensus, Stopped, StopRequest, ended
 
@@ -45,7 +45,7 @@ class Checkpoints(Checkpoint):
     The place goes into every checkpoint under the key `lightning_shards`, whoever has it written.
 
     Lightning calls callbacks of type Checkpoint after all others, so what the others note of a step (ledger, meter) is
-    noted before the place moves on.
+    noted before the place moves on; a user's own come after this one.
 
     Args:
         monitor, mode: name of the metric of the best weights, and whether `max` or `min` of it is best.
@@ -85,6 +85,7 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         _data(trainer)
+        own_callbacks.arrange(trainer, self)
         self.stop.take_over(trainer)
         self.agreement.start(trainer)
 
@@ -98,8 +99,9 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data = _data(trainer)
         data.load_checkpoint_state(state_in(checkpoint, trainer.ckpt_path))
-        done, left = data.batches(trainer.accumulate_grad_batches) if data.position else (0, 0)
-        loop_state.rewrite(checkpoint["loops"]["fit_loop"], data.epoch, done, left)
+        done, left = data.batches(trainer.accumulate_grad_batches)
+        begun = bool(data.position)
+        loop_state.rewrite(checkpoint["loops"]["fit_loop"], data.epoch, done, left, begun)
         ema.leave(trainer, pl_module, checkpoint)
         if checkpoint["callbacks"].get(self.state_key, {}).get("is_best"):
             self._name(trainer, "best.ckpt")  # a kill may have come between the two
@@ -147,15 +149,21 @@ class Checkpoints(Checkpoint):
             self._end_if_asked()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        measured = self._validated == _data(trainer).place
-        _data(trainer).finish_epoch()
+        data = _data(trainer)
+        measured, left = self._validated == data.place, data.batches(1)[1]
+        if left and trainer.should_stop:  # Lightning calls this an epoch's end too
+            self.save(trainer)
+            return
+        if left and trainer.is_global_zero:
+            print(f"the model ended epoch {data.epoch} itself: {left * data.global_batch_size} images are left out")
+        data.finish_epoch()
         if measured:
             self.waited += 1
             self._save_with_best(trainer)
         else:
             self.save(trainer)
         self._end_if_nothing_improves(trainer)
-        if _data(trainer).epoch < (trainer.max_epochs or 0) and not trainer.should_stop:
+        if data.epoch < (trainer.max_epochs or 0) and not trainer.should_stop:
             self._end_if_asked()
 
     def on_test_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
@@ -163,6 +171,26 @@ class Checkpoints(Checkpoint):
             raise Stopped("stopped")  # the training is saved; the resume tests anew
 
     # -- ends
+    def outcome(self, trainer: L.Trainer) -> str:
+        """How a training ended that no error ended, as `summary.json` says it: by its length, by a limit or early.
+
+        One that gets no better is done at the end of an epoch; whatever else stops it, the rest is owed.
+        """
+        data = _data(trainer)
+        if data.epoch >= (trainer.max_epochs or 0):
+            return "done"
+        for timer in (c for c in trainer.callbacks if isinstance(c, Timer)):  # type: ignore[attr-defined]
+            if timer._duration is not None and timer.time_elapsed() >= timer._duration:
+                self.stop.budget = f"trainer.max_time {timer._duration:g}"
+                return "budget"
+        early = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+        no_better = self._nothing_improves or any(c.stopping_reason_message for c in early)
+        return "done" if no_better and not data.position else "stopped"
+
+    @property
+    def _nothing_improves(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
     def _stop_came(self) -> bool:
         """On any rank, in a pass that no step of the training is made in."""
         return self.agreement.ask(bool(self.stop.number), False, False)[0]
@@ -173,7 +201,7 @@ class Checkpoints(Checkpoint):
             raise end
 
     def _end_if_nothing_improves(self, trainer: L.Trainer) -> None:
-        if self.patience is not None and self.waited >= self.patience:
+        if self._nothing_improves:
             trainer.should_stop = True
 
     # -- saving

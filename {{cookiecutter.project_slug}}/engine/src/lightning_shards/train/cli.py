@@ -25,7 +25,7 @@ from ..cost.prices import Prices
 from ..errors import InputError, RunError
 from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
-from . import cluster, contract, hardware, loggers
+from . import cluster, contract, hardware, loggers, own_callbacks
 from .checkpoints import Checkpoints, DurableCheckpointIO
 from .cost_tracker import Budget, CostTracker
 from .datamodule import ShardDataModule
@@ -39,7 +39,7 @@ from .progress import AnyBar, progress_bar
 from .rank_watchdog import RankWatchdog
 from .run import Run, choose
 from .settings import Parser, check, shorten, value_of, with_files
-from .stop import StopRequest
+from .stop import Stopped, StopRequest
 from .throughput import Throughput
 from .trained_model import KeepSettings
 
@@ -201,16 +201,19 @@ class TrainingCLI(LightningCLI):
         if goes_on:
             self._metrics = earlier_metrics(folder)
         own, stop = self._get(self.config_init, "trainer"), StopRequest(self.spending.spent)
+        given = [*_listed(own["callbacks"]), *self._callbacks]
+        own_callbacks.check(given, folder, self.config.ema_decay)
         trainer = self.build_trainer(
             default_root_dir=str(folder),
             logger=loggers.build(self.config_init["log"], folder, own["logger"], self._loggers),
-            callbacks=[*_listed(own["callbacks"]), *self._callbacks, *self._engine_callbacks(own, stop)],
+            callbacks=[*given, *self._engine_callbacks(own, stop)],
             plugins=[*_listed(own["plugins"]), *cluster.cluster(), DurableCheckpointIO()],
         )
         loggers.keep_profile(trainer, folder)
         text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
         self.run = Run(folder, text, goes_on, self.facts, stop)
         self.watch = RankWatchdog(self.run.fail)
+        self.checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
         if checkpoint := self.run.last_checkpoint:
             self.datamodule.check_order(state(checkpoint))
         return trainer
@@ -260,6 +263,9 @@ class TrainingCLI(LightningCLI):
         with self._explained():
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         self._note_metrics()
+        self.run.outcome = self.checkpoints.outcome(self.trainer)
+        if self.run.outcome == "budget":
+            raise Stopped("budget")
 
     @rank_zero_only
     def _announce(self) -> None:

@@ -81,5 +81,6 @@ def share_statistics(trainer: L.Trainer) -> None:
     torch._foreach_copy_(statistics, list(mean.split([len(s) for s in statistics])))
 
 
-def _averages(trainer: L.Trainer) -> list[WeightEMA]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, WeightEMA)]  # type: ignore[attr-defined]
+def _averages(trainer: L.Trainer) -> list[WeightAveraging]:
+    """Ours, and one of Lightning's that a user gave."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]

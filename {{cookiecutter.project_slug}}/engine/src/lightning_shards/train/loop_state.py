@@ -16,19 +16,21 @@ import lightning as L
 from ..errors import InputError
 
 
-def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int) -> None:
+def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int, begun: bool) -> None:
     """Make the saved state of Lightning's fit loop that of a run in which `epoch` has got so far.
 
     Args:
         fit_loop: `checkpoint["loops"]["fit_loop"]`, changed in place.
         epoch: epochs that are finished, and so the number of the one to go on with.
         done, left: micro-batches of that epoch, as this start would count them, before and behind the place.
+        begun: the place is not the epoch's begin.
     """
     finished = dict.fromkeys(("ready", "started", "processed", "completed"), epoch)
-    begun = finished | {"ready": epoch + 1, "started": epoch + 1} if done or left else finished
-    fit_loop["epoch_progress"] = {"total": dict(begun), "current": dict(begun)}
-    batches = dict.fromkeys(finished, done)
-    fit_loop["epoch_loop.batch_progress"] = {"total": batches, "current": dict(batches), "is_last_batch": not left}
+    epochs = finished | {"ready": epoch + 1, "started": epoch + 1} if begun else finished
+    fit_loop["epoch_progress"] = {"total": dict(epochs), "current": dict(epochs)}
+    current, total = (dict.fromkeys(finished, count) for count in (done, epoch * (done + left) + done))
+    last = not left or not begun
+    fit_loop["epoch_loop.batch_progress"] = {"total": total, "current": current, "is_last_batch": last}
     steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     counted = fit_loop["epoch_loop.state_dict"]
     if not steps:  # a model that steps its optimizers itself: Lightning counts a batch only behind the save in it

@@ -68,6 +68,7 @@ class Run:
         resumed: an earlier attempt's folder is there already.
         facts: what the summary says.
         stop: notes signals, as long as the run is in use.
+        outcome: status of a training that ends without an error.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Run:
     resumed: bool
     facts: Callable[[], dict[str, Any]]
     stop: StopRequest = field(default_factory=StopRequest)
+    outcome: str = "done"
     _summary: bytes | None = None  # of the attempt before
 
     @cached_property
@@ -146,12 +148,14 @@ class Run:
             self._finish(error)
         finally:
             self.stop.__exit__(kind, error, traceback)
+        if isinstance(error, SystemExit) and not isinstance(error, Stopped) and not error.code:
+            raise SystemExit(1)  # somebody's callback left the process in the middle: that is no success
         if isinstance(error, Stopped) and error.status == "stopped" and _LAUNCHED:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun and torchrun end those that are slower than rank zero
             raise SystemExit(0)  # so that no launcher restarts or kills the others; summary.json tells
 
     def _finish(self, error: BaseException | None) -> None:
-        status = "done" if error is None else error.status if isinstance(error, Stopped) else "failed"
+        status = self.outcome if error is None else error.status if isinstance(error, Stopped) else "failed"
         if isinstance(error, InputError):
             loggers.finish(None, None, failed=True)
             if self._summary is not None:
@@ -186,7 +190,8 @@ class Run:
             print(f"\nStopped; everything is saved. {again}")
         if status == "budget":
             limit, value = self.stop.budget.split()
-            print(f"\nStopped at {limit} {value}; everything is saved. {again} --{limit} {2 * float(value):g}")
+            more = {"seconds": 2 * float(value)} if limit == "trainer.max_time" else f"{2 * float(value):g}"
+            print(f"\nStopped at {self.stop.budget}; everything is saved. {again} --{limit} {_quoted(more)}")
 
     def _changed(self) -> dict[str, Any]:
         """Settings with which this attempt went on that differ from those in `config.yaml`."""
@@ -223,6 +228,11 @@ class Run:
         """Bad input that shows only now leaves nothing behind."""
         if not self.resumed and not (self.folder / "checkpoints").exists():
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _quoted(value: Any) -> str:
+    """As it is typed in a shell."""
+    return value if isinstance(value, str) else f"'{json.dumps(value)}'"
 
 
 def _took(summary: dict[str, Any]) -> str:

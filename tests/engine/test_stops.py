@@ -1,0 +1,115 @@
+"""Whoever stops a training, and wherever: what was not trained on is owed, and `--resume` pays it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import Timer
+from lightning_shards.train.ledger import read
+from team.model import ImageModel
+
+from .test_train import ledger, project, start, summary  # noqa: F401  (`project` is a fixture)
+
+STEPS = 12  # of an epoch of 96 images with a global batch of 8
+pytestmark = pytest.mark.usefixtures("project")
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Start the run `cut` of two epochs."""
+    return start(monkeypatch, "--run", "cut", "--ledger", "true", "--trainer.max_epochs", "2", *arguments)
+
+
+def paid(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """Go on to the end: every image of each epoch was trained on once, and each step was made once."""
+    assert start(monkeypatch, "--resume", "cut", "--trainer.callbacks", "null", *arguments, config=None) == 0
+    told = summary("cut")
+    assert (told["status"], told["epochs"], told["images_seen"], told["steps"]) == ("done", 2, 2 * 96, 2 * STEPS)
+    for epoch in range(2):
+        assert sorted(i for (e, _), ids in ledger("cut").items() if e == epoch for i in ids) == list(range(96))
+    rows = [row for row in read(Path("runs/cut/ledger/rank-0.jsonl")) if row["ids"]]
+    assert len(rows) >= 2 * STEPS
+
+
+@pytest.mark.parametrize(("step", "micro"), [(1, "8"), (STEPS + 5, "4")])
+def test_a_callback_stops_in_the_middle_of_an_epoch(monkeypatch: pytest.MonkeyPatch, step: int, micro: str) -> None:
+    stop = ["--trainer.callbacks+=engine.stops.ShouldStop", f"--trainer.callbacks.step={step}"]
+    assert cut(monkeypatch, *stop, "--data.micro_batch_size", micro) == 0
+    told = summary("cut")
+    assert (told["status"], told["epochs"], told["images_seen"]) == ("stopped", step // STEPS, 8 * step)
+    paid(monkeypatch)
+    rows = [row for row in read(Path("runs/cut/ledger/rank-0.jsonl")) if row["ids"]]
+    assert len(rows) == 2 * STEPS, "nothing is trained on twice"
+
+
+def test_a_callback_stops_at_the_end_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = ["--trainer.callbacks+=engine.stops.ShouldStop", f"--trainer.callbacks.step={STEPS}"]
+    assert cut(monkeypatch, *stop) == 0
+    assert (summary("cut")["status"], summary("cut")["epochs"]) == ("stopped", 1)
+    paid(monkeypatch)
+
+
+@pytest.mark.parametrize("interval", ["0.25", "1.0"])
+def test_early_stopping(monkeypatch: pytest.MonkeyPatch, interval: str) -> None:
+    """In the middle of an epoch the rest of it is owed; at its end the training is done, as its rule says."""
+    early = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    early += ["--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=1e9"]  # nothing is ever better
+    assert cut(monkeypatch, *early, "--trainer.val_check_interval", interval, "--trainer.max_epochs", "3") == 0
+    told = summary("cut")
+    if interval == "0.25":
+        assert (told["status"], told["epochs"], told["images_seen"]) == ("stopped", 0, 6 * 8)
+    else:
+        assert (told["status"], told["epochs"], told["images_seen"]) == ("done", 2, 2 * 96)
+    paid(monkeypatch, "--trainer.max_epochs", "2")
+
+
+@pytest.mark.parametrize("given", ["max_time"])
+def test_a_limit_of_time_is_a_budget(monkeypatch: pytest.MonkeyPatch, capfd: Any, given: str) -> None:
+    with monkeypatch.context() as patch:
+        passed = iter(range(0, 10_000, 10))
+        patch.setattr(Timer, "time_elapsed", lambda self, stage="train": next(passed))
+        if given == "max_time":
+            limit = ["--trainer.max_time", '{"minutes": 1}']
+        else:
+            limit = ["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=00:00:01:00"]
+        assert cut(patch, *limit) == 0
+    told = summary("cut")
+    assert told["status"] == "budget" and 0 < told["images_seen"] < 96 and told["epochs"] == 0
+    assert "Stopped at trainer.max_time 60" in capfd.readouterr().out
+    again = ["--trainer.max_time", "00:00:00:01"] if given == "max_time" else []
+    assert start(monkeypatch, "--resume", "cut", *again, config=None) == 0
+    assert summary("cut")["status"] == "budget" and summary("cut")["images_seen"] == told["images_seen"]
+    paid(monkeypatch, "--trainer.max_time", "null")
+
+
+@pytest.mark.parametrize("how", ["Fails", "Interrupts", "Leaves"])
+def test_an_error_loses_nothing_before_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    arguments = [f"--trainer.callbacks+=engine.stops.{how}", f"--trainer.callbacks.step={STEPS + 5}"]
+    if how == "Fails":
+        with pytest.raises(OSError, match="cable"):
+            cut(monkeypatch, *arguments)
+    else:
+        assert cut(monkeypatch, *arguments) == 1
+    assert summary("cut")["status"] == "failed"
+    paid(monkeypatch)
+
+
+def test_a_model_may_leave_out_the_rest_of_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    original = ImageModel.on_train_batch_start
+
+    def skips(self: ImageModel, batch: Any, batch_idx: int) -> int | None:
+        original(self, batch, batch_idx)
+        return -1 if self.trainer.global_step == 5 and batch_idx == 5 else None
+
+    monkeypatch.setattr(ImageModel, "on_train_batch_start", skips)
+    assert cut(monkeypatch) == 0
+    assert "the model ended epoch 0 itself: 56 images are left out" in capfd.readouterr().out
+    told = summary("cut")
+    assert (told["status"], told["epochs"], told["images_seen"]) == ("done", 2, 96 + 5 * 8)
+
+
+def test_the_users_checkpoints_may_not_go_where_ours_are(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=runs/cut/checkpoints"]
+    assert cut(monkeypatch, *own) == 2
+    assert "keeps its own checkpoints" in capfd.readouterr().err and not Path("runs").exists()

@@ -1,0 +1,65 @@
+"""The callbacks that a user adds: each works as Lightning documents it, or is refused with what to use in its place.
+
+Refused are those that cannot be combined with an exact resume, and those that the engine's own settings replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+
+from ..errors import InputError
+
+REFUSED = {  # class, by its name in lightning.pytorch.callbacks -> why, and what to do
+    "LearningRateFinder": "its trial steps would move the place in the data; compare a few values of"
+    " --model.learning_rate over a short --data.fraction",
+    "BatchSizeFinder": "what fits into memory is set by --data.micro_batch_size; where it is too large, the training"
+    " names a smaller one",
+    "GradientAccumulationScheduler": "gradients are accumulated up to data.global_batch_size: set"
+    " --data.micro_batch_size",
+    "StochasticWeightAveraging": "it adds epochs and sets learning rates behind the schedule's back; --ema_decay"
+    " averages weights",
+    "ModelPruning": "its masks are not in checkpoints, so a resumed run would be another one; prune the weights after"
+    " the training",
+    "BackboneFinetuning": "it sets learning rates behind the schedule's back; freeze layers in the model, with"
+    " requires_grad",
+    "OnExceptionCheckpoint": "it saves in the middle of a step; the run's own checkpoints lose nothing before the last"
+    " one: set --save_every_minutes",
+}
+
+def check(callbacks: Sequence[Callback], folder: Path, ema_decay: float | None = None) -> None:
+    """Raise InputError for a callback, of those that a user gave, that cannot be used. `folder` is the run's."""
+    if ema_decay and any(isinstance(callback, WeightAveraging) for callback in callbacks):
+        raise InputError("ema_decay averages the weights as a callback of trainer.callbacks does: give one of them")
+    for callback in callbacks:
+        for name in (kind.__name__ for kind in type(callback).__mro__ if kind.__module__.startswith("lightning.")):
+            if name in REFUSED:
+                raise InputError(f"the callback {name} cannot be used: {REFUSED[name]}")
+        if isinstance(callback, ModelCheckpoint):
+            if callback.save_on_exception:
+                raise InputError(
+                    f"ModelCheckpoint.save_on_exception cannot be used: {REFUSED['OnExceptionCheckpoint']}"
+                )
+            if callback.dirpath and Path(callback.dirpath).absolute() == (folder / "checkpoints").absolute():
+                raise InputError(
+                    f"in {folder}/checkpoints the run keeps its own checkpoints: give ModelCheckpoint another dirpath"
+                )
+
+
+def arrange(trainer: L.Trainer, ours: Checkpoint) -> None:
+    """Put `ours` before the user's checkpoints, and those into a folder of their own.
+
+    Each of them then says the same of the place as the weights in it: ours moves it on after a step.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    folder = Path(trainer.default_root_dir)
+    theirs = [callback for callback in callbacks if isinstance(callback, Checkpoint) and callback is not ours]
+    check(callbacks, folder)
+    for callback in theirs:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder / "ModelCheckpoint")
+    others = [callback for callback in callbacks if callback is not ours and callback not in theirs]
+    trainer.callbacks = [*others, ours, *theirs]  # type: ignore[attr-defined]
