@@ -61,6 +61,7 @@ class ImageModel(ShardModule):
         compile: torch.compile in place; null: on CUDA, for runs that are long enough to earn it.
     """
 
+    inputs = ("image",)  # the fields of a batch that `forward` takes
     mean: Tensor  # of ImageNet's pixels in 0..255, (1, 3, 1, 1)
     std: Tensor
 
@@ -115,13 +116,13 @@ class ImageModel(ShardModule):
         """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S)."""
         return self.backbone((images - self.mean) / self.std)
 
-    def scores(self, images: Tensor) -> Tensor:  # type: ignore[override]
+    def scores(self, *inputs: Tensor) -> Tensor:
         """Probabilities or numbers, float (B, T): what `predict` writes and an exported file gives."""
-        return self.objective.scores(self(images).float())
+        return self.objective.scores(self(*inputs).float())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, mix = self.augment(batch["image"], batch["target"], batch.seeds, batch.valid)
-        losses = self.losses(self(images), batch, mix)
+        losses = self.losses(self(images, *(batch[name] for name in self.inputs[1:])), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
         self.log("train/loss", loss, batch_size=len(batch))  # with prog_bar, each step would wait for its value
         return loss
@@ -141,7 +142,7 @@ class ImageModel(ShardModule):
         return self._measure(batch)
 
     def _measure(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = self(batch["image"]).float()
+        outputs = self(*(batch[name] for name in self.inputs)).float()
         self.measures.update(self.losses(outputs, batch), outputs, batch["target"], batch.valid)
         return {"scores": self.objective.scores(outputs)}  # of which the report shows some
 
