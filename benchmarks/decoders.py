@@ -24,7 +24,7 @@ import numpy as np
 import simplejpeg
 import torch
 from peers import CROP_SCALE, QUALITY, Box
-from peers.ours import project
+from peers.ours import engine
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg
 
@@ -51,7 +51,7 @@ def difference(pairs: Sequence[tuple[Any, Any]]) -> float:
 
 def between_markers(data: bytes, box: Box) -> tuple[bytes, int, int]:
     """The part of a 4:2:0 JPEG with restart markers that holds `box`, as a JPEG, and where that begins: top, left."""
-    frame = project("shards.image").read_frame(data)
+    frame = engine("data.image_header").read_frame(data)
     scan = data.index(b"\xff\xda")
     scan += 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
     interval = data.index(b"\xff\xdd\x00\x04") + 4
@@ -75,7 +75,7 @@ def between_markers(data: bytes, box: Box) -> tuple[bytes, int, int]:
 
 
 def decoders(files: list[bytes], boxes: list[Box], rounds: int) -> Rows:
-    ours, image = project("decoding.decode"), project("shards.image")
+    ours, image = engine("data.decode"), engine("data.image_header")
     arrays = [np.frombuffer(data, np.uint8) for data in files]
     tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files]
     frames = [image.read_frame(data) for data in files]
@@ -125,7 +125,7 @@ def png_decoders(files: list[bytes], rounds: int) -> Rows:
     if not files[0].startswith(b"\x89PNG"):
         arrays = [cv2.imencode(".png", cv2.imdecode(array, cv2.IMREAD_COLOR))[1] for array in arrays]  # type: ignore
     pngs, tensors = [array.tobytes() for array in arrays], [torch.from_numpy(array.copy()) for array in arrays]
-    ours = project("decoding.decode").decode_image
+    ours = engine("data.decode").decode_image
     ways: dict[str, Callable[[int], Any]] = {
         "OpenCV": lambda at: cv2.imdecode(arrays[at], cv2.IMREAD_COLOR_RGB),
         "OpenCV, unpacked by libdeflate (ours)": lambda at: ours(pngs[at]),
@@ -154,7 +154,7 @@ def filters(files: list[bytes], boxes: list[Box], rounds: int) -> Rows:
     regions = []
     for data, (top, left, height, width) in zip(files, boxes, strict=True):
         regions.append(simplejpeg.decode_jpeg(data, "RGB")[top : top + height, left : left + width])
-    out, ours = np.empty((SIZE, SIZE, 3), np.uint8), project("decoding.crop").resize
+    out, ours = np.empty((SIZE, SIZE, 3), np.uint8), engine("data.crop").resize
 
     def opencv(interpolation: int) -> Callable[[int], Any]:
         return lambda at: cv2.resize(regions[at], (SIZE, SIZE), dst=out, interpolation=interpolation)
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     results: dict[str, dict[str, Rows]] = {}
-    crop, random = project("decoding.crop").Crop(SIZE, scale=CROP_SCALE), np.random.default_rng(0)
+    crop, random = engine("data.crop").Crop(SIZE, scale=CROP_SCALE), np.random.default_rng(0)
     for case in arguments.cases:
         paths = sorted(next(arguments.work.glob(f"{case}-*")).glob("images/*/*-0.*"))
         files = [paths[at].read_bytes() for at in random.permutation(len(paths))[: arguments.images]]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.ours import project
+from peers.ours import engine
 
 DECODE, RESIZE = 380e-6, 90e-6  # seconds of one image of 39 KB: benchmarks/decoders.py
 BATCH, SIDE = 128, 224
@@ -66,15 +66,15 @@ class Sampler:
 
 def deliver(dataset: str, threads: int, seconds: float, barrier: Any, rates: Any) -> None:
     """Images per second of one process."""
-    decode, crop = project("decoding.decode"), project("decoding.crop")
+    decode, crop = engine("data.decode"), engine("data.crop")
 
     def decoded(data: bytes, frame: Any, by: int, rows: int, keep: bool) -> Any:
         nap(DECODE)
         return decode.scratch("decoded", (frame.height, frame.width, 3))
 
     crop.decode_jpeg, crop.resize = decoded, lambda region, out: nap(RESIZE)
-    data = project("shards.dataset").Dataset.open(Path(dataset))
-    job = project("decoding.process").Job(data, "train", crop.Crop(SIDE), BATCH, 0, threads, (Path(), None))
+    data = engine("data.dataset").Dataset.open(Path(dataset))
+    job = engine("data.worker").WorkerSpec(data, "train", crop.Crop(SIDE), BATCH, 0, threads, (Path(), None))
     slots = itertools.cycle(enumerate(np.zeros((6, BATCH, SIDE, SIDE, 3), np.uint8)))
     rows = job.decoder.batches(Sampler(data.samples("train")), lambda: next(slots))
     for _ in range(10):

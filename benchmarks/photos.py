@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from peers import QUALITY
-from peers.ours import project
+from peers.ours import engine
 
 PICTURES = ("astronaut", "chelsea", "coffee", "motorcycle_left", "motorcycle_right")
 WIDTH, HEIGHT = 500, 375

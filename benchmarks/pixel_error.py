@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from peers import CROP_SCALE, PEERS, Box
-from peers.ours import project
+from peers.ours import engine
 
 IMAGES = 200
 
@@ -17,7 +17,7 @@ def pixel_error(name: str, folder: Path, size: int) -> float:
     """Mean absolute difference, of 255, over the pixels of IMAGES crops."""
     crop = FILTERS[name] if name in FILTERS else PEERS[name].cropper()
     reference = PEERS["imagefolder"].cropper()
-    boxes = project("decoding.crop").Crop(size, scale=CROP_SCALE)
+    boxes = engine("data.crop").Crop(size, scale=CROP_SCALE)
     files = sorted(folder.glob("*/*-0.*"))  # the first of each file's copies
     random = np.random.default_rng(0)
     errors = []

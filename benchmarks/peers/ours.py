@@ -21,12 +21,9 @@ from . import CROP_SCALE, Box, Spec
 CHUNK = 64  # images that a process of `bare` decodes between two looks at the time
 
 
-def project(module: str) -> Any:
-    """A module of the project whose folder this runs in."""
-    package = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    if (source := str(Path("src").absolute())) not in sys.path:
-        sys.path.insert(0, source)
-    return importlib.import_module(f"{package.name}.{module}")
+def engine(module: str) -> Any:
+    """A module of the engine that the project in whose folder this runs has installed."""
+    return importlib.import_module(f"lightning_shards.{module}")
 
 
 def pack(images: Path, dest: Path, spec: Spec) -> None:
@@ -38,25 +35,11 @@ def pack(images: Path, dest: Path, spec: Spec) -> None:
     subprocess.run(command, check=True, cwd="src", stdout=subprocess.DEVNULL)
 
 
-class Trainer:
-    """What the datamodule asks a trainer."""
-
-    world_size, global_rank, num_devices = 1, 0, 1
-    strategy = type("Strategy", (), {"root_device": None})()
-    fit_loop = type("Loop", (), {"restarting": False})()
-
-    def __init__(self, folder: Path) -> None:
-        self.default_root_dir = str(folder)
-
-
 def ours(data: Path, spec: Spec) -> Iterator[Any]:
-    module = project("loading.datamodule").ShardDataModule(
-        str(data), global_batch_size=spec.batch, image_size=spec.size, crop_scale=CROP_SCALE
-    )
-    module.trainer = Trainer(data)
-    loader = module.train_dataloader()
-    for epoch in itertools.count():
-        loader.sampler.set_epoch(epoch)
+    data_room = engine("data")
+    crop = data_room.Crop(spec.size, scale=CROP_SCALE)
+    loader = data_room.ShardLoader(data, spec.batch, crop=crop)
+    while True:
         for batch in loader:
             yield batch["image"]
 
@@ -65,7 +48,7 @@ def crop(data: bytes, box: Box, size: int) -> Any:
     """Through the loader's own class, whose choice of a box is replaced by `box`."""
     import numpy as np
 
-    fixed = type("Fixed", (project("decoding.crop").Crop,), {"box": lambda *_: box})
+    fixed = type("Fixed", (engine("data.crop").Crop,), {"box": lambda *_: box})
     out = np.empty((size, size, 3), np.uint8)
     fixed(size, flip=0)(data, None, out)
     return out
@@ -78,7 +61,7 @@ def bare(data: Path, spec: Spec) -> Iterator[Any]:
     """
     import numpy as np
 
-    crop = project("decoding.crop").Crop(spec.size, scale=CROP_SCALE)
+    crop = engine("data.crop").Crop(spec.size, scale=CROP_SCALE)
     files = [path.read_bytes() for path in sorted(data.glob("*/*"))]
     random = np.random.default_rng(0)
     draws = random.random((1024, crop.draws))
