@@ -105,6 +105,16 @@ def check(config: Any) -> None:
         raise InputError("trainer.default_root_dir cannot be set: a run's files lie in runs/<run>/, named by --run")
     if trainer.max_steps != -1:
         raise InputError("trainer.max_steps cannot be set: use trainer.max_epochs, a resume counts in epochs")
+    for name, refused, instead in (
+        ("fast_dev_run", bool(trainer.fast_dev_run), "try a small --data.fraction with --trainer.max_epochs 1"),
+        ("overfit_batches", bool(trainer.overfit_batches), "take the same few images with a small --data.fraction"),
+        ("default_root_dir", trainer.default_root_dir is not None, "runs are kept in runs/; name one with --run"),
+        ("enable_checkpointing", trainer.enable_checkpointing is False, "a run goes on from its checkpoints"),
+        ("use_distributed_sampler", trainer.use_distributed_sampler is True, "each rank gets its share already"),
+        ("barebones", trainer.barebones is True, "it has neither metrics nor checkpoints"),
+    ):
+        if refused:
+            raise InputError(f"trainer.{name} cannot be set: {instead}")
     if trainer.accumulate_grad_batches != 1:
         raise InputError("trainer.accumulate_grad_batches cannot be set: use data.micro_batch_size")
     if not trainer.max_epochs or trainer.max_epochs < 1:
