@@ -16,7 +16,7 @@ from lightning_shards.data.uniforms import sample_seeds, uniform
 
 GOLDEN_ORDER = [14, 13, 12, 10, 11, 3, 9, 5, 1, 0, 2, 7, 4, 6, 8]
 GOLDEN_PERMUTATION = [1, 2, 4, 6, 5, 0, 7, 3]
-GOLDEN_EPOCHS = {  # (samples of the shards, bytes of a sample, seed, fraction, window in samples and bytes): three epochs
+GOLDEN_EPOCHS = {  # (samples of the shards, bytes of a sample, seed, fraction, window): three epochs
     ((4, 6, 5), 1, 0, 1.0, 10, 1 << 62): "e9b78661a05a10ca",
     ((17, 30, 9, 40), 1000, 0, 1.0, 40, 1 << 62): "30daee2dc56034f2",
     ((17, 30, 9, 40), 1000, 3, 0.7, 1 << 20, 25_000): "e7dc2b4ff3e4b4af",
