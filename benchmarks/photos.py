@@ -59,7 +59,7 @@ def make_photos(folder: Path, count: int) -> None:
 
 
 def _short_side(data: bytes) -> tuple[str, bytes]:
-    return project("packing.encode").encode(data, 256, QUALITY)
+    return engine("packing.encode").encode(data, 256, QUALITY)
 
 
 def _long_side(data: bytes) -> tuple[str, bytes]:
