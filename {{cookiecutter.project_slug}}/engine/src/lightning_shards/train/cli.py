@@ -146,9 +146,9 @@ class TrainingCLI(LightningCLI):
         self.meter = Throughput(self.spending)
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
-        if self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt")):
-            if "weights" in (self.config.get("model") or {}):  # a model may have no settings
-                self.config.model.weights = None  # the checkpoint has newer ones
+        goes_on = self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt"))
+        if goes_on and "weights" in (self.config.get("model") or {}):  # a model may have no settings
+            self.config.model.weights = None  # the checkpoint has newer ones
         if found := cluster.layout():  # whoever started the ranks has decided, whatever the configs say
             cluster.check_flags(found, **self._flags)
             self.config.trainer.num_nodes, self.config.trainer.devices = found

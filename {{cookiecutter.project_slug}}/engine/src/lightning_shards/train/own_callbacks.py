@@ -30,6 +30,7 @@ REFUSED = {  # class, by its name in lightning.pytorch.callbacks -> why, and wha
     " one: set --save_every_minutes",
 }
 
+
 def check(callbacks: Sequence[Callback], folder: Path, ema_decay: float | None = None) -> None:
     """Raise InputError for a callback, of those that a user gave, that cannot be used. `folder` is the run's."""
     if ema_decay and any(isinstance(callback, WeightAveraging) for callback in callbacks):
