@@ -14,7 +14,7 @@ import numpy as np
 import webdataset
 from lightning_shards.data.crop import Crop
 from lightning_shards.data.dataset import Dataset, Shard
-from lightning_shards.data.loader import ShardLoader, SkipLog
+from lightning_shards.data.loader import EpochLoader, SkipLog
 from lightning_shards.data.order import WindowedOrder
 from lightning_shards.data.sampler import EvalSampler, TrainSampler
 from lightning_shards.data.worker import WorkerSpec
@@ -87,7 +87,7 @@ def loader(
     rank: int = 0,
     world: int = 1,
     log: Path | None = None,
-) -> ShardLoader:
+) -> EpochLoader:
     shards = dataset.splits["train"]
     order = WindowedOrder([shard.samples for shard in shards], [shard.bytes for shard in shards])
     sampler = (
@@ -96,4 +96,4 @@ def loader(
     spec = WorkerSpec(
         dataset, "train", crop or Crop(32), micro, 3 if train else None, workers, (Path(), None), fields, transform
     )
-    return ShardLoader(spec, sampler, SkipLog(log, 1e9), None, processes)
+    return EpochLoader(spec, sampler, SkipLog(log, 1e9), None, processes)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lightning_shards.data.crop import Crop
 from lightning_shards.data.dataset import Dataset
-from lightning_shards.data.loader import ShardLoader, SkipLog
+from lightning_shards.data.loader import EpochLoader, SkipLog
 from lightning_shards.data.order import WindowedOrder
 from lightning_shards.data.sampler import EvalSampler, TrainSampler
 from lightning_shards.data.worker import WorkerSpec
@@ -34,7 +34,7 @@ def batches_hash(root: Path, split: str) -> str:
     job = WorkerSpec(data, split, CROP, 8, 5 if train else None, 2, (Path(), None))
     order = WindowedOrder([shard.samples for shard in shards], [shard.bytes for shard in shards], 5)
     sampler = TrainSampler(order, 0, 1, 8, 1, (0, 0)) if train else EvalSampler(len(order), 0, 1, 8)
-    loader = ShardLoader(job, sampler, SkipLog(None, 1e9))
+    loader = EpochLoader(job, sampler, SkipLog(None, 1e9))
     for epoch in range(2):
         sampler.set_epoch(epoch)
         for batch in loader:
