@@ -109,10 +109,10 @@ class TwoOptimizers(Measured):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         loss = nn.functional.cross_entropy(self(batch["image"]), batch["target"])
-        for optimizer in self.optimizers():
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
             optimizer.zero_grad()
         self.manual_backward(loss)
-        for optimizer in self.optimizers():
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
             optimizer.step()
 
     def configure_optimizers(self) -> Any:

@@ -230,7 +230,7 @@ def gradients(net: ImageModel, rows: Batch) -> tuple[torch.Tensor, list[torch.Te
 @pytest.mark.parametrize("invalid", [(1, 4), (0, 7), (0, 1, 2, 3, 4, 5, 6, 7)])
 def test_nothing_of_a_row_that_is_not_valid_reaches_another(task: str, invalid: tuple[int, ...]) -> None:
     net, rows = model(task, **ALL), make_batch(list(range(8)), task, invalid)
-    garbage = dataclasses.replace(rows, fields={name: values.clone() for name, values in rows.fields.items()})
+    garbage = dataclasses.replace(rows, fields={name: rows[name].clone() for name in rows.fields})
     for row in invalid:
         garbage["image"][row] = 255 * (row % 2)
         garbage["target"][row] = 2

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,7 +41,7 @@ from PIL import Image as Pillow
 
 from . import field_data, own_fields
 
-ALL = {
+ALL: dict[str, Field] = {
     "image": Image(),
     "mask": Mask(4),
     "target": ClassIndex(3),
@@ -249,7 +250,8 @@ def test_text_and_json_that_are_none_are_damage() -> None:
 
 
 def test_a_damaged_member_masks_the_sample_and_is_written_down(tmp_path: Path) -> None:
-    replaced = {(3, "seg.png"): b"no mask", (9, "boxes.json"): b"{", (20, "txt"): b"\xff", (31, "depth"): b"\1\0\1\0"}
+    replaced: dict[tuple[int, str], bytes | None] = {}
+    replaced |= {(3, "seg.png"): b"no mask", (9, "boxes.json"): b"{", (20, "txt"): b"\xff", (31, "depth"): b"\1\0\1\0"}
     replaced |= {(12, "seg.png"): None, (5, "seg.png"): cv2.imencode(".png", np.zeros((3, 3), np.uint8))[1].tobytes()}
     dataset, log = field_data.write(tmp_path / "d", replaced=replaced), tmp_path / "skipped.jsonl"
     batches = list(field_data.loader(dataset, ALL, log=log))
@@ -308,14 +310,15 @@ def test_dataset_json_describes_fields(tmp_path: Path) -> None:
     formats = [json.loads((tmp_path / name / "dataset.json").read_text())["format"] for name in ("plain", "d")]
     assert formats == ["lightning-shards/1", "lightning-shards/2"]
     assert plain.fingerprint != described.fingerprint
-    assert resolve_fields(described) == {"image": Image(), "mask": Mask(4)}
-    assert resolve_fields(plain) == {"image": Image(), "target": ClassIndex(3)}
+    assert resolve_fields(described) == dict[str, Field](image=Image(), mask=Mask(4))
+    assert resolve_fields(plain) == dict[str, Field](image=Image(), target=ClassIndex(3))
     assert resolve_fields(described, lambda dataset: {"text": Text()}) == {"text": Text()}
     for wrong in ({}, {"image": "png"}, {3: Image()}, [Image()]):
         with pytest.raises(InputError):
             resolve_fields(plain, wrong)  # type: ignore[arg-type]
     path = tmp_path / "d" / "dataset.json"
-    for fields in ([], {"image": 3}, None):
+    wrong_fields: list[Any] = [[], {"image": 3}, None]
+    for fields in wrong_fields:
         path.write_text(json.dumps({**json.loads(path.read_text()), "fields": fields}))
         with pytest.raises(InputError, match="damaged"):
             Dataset.open(tmp_path / "d")

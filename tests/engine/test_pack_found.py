@@ -196,14 +196,14 @@ def test_a_zip_with_any_damage_is_read_or_refused(at: int, change: bytes, tmp_pa
         names, members = list_zip(path)
     except InputError:
         return
-    files = ImageFiles(path, members)
+    reader = ImageFiles(path, members)
     for name in names:
         try:
-            data = files.read(name)
+            data = reader.read(name)
         except (OSError, ValueError):
             continue
         assert data in [jpeg(n, 8, 8) for n in range(3)] or not data
-    files.close()
+    reader.close()
 
 
 @settings(max_examples=150, deadline=None)

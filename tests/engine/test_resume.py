@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from lightning_shards.data.dataset import Dataset
-from lightning_shards.data.order import WindowedOrder
+from lightning_shards.data.order import Order, WindowedOrder
 
 from . import proofs, starts
 from .in_place import PROJECT
@@ -43,7 +43,7 @@ class Trial:
         self.batches: list[int] = []
         self.killed = False
         shards = Dataset.open(dataset).splits["train"]
-        self.order = WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
+        self.order: Order = WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
         trainer = SMALL["trainer"] | {"max_epochs": EPOCHS, "val_check_interval": interval}
         data = SMALL["data"] | {"path": str(dataset), "image_size": 8}
         settings = SMALL | {"data": data, "trainer": trainer, "ledger": True, "save_every_minutes": 0.00001}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_shards.data import Boxes, ClassIndex, Crop, Image, Mask
+from lightning_shards.data import Boxes, ClassIndex, Crop, Field, Image, Mask
 from lightning_shards.data.batch import Batch
 from lightning_shards.data.transform import check_portable, generator
 from lightning_shards.data.transforms import albumentations_transform, torchvision_transform
@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 
 from . import field_data, own_fields
 
-FIELDS = {"image": Image(), "target": ClassIndex(3)}
+FIELDS: dict[str, Field] = {"image": Image(), "target": ClassIndex(3)}
 PLANE = {"image": Image(), "mask": Mask(4), "boxes": Boxes(2), "target": ClassIndex(3)}
 
 
@@ -179,8 +179,8 @@ def test_the_datamodule_has_fields_and_a_transform(tmp_path: Path) -> None:
 
     settings: dict[str, Any] = {"path": str(dataset.root), "global_batch_size": 8, "image_size": 32}
     assert list(ShardDataModule(**settings).sample_fields) == ["image", "target"]
-    assert Own(**settings).sample_fields == Own.fields
-    assert Asked(**settings).sample_fields == {"image": Image(), "kind": ClassIndex(3)}
+    assert dict(Own(**settings).sample_fields) == dict(Own.fields)
+    assert Asked(**settings).sample_fields == dict[str, Field](image=Image(), kind=ClassIndex(3))
     for wrong, sentence in ((Lacking, "the tars hold"), (Broken, "with every sample")):
         with pytest.raises(InputError, match=sentence):
             wrong(**settings)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from lightning_shards.data.batch import Batch
@@ -61,7 +61,7 @@ class ImageModel(ShardModule):
         compile: torch.compile in place; null: on CUDA, for runs that are long enough to earn it.
     """
 
-    inputs = ("image",)  # the fields of a batch that `forward` takes
+    inputs: ClassVar[tuple[str, ...]] = ("image",)  # the fields of a batch that `forward` takes
     mean: Tensor  # of ImageNet's pixels in 0..255, (1, 3, 1, 1)
     std: Tensor
 
@@ -122,7 +122,8 @@ class ImageModel(ShardModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, mix = self.augment(batch["image"], batch["target"], batch.seeds, batch.valid)
-        losses = self.losses(self(images, *(batch[name] for name in self.inputs[1:])), batch, mix)
+        others = [batch[name] for name in self.inputs[1:]]
+        losses = self.losses(self(images, *others), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
         self.log("train/loss", loss, batch_size=len(batch))  # with prog_bar, each step would wait for its value
         return loss

@@ -47,7 +47,7 @@ def tiny_dataset(
         sizes: samples of each shard to train on.
         held_out: samples to validate on, and as many to test on.
     """
-    splits = {}
+    splits: dict[str, list[Shard]] = {}
     for split, counts in (("train", sizes), ("val", [held_out]), ("test", [held_out])):
         (root / split).mkdir(parents=True)
         first = 0

@@ -9,13 +9,19 @@ from typing import Any
 
 from ..errors import InputError
 
+
+def _side(crop: Any) -> Any:
+    """Of a Crop, or the number itself."""
+    return getattr(crop, "size", crop)
+
+
 Rule = tuple[str, Callable[[Any], bool]]
 _RULES: dict[str, Rule] = {
     "global_batch_size micro_batch_size batch_size accumulation workers window_samples window_bytes cache_bytes": (
         "a whole number, at least 1",
         lambda x: isinstance(x, Integral) and int(x) >= 1,
     ),
-    "image_size crop": ("at least 8", lambda x: getattr(x, "size", x) >= 8),
+    "image_size crop": ("at least 8", lambda x: _side(x) >= 8),
     "seed": ("a whole number, at least 0", lambda x: isinstance(x, Integral) and int(x) >= 0),
     "fraction eval_crop": ("above 0 and at most 1", lambda x: 0 < float(x) <= 1),
     "flip max_skipped_fraction": ("between 0 and 1", lambda x: 0 <= x <= 1),

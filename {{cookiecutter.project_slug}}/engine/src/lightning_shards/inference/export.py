@@ -58,7 +58,7 @@ def export(model: Any, about: dict[str, Any], path: Path) -> None:
         warnings.filterwarnings("ignore", message=message)
     deployed = Deployed(model).eval().requires_grad_(False)
     chance, names = torch.Generator().manual_seed(0), list(about["inputs"])
-    examples = [_example(*row, chance) for row in about["inputs"].values()]
+    examples = [_example(row[0], row[1], chance) for row in about["inputs"].values()]
     with torch.inference_mode():
         wanted = deployed(*examples).numpy()
     dynamic = (tuple({0: Dim.DYNAMIC} for _ in examples),)
