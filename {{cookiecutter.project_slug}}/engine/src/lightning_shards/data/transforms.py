@@ -3,7 +3,7 @@
 Both draw from generators of their own; these are set from the sample's before each call. What that costs, and what it
 takes besides:
 - torchvision draws from torch's one generator of a process. So of a process's threads one transforms at a time, and
-  each decoding process imports torch (seconds at its start, some 300 MB).
+  each decoding process imports torch (seconds at its start, some 600 MB).
 - albumentations keeps its generators in the transform. So each thread has a copy of it.
 
 `transform = torchvision_transform(v2.RandAugment())` belongs into a module, as any transform does.
