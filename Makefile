@@ -69,9 +69,11 @@ $(BENCH_ENV)/ready: benchmarks/requirements.txt | bake uv
 
 # The project's own environment, with the photographs; other loaders take part where `make bench` has set them up.
 PEERS = $(if $(wildcard $(BENCH_ENV)/ready),--peers ../../$(BENCH_ENV)/bin/python)
+# Beside the project's own environment: for the photographs, and for the engine's tests.
+GPU_NEEDS := scikit-image,cookiecutter,hypothesis,pytest-xdist,moto[server],s3fs,onnx,onnxruntime
 gpu: bake  ## what only an NVIDIA GPU can tell, in under 10 minutes; GPU="--help" says what can be chosen
 	@$(IN_BAKE) setup
-	@cd $(BAKE) && "$(UV_THERE)" run --quiet --with scikit-image python ../../benchmarks/gpu.py --json ../gpu.json $(PEERS) $(GPU)
+	@cd $(BAKE) && "$(UV_THERE)" run --quiet --with '$(GPU_NEEDS)' python ../../benchmarks/gpu.py --json ../gpu.json $(PEERS) $(GPU)
 
 format: | uv  ## put the code in order: the template's own, the engine and the team's package
 	@$(RUN) ruff check --fix-only --quiet $(CODE) '$(PROJECT)/engine'

@@ -10,15 +10,15 @@ through the whole epoch; a rank's plan is timed on one of them, alone on a core,
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import platform
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning_shards.data.order import WindowedOrder
+from lightning_shards.data.sampler import TrainSampler
 
 SHARDS, SAMPLES, SAMPLE_BYTES = 10_000, 10_000, 27_000  # photos packed at a short side of 256 pixels
 WINDOW_BYTES = 4 << 30  # the default of data.window_bytes
@@ -26,22 +26,12 @@ BATCH, RANKS = 8192, 8
 IMAGES_PER_SECOND = 2_500  # of one GPU: a stated figure, to say what share of the time the plan is
 
 
-def package() -> str:
-    """Name of the package of the project whose environment this runs in."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    sys.path.insert(0, str(Path("src").absolute()))
-    return folder.name
-
-
 def simulate(nodes: int) -> dict[str, Any]:
     """The figures of one epoch for the last of `nodes` nodes, and for its last rank."""
-    loading = f"{package()}.loading"
-    order_of = importlib.import_module(f"{loading}.order").WindowedOrder
-    sampler_of = importlib.import_module(f"{loading}.sampler").TrainSampler
-    order = order_of([SAMPLES] * SHARDS, [SAMPLES * SAMPLE_BYTES] * SHARDS, window_bytes=WINDOW_BYTES)
+    order = WindowedOrder([SAMPLES] * SHARDS, [SAMPLES * SAMPLE_BYTES] * SHARDS, window_bytes=WINDOW_BYTES)
     world = nodes * RANKS
     micro = min(256, BATCH // world)
-    sampler = sampler_of(order, world - 1, world, micro, BATCH // (micro * world), (0, 0))
+    sampler = TrainSampler(order, world - 1, world, micro, BATCH // (micro * world), (0, 0))
     began, rows = time.perf_counter(), 0
     for ids in sampler:
         rows += len(ids)
@@ -52,7 +42,7 @@ def simulate(nodes: int) -> dict[str, Any]:
         batches = np.arange(first // BATCH, min(-(-last // BATCH), len(order) // BATCH)) * BATCH
         positions = (batches[:, None] + np.arange((nodes - 1) * share, BATCH)).ravel()
         positions = positions[(positions >= first) & (positions < last)] - first
-        found = np.unique(order._window_ids(0, window)[positions] // SAMPLES)
+        found = np.unique(order._window(0, window)[0][positions] // SAMPLES)
         touches += len(found)
         shards |= set(found.tolist())
         read += len(positions)

@@ -23,8 +23,11 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
+from lightning_shards.data.crop import Crop, resize
+from lightning_shards.data.decode import decode_image as our_decode
+from lightning_shards.data.decode import decode_jpeg as first_rows
+from lightning_shards.data.image_header import read_frame
 from peers import CROP_SCALE, QUALITY, Box
-from peers.ours import engine
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg
 
@@ -51,7 +54,8 @@ def difference(pairs: Sequence[tuple[Any, Any]]) -> float:
 
 def between_markers(data: bytes, box: Box) -> tuple[bytes, int, int]:
     """The part of a 4:2:0 JPEG with restart markers that holds `box`, as a JPEG, and where that begins: top, left."""
-    frame = engine("data.image_header").read_frame(data)
+    frame = read_frame(data)
+    assert frame
     scan = data.index(b"\xff\xda")
     scan += 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
     interval = data.index(b"\xff\xdd\x00\x04") + 4
@@ -75,10 +79,9 @@ def between_markers(data: bytes, box: Box) -> tuple[bytes, int, int]:
 
 
 def decoders(files: list[bytes], boxes: list[Box], rounds: int) -> Rows:
-    ours, image = engine("data.decode"), engine("data.image_header")
     arrays = [np.frombuffer(data, np.uint8) for data in files]
     tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files]
-    frames = [image.read_frame(data) for data in files]
+    frames: list[Any] = [read_frame(data) for data in files]
     kept = np.empty(1 << 24, np.uint8)
     rgb: Callable[[int], Any] = lambda at: cv2.imdecode(arrays[at], cv2.IMREAD_COLOR_RGB)  # noqa: E731
     turbo: Callable[..., Any] = lambda at, **how: simplejpeg.decode_jpeg(files[at], "RGB", **how)  # noqa: E731
@@ -87,7 +90,7 @@ def decoders(files: list[bytes], boxes: list[Box], rounds: int) -> Rows:
         "simplejpeg": turbo,
         "simplejpeg, memory kept": lambda at: turbo(at, buffer=kept),
         "the same, fast inverse DCT": lambda at: turbo(at, buffer=kept, fastdct=True),
-        "the same, down to the last row of a crop (ours)": lambda at: ours.decode_jpeg(
+        "the same, down to the last row of a crop (ours)": lambda at: first_rows(
             files[at], frames[at], 1, boxes[at][0] + boxes[at][2], keep=False
         ),
         "torchvision.io": lambda at: decode_jpeg(tensors[at]).permute(1, 2, 0).numpy(),
@@ -125,10 +128,9 @@ def png_decoders(files: list[bytes], rounds: int) -> Rows:
     if not files[0].startswith(b"\x89PNG"):
         arrays = [cv2.imencode(".png", cv2.imdecode(array, cv2.IMREAD_COLOR))[1] for array in arrays]  # type: ignore
     pngs, tensors = [array.tobytes() for array in arrays], [torch.from_numpy(array.copy()) for array in arrays]
-    ours = engine("data.decode").decode_image
     ways: dict[str, Callable[[int], Any]] = {
         "OpenCV": lambda at: cv2.imdecode(arrays[at], cv2.IMREAD_COLOR_RGB),
-        "OpenCV, unpacked by libdeflate (ours)": lambda at: ours(pngs[at]),
+        "OpenCV, unpacked by libdeflate (ours)": lambda at: our_decode(pngs[at]),
         "torchvision.io": lambda at: decode_image(tensors[at], ImageReadMode.RGB).permute(1, 2, 0).numpy(),
         "PIL": lambda at: np.asarray(Image.open(BytesIO(pngs[at])).convert("RGB")),
     }
@@ -154,7 +156,7 @@ def filters(files: list[bytes], boxes: list[Box], rounds: int) -> Rows:
     regions = []
     for data, (top, left, height, width) in zip(files, boxes, strict=True):
         regions.append(simplejpeg.decode_jpeg(data, "RGB")[top : top + height, left : left + width])
-    out, ours = np.empty((SIZE, SIZE, 3), np.uint8), engine("data.crop").resize
+    out = np.empty((SIZE, SIZE, 3), np.uint8)
 
     def opencv(interpolation: int) -> Callable[[int], Any]:
         return lambda at: cv2.resize(regions[at], (SIZE, SIZE), dst=out, interpolation=interpolation)
@@ -174,7 +176,7 @@ def filters(files: list[bytes], boxes: list[Box], rounds: int) -> Rows:
         "OpenCV linear": opencv(cv2.INTER_LINEAR),
         "OpenCV area": opencv(cv2.INTER_AREA),
         "linear to 1.25x, area beyond (ours before)": mixed,
-        "linear, of blurred pixels beyond 1.25x (ours)": lambda at: ours(regions[at], out) or out,
+        "linear, of blurred pixels beyond 1.25x (ours)": lambda at: (resize(regions[at], out), out)[1],  # type: ignore[func-returns-value]
         "torch, antialiased": on_tensors,
         "PIL, antialiased": pil,
     }
@@ -196,14 +198,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     results: dict[str, dict[str, Rows]] = {}
-    crop, random = engine("data.crop").Crop(SIZE, scale=CROP_SCALE), np.random.default_rng(0)
+    crop, random = Crop(SIZE, scale=CROP_SCALE), np.random.default_rng(0)
     for case in arguments.cases:
         paths = sorted(next(arguments.work.glob(f"{case}-*")).glob("images/*/*-0.*"))
         files = [paths[at].read_bytes() for at in random.permutation(len(paths))[: arguments.images]]
         results[case] = {"PNG": png_decoders(files, arguments.rounds)}
         if paths[0].suffix == ".jpg":
             shapes = [simplejpeg.decode_jpeg_header(data)[:2] for data in files]
-            boxes = [crop.box(*shape, random.random(crop.draws)) for shape in shapes]
+            boxes = [crop.box(height, width, random.random(crop.draws)) for height, width in shapes]
             results[case]["decoders"] = decoders(files, boxes, arguments.rounds)
             results[case]["filters"] = filters(files, boxes, arguments.rounds)
         for title, rows in results[case].items():

@@ -28,31 +28,32 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-
-sys.path.insert(0, str(Path("src").absolute()))
+from lightning_shards.data.batcher import BatchDecoder, _AtOnce
+from lightning_shards.data.crop import Crop
+from lightning_shards.data.dataset import Dataset
+from lightning_shards.data.loader import EpochLoader, SkipLog
+from lightning_shards.data.order import WindowedOrder
+from lightning_shards.data.sampler import TrainSampler
+from lightning_shards.data.worker import WorkerSpec
 
 SIDE = 224
 STEP_SECONDS = 0.02
 WARM_UP = 8  # batches
 
 
-def package(name: str) -> Any:
-    """A module of the project whose folder this runs in."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    return importlib.import_module(f"{folder.name}.{name}")
-
-
-def job_and_rows(dataset: str, batch: int, threads: int) -> tuple[Any, Any]:
+def job_and_rows(dataset: str, batch: int, threads: int) -> tuple[WorkerSpec, TrainSampler]:
     """What to decode and how, and the ids of each batch."""
-    remote, order, sampler = package("fetching.remote"), package("loading.order"), package("loading.sampler")
-    data = remote.open_dataset(dataset)
+    data = Dataset.open(Path(dataset))
     shards = data.splits["train"]
-    all_ids = order.WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
-    crop = package("decoding.crop").Crop(SIDE)
-    job = package("decoding.process").Job(data, "train", crop, batch, 0, threads, (Path(), None))
-    return job, sampler.TrainSampler(all_ids, 0, 1, batch, 1, (0, 0))
+    order = WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
+    job = WorkerSpec(data, "train", Crop(SIDE), batch, 0, threads, (Path(), None))
+    return job, TrainSampler(order, 0, 1, batch, 1, (0, 0))
+
+
+def memory(job: WorkerSpec) -> dict[str, Any]:
+    """Fresh arrays for the fields of a batch."""
+    return job.layout.arrays(bytearray(job.layout.bytes))
 
 
 def in_threads(dataset: str, batch: int, cores: int) -> Iterator[Any]:
@@ -61,13 +62,13 @@ def in_threads(dataset: str, batch: int, cores: int) -> Iterator[Any]:
     made: list[Any] = []
 
     def take() -> tuple[int, Any]:
-        made.append(np.empty((batch, SIDE, SIDE, 3), np.uint8))
+        made.append(memory(job))
         return 0, made[-1]
 
     for epoch in range(1 << 30):
         rows.set_epoch(epoch)
         for _ in decoder.batches(rows, take):
-            yield torch.from_numpy(made.pop(0))
+            yield torch.from_numpy(made.pop(0)["image"])
 
 
 def in_quick_threads(dataset: str, batch: int, cores: int) -> Iterator[Any]:
@@ -80,9 +81,8 @@ def in_quick_threads(dataset: str, batch: int, cores: int) -> Iterator[Any]:
 
 
 def in_process(dataset: str, batch: int, cores: int, processes: int = 1) -> Iterator[Any]:
-    loading = package("loading.loader")
     job, rows = job_and_rows(dataset, batch, cores // processes)
-    loader = loading.ShardLoader(job, rows, loading.SkipLog(None, 0), processes=processes)
+    loader = EpochLoader(job, rows, SkipLog(None, 0), processes=processes)
     for epoch in range(1 << 30):
         rows.set_epoch(epoch)
         yield from loader
@@ -96,17 +96,14 @@ class _Rows(torch.utils.data.Dataset[Any]):
     """Batches by their ids, decoded by a worker process with the project's own code."""
 
     def __init__(self, dataset: str, batch: int) -> None:
-        self.arguments, self.decoder = (dataset, batch, 1), None
+        self.job = job_and_rows(dataset, batch, 1)[0]
+        self.decoder: BatchDecoder | None = None
 
     def __getitem__(self, ids: Any) -> Any:
-        if self.decoder is None:
-            self.decoder = job_and_rows(*self.arguments)[0].decoder
-        decoder: Any = self.decoder
-        pixels = torch.empty((len(ids), SIDE, SIDE, 3), dtype=torch.uint8)
-        rows = package("decoding.rows").Rows(0, ids, np.zeros(len(ids), int), np.zeros(len(ids), bool), [], False)
-        draws = package("decoding.hashing").uniform(0, 0, ids, decoder.crop.draws)
-        decoder._decode(range(len(ids)), rows, pixels.numpy(), draws, 0)
-        return pixels, torch.from_numpy(rows.targets)
+        decoder = self.decoder = self.decoder or self.job.decoder
+        arrays = memory(self.job)
+        decoder._finish(decoder._begin(_AtOnce(), ids, None, 0, 0, arrays), False)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class _Ids:

@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.ours import engine
+from lightning_shards.data import crop as cropping
+from lightning_shards.data import decode
+from lightning_shards.data.dataset import Dataset
+from lightning_shards.data.worker import WorkerSpec
 
 DECODE, RESIZE = 380e-6, 90e-6  # seconds of one image of 39 KB: benchmarks/decoders.py
 BATCH, SIDE = 128, 224
@@ -54,6 +57,11 @@ class Sampler:
     def __init__(self, samples: int) -> None:
         self.samples = samples
 
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __len__(self) -> int:
+        return 1 << 30
+
     def occurrences(self, batch: int) -> None:
         return None
 
@@ -66,16 +74,15 @@ class Sampler:
 
 def deliver(dataset: str, threads: int, seconds: float, barrier: Any, rates: Any) -> None:
     """Images per second of one process."""
-    decode, crop = engine("data.decode"), engine("data.crop")
 
     def decoded(data: bytes, frame: Any, by: int, rows: int, keep: bool) -> Any:
         nap(DECODE)
         return decode.scratch("decoded", (frame.height, frame.width, 3))
 
-    crop.decode_jpeg, crop.resize = decoded, lambda region, out: nap(RESIZE)
-    data = engine("data.dataset").Dataset.open(Path(dataset))
-    job = engine("data.worker").WorkerSpec(data, "train", crop.Crop(SIDE), BATCH, 0, threads, (Path(), None))
-    slots = itertools.cycle(enumerate(np.zeros((6, BATCH, SIDE, SIDE, 3), np.uint8)))
+    vars(cropping).update(decode_jpeg=decoded, resize=lambda region, out: nap(RESIZE))
+    data = Dataset.open(Path(dataset))
+    job = WorkerSpec(data, "train", cropping.Crop(SIDE), BATCH, 0, threads, (Path(), None))
+    slots = itertools.cycle([(n, job.layout.arrays(bytearray(job.layout.bytes))) for n in range(6)])
     rows = job.decoder.batches(Sampler(data.samples("train")), lambda: next(slots))
     for _ in range(10):
         next(rows)

@@ -11,12 +11,10 @@ hundred milliseconds in one process; a ratio is of one turn to the bare one befo
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,15 +23,11 @@ from typing import Any
 
 import lightning
 import torch
+from baked import team
+from lightning_shards.data.batch import Batch
+from lightning_shards.train import TrainingCLI
 
 ROWS, SIDE = {"cpu": 32, "cuda": 256}, 32  # a GPU needs more rows to be busy for 20 ms
-
-
-def package() -> str:
-    """Name of the package of the project whose folder this runs in."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    sys.path.insert(0, str(Path("src").absolute()))
-    return folder.name
 
 
 class Memory:
@@ -86,8 +80,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = package()
-    training, loader = (importlib.import_module(f"{name}.{part}") for part in ("training.cli", "loading.loader"))
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {device}",
         "torch": torch.__version__,
@@ -95,35 +87,37 @@ def main() -> None:
     dataset = str(Path("data/sample").absolute())
     for milliseconds in arguments.milliseconds:
         with tempfile.TemporaryDirectory() as folder:
-            results[f"{milliseconds:g} ms"] = compare(training, loader, dataset, folder, milliseconds, arguments.rounds)
+            results[f"{milliseconds:g} ms"] = compare(dataset, folder, milliseconds, arguments.rounds)
         print(f"{milliseconds:g} ms", results[f"{milliseconds:g} ms"], flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def compare(training: Any, loading: Any, dataset: str, folder: str, milliseconds: float, rounds: int) -> dict[str, Any]:
+def compare(dataset: str, folder: str, milliseconds: float, rounds: int) -> dict[str, Any]:
     """Interleaved turns of both loops with a step of about `milliseconds`."""
     os.environ["WANDB_MODE"] = "disabled"
     config = Path("configs/sample.yaml").absolute()
     here = Path.cwd()
+    model, sample = team()
     rows = ROWS["cuda" if torch.cuda.is_available() else "cpu"]
     os.chdir(folder)
     try:
         data = ["--data.path", dataset, "--data.global_batch_size", str(rows), "--data.image_size", str(SIDE)]
         trainer = ["--trainer.max_epochs", str(rounds), "--trainer.limit_val_batches", "0", "--log.wandb", "false"]
-        cli = training.TrainingCLI(["--config", str(config), *data, *trainer, "--trainer.enable_progress_bar", "false"])
-        return measure(cli, loading, milliseconds / 1000, rounds)
+        settings = ["--config", str(config), *data, *trainer, "--trainer.enable_progress_bar", "false"]
+        cli = TrainingCLI(model, **sample, args=settings)
+        return measure(cli, milliseconds / 1000, rounds)
     finally:
         os.chdir(here)
 
 
-def measure(cli: Any, loading: Any, wanted: float, rounds: int) -> dict[str, Any]:
+def measure(cli: Any, wanted: float, rounds: int) -> dict[str, Any]:
     device = cli.device
     random, count = torch.Generator().manual_seed(0), ROWS.get(device, 32)
     images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=random)
     targets, rows = torch.randint(0, 10, (count,), generator=random), torch.arange(count)
     images = images.contiguous(memory_format=torch.channels_last)
-    batch = loading.Batch({"image": images, "target": targets}, rows, rows, torch.ones(count, dtype=torch.bool))
+    batch = Batch({"image": images, "target": targets}, rows, rows, torch.ones(count, dtype=torch.bool))
     batch = batch.to(device)
     for width in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024):
         plain = network(width).to(device)

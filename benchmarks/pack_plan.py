@@ -10,7 +10,6 @@ Memory is what no file backs of that process, at its peak, above what it was aft
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -18,16 +17,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 PIECE = 1_000_000
-
-
-def package(name: str) -> Any:
-    """A module of the project whose folder this runs in."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    sys.path.insert(0, str(Path("src").absolute()))
-    return importlib.import_module(f"{folder.name}.{name}")
 
 
 def write_table(path: Path, rows: int) -> None:
@@ -51,7 +42,9 @@ def anonymous() -> int:
 
 def measure(table: Path, folder: Path) -> dict[str, float]:
     """List and plan in this process; a thread looks at its memory a hundred times a second."""
-    sources, planner = package("packing.sources"), package("packing.plan")
+    from lightning_shards.packing.sources import TableColumns, list_source
+    from lightning_shards.packing.splits import plan
+
     before, peak, ended = anonymous(), [0], threading.Event()
 
     def watch() -> None:
@@ -61,9 +54,9 @@ def measure(table: Path, folder: Path) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
-    listing, _ = sources.list_source(table, "single_label", sources.Columns(targets=("c",)), folder)
+    listing, _ = list_source(table, "single_label", TableColumns(targets=("c",)), folder)
     listed = time.perf_counter()
-    order = planner.plan(listing, {"val": 0.01, "test": 0.01}, None, 0)
+    order = plan(listing, {"val": 0.01, "test": 0.01}, None, 0)
     planned = time.perf_counter()
     ended.set()
     watcher.join()

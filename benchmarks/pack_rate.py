@@ -12,7 +12,6 @@ Memory is that of the largest process.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import multiprocessing
 import os
@@ -26,20 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_shards.packing.encode import encode
+
 SHORT_SIDE, QUALITY = 256, 95
 FEW, TIMES = 200, 8
 
 
-def package() -> str:
-    """Name of the package of the project whose folder this runs in."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    sys.path.insert(0, str(Path("src").absolute()))
-    return folder.name
-
-
 def encode_all(paths: Sequence[str], barrier: Any, seconds: Any) -> None:
     """Encode all files again and again for two seconds at least; what took how long goes into `seconds`."""
-    encode = importlib.import_module(f"{package()}.packing.encode").encode
     contents = [Path(path).read_bytes() for path in paths]
     encode(contents[0], SHORT_SIDE, QUALITY)
     barrier.wait()
@@ -69,11 +62,11 @@ def pack(source: Path, dest: Path, images: int | None) -> tuple[float, float]:
     """Seconds of packing so many images, and MB of the largest process."""
     code = (
         "import json, resource, sys, time; from pathlib import Path\n"
-        f"from {package()}.packing.pack import Recipe, pack\n"
+        "from lightning_shards.packing.pack import PackOptions, pack\n"
         "if __name__ == '__main__':\n"
         "    began = time.perf_counter()\n"
         "    side, quality, limit, workers = json.loads(sys.argv[3])\n"
-        "    recipe = Recipe(short_side=side, quality=quality, limit=limit, val=0, test=0)\n"
+        "    recipe = PackOptions(short_side=side, quality=quality, limit=limit, val=0, test=0)\n"
         "    pack(Path(sys.argv[1]), Path(sys.argv[2]), recipe, workers)\n"
         "    used = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
         "    print(json.dumps([time.perf_counter() - began, max(used) / 1024]))\n"
@@ -83,9 +76,8 @@ def pack(source: Path, dest: Path, images: int | None) -> tuple[float, float]:
         program.flush()
         cores = len(os.sched_getaffinity(0))
         arguments = [str(source), str(dest), json.dumps([SHORT_SIDE, QUALITY, images, cores])]
-        environment = {**os.environ, "PYTHONPATH": str(Path("src").absolute())}
         command = [sys.executable, program.name, *arguments]
-        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     shutil.rmtree(dest)
     seconds, memory = json.loads(said)
     return seconds, memory

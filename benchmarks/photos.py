@@ -1,7 +1,7 @@
 """The images of the loader benchmark: photos of 500 x 375 pixels like ImageNet's, and smaller ones made from them.
 
 Photos are random crops of the photographs that scikit-image ships, or a folder of JPEGs in class folders. What is
-smaller is made from those with the project's own `pack` code, so that every loader reads the same bytes. A folder is
+smaller is made from those with the engine's own `pack` code, so that every loader reads the same bytes. A folder is
 finished once `done` lies beside it; hard links repeat the images where an epoch would otherwise be too short.
 """
 
@@ -12,12 +12,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from lightning_shards.packing.encode import encode
 from numpy.typing import NDArray
 from peers import QUALITY
-from peers.ours import engine
 
 PICTURES = ("astronaut", "chelsea", "coffee", "motorcycle_left", "motorcycle_right")
 WIDTH, HEIGHT = 500, 375
@@ -33,7 +34,7 @@ def make_photos(folder: Path, count: int) -> None:
     import skimage
 
     random = np.random.default_rng(0)
-    pictures = {
+    pictures: dict[str, Any] = {
         name: cv2.imread(str(Path(skimage.__file__).parent / "data" / f"{name}.png"), cv2.IMREAD_COLOR)
         for name in PICTURES
     }
@@ -59,7 +60,7 @@ def make_photos(folder: Path, count: int) -> None:
 
 
 def _short_side(data: bytes) -> tuple[str, bytes]:
-    return engine("packing.encode").encode(data, 256, QUALITY)
+    return encode(data, 256, QUALITY)
 
 
 def _long_side(data: bytes) -> tuple[str, bytes]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+from lightning_shards.data.crop import Crop
 from peers import CROP_SCALE, PEERS, Box
-from peers.ours import engine
 
 IMAGES = 200
 
@@ -17,7 +17,7 @@ def pixel_error(name: str, folder: Path, size: int) -> float:
     """Mean absolute difference, of 255, over the pixels of IMAGES crops."""
     crop = FILTERS[name] if name in FILTERS else PEERS[name].cropper()
     reference = PEERS["imagefolder"].cropper()
-    boxes = engine("data.crop").Crop(size, scale=CROP_SCALE)
+    boxes = Crop(size, scale=CROP_SCALE)
     files = sorted(folder.glob("*/*-0.*"))  # the first of each file's copies
     random = np.random.default_rng(0)
     errors = []
@@ -26,7 +26,7 @@ def pixel_error(name: str, folder: Path, size: int) -> float:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         assert image is not None
         top, left, *shape = boxes.box(image.shape[0], image.shape[1], random.random(boxes.draws))
-        box = tuple(x // 2 * 2 for x in (top, left, *shape))  # FFmpeg cuts at even places only
+        box: Any = tuple(x // 2 * 2 for x in (top, left, *shape))  # FFmpeg cuts at even places only
         pair = (np.asarray(how(data, box, size), np.int16) for how in (crop, reference))
         errors.append(np.abs(np.subtract(*pair)).mean())
     return float(np.mean(errors))

@@ -27,26 +27,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from baked import package
+
 ROWS = 32  # of a micro-batch
-
-
-def package() -> str:
-    """Name of the package of the project whose folder this runs in."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    sys.path[:0] = [str(Path("src").absolute()), str(Path().absolute())]
-    return folder.name
 
 
 def train() -> None:
     """On each rank: train.py with one linear layer in place of its network, and a clock at the end of each step."""
     import torch
+    from lightning_shards.train.checkpoints import Checkpoints
 
     os.chdir(os.environ["RANKS_FOLDER"])
     name = os.environ["RANKS_PACKAGE"]
-    training = importlib.import_module(f"{name}.training.checkpoints")
-    backbones = importlib.import_module(f"{name}.training.backbones")
+    backbones = importlib.import_module(f"{name}.backbones")
     ends: list[float] = []
-    original = training.Checkpoints.on_train_batch_end
+    original = Checkpoints.on_train_batch_end
 
     def timed(self: Any, *given: Any) -> None:
         original(self, *given)
@@ -60,7 +55,7 @@ def train() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.layer(images.mean((2, 3)))
 
-    training.Checkpoints.on_train_batch_end = timed
+    Checkpoints.on_train_batch_end = timed  # type: ignore[method-assign, assignment]
     vars(backbones)["SmallCNN"] = Linear
     import train as script
 

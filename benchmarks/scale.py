@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import json
 import platform
 import resource
@@ -26,21 +25,14 @@ SAMPLES_PER_SHARD = 10_000
 BATCH = 256
 
 
-def package() -> str:
-    """Name of the package of the project whose environment this runs in."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    sys.path.insert(0, str(Path("src").absolute()))
-    return folder.name
-
-
 def make_dataset(root: Path, shards: int) -> None:
     """`shards` names of one tar with SAMPLES_PER_SHARD images of 28 pixels."""
     import cv2
     import numpy as np
     import webdataset
+    from lightning_shards.data.dataset import Dataset, Shard
+    from lightning_shards.data.tar_index import ShardIndex
 
-    dataset = importlib.import_module(f"{package()}.shards.dataset")
-    index = importlib.import_module(f"{package()}.shards.index")
     (root / "train").mkdir(parents=True)
     first = root / "train" / "000000.tar"
     random = np.random.default_rng(0)
@@ -48,38 +40,28 @@ def make_dataset(root: Path, shards: int) -> None:
         for number in range(SAMPLES_PER_SHARD):
             image = cv2.imencode(".png", random.integers(0, 255, (28, 28), np.uint8))[1].tobytes()
             writer.write({"__key__": f"{number:08d}", "png": image, "cls": str(number % 10).encode()})
-    index.ShardIndex.build(first).save(first.with_name("000000.tar.index"))
+    ShardIndex.build(first).save(first.with_name("000000.tar.index"))
     facts = (SAMPLES_PER_SHARD, first.stat().st_size, hashlib.sha256(first.read_bytes()).hexdigest())
     names = [f"train/{number:06d}.tar" for number in range(shards)]
     for name in names[1:]:
         (root / name).hardlink_to(first)
         (root / f"{name}.index").hardlink_to(first.with_name("000000.tar.index"))
-    split = {"train": [dataset.Shard(name, *facts) for name in names]}
-    dataset.Dataset(root, "single_label", [str(i) for i in range(10)], split).save()
+    split = {"train": [Shard(name, *facts) for name in names]}
+    Dataset(root, "single_label", [str(i) for i in range(10)], split).save()
 
 
 def measure(root: Path, share: float) -> dict[str, float]:
     """Start at `share` of the epoch in this process: seconds to the first batch, per batch after it, and memory."""
-    with importlib.import_module(f"{package()}.command").importing():  # as train.py does
-        datamodule = importlib.import_module(f"{package()}.loading.datamodule")
-        importlib.import_module("lightning.pytorch")
-
-    class Trainer:
-        """What the datamodule asks a trainer."""
-
-        world_size, global_rank, num_devices, default_root_dir = 1, 0, 1, str(root)
-        strategy = type("Strategy", (), {"root_device": None})()
-        fit_loop = type("Loop", (), {"restarting": False})()
+    from lightning_shards.data.shard_loader import ShardLoader
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    data = datamodule.ShardDataModule(path=str(root), global_batch_size=BATCH, image_size=28, workers=2)
+    loader = ShardLoader(root, BATCH, crop=28, workers=2)
     opened = time.perf_counter() - started
     if share:
-        position = int(len(data.order) * share) // BATCH * BATCH
-        data.load_checkpoint_state({**data.checkpoint_state(), "epoch": 3, "position": position})
-    data.trainer = Trainer()
-    batches = iter(data.train_dataloader())
+        position = int(len(loader) * share) * BATCH
+        loader.load_state_dict({**loader.state_dict(), "epoch": 3, "position": position})
+    batches = iter(loader)
     next(batches)
     first = time.perf_counter() - started
     times = []
@@ -87,8 +69,9 @@ def measure(root: Path, share: float) -> dict[str, float]:
         began = time.perf_counter()
         next(batches)
         times.append(time.perf_counter() - began)
-    decoding = Path(f"/proc/{data._loaders['train']._decoding[0]._process.pid}/status").read_text().split("VmHWM:")[1]
-    batches.close()  # type: ignore[attr-defined]
+    assert loader._epochs
+    decoding = Path(f"/proc/{loader._epochs._decoding[0]._process.pid}/status").read_text().split("VmHWM:")[1]
+    loader.close()
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {
         "open_seconds": opened,

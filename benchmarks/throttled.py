@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import json
 import os
 import platform
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning_shards.data.crop import Crop
+from lightning_shards.data.dataset import Dataset, Shard
+from lightning_shards.data.order import WindowedOrder
+from lightning_shards.data.sampler import TrainSampler
+from lightning_shards.data.shard_file import ShardFile
+from lightning_shards.data.tar_index import ShardIndex
+from lightning_shards.data.worker import WorkerSpec
 
 SEEK_SECONDS, BYTES_PER_SECOND = 0.008, 150e6
 PAGE = 128 << 10  # a random read brings this much into memory, as the kernel's own read-ahead does
@@ -57,18 +62,10 @@ class Disk:
         return (os.fstat(opened._descriptor).st_ino, offset // PAGE) in self.cached
 
 
-def package() -> str:
-    """Name of the package of the project whose environment this runs in."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    sys.path.insert(0, str(Path("src").absolute()))
-    return folder.name
-
-
 def make_dataset(root: Path) -> None:
     import cv2
     import webdataset
 
-    dataset, index = (importlib.import_module(f"{package()}.shards.{name}") for name in ("dataset", "index"))
     (root / "train").mkdir(parents=True)
     jpeg = cv2.imencode(".jpg", np.full((32, 32, 3), 127, np.uint8))[1].tobytes()
     comment = b"\xff\xfe" + (50_000).to_bytes(2, "big") + bytes(49_998)
@@ -79,36 +76,29 @@ def make_dataset(root: Path) -> None:
         with webdataset.TarWriter(str(path), mtime=0) as writer:
             for sample in range(SAMPLES_PER_SHARD):
                 writer.write({"__key__": f"{number:04d}{sample:06d}", "jpg": heavy, "cls": b"0"})
-        index.ShardIndex.build(path).save(path.with_name(path.name + ".index"))
+        ShardIndex.build(path).save(path.with_name(path.name + ".index"))
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        shards.append(dataset.Shard(f"train/{path.name}", SAMPLES_PER_SHARD, path.stat().st_size, checksum))
-    dataset.Dataset(root, "single_label", ["0"], {"train": shards}).save()
+        shards.append(Shard(f"train/{path.name}", SAMPLES_PER_SHARD, path.stat().st_size, checksum))
+    Dataset(root, "single_label", ["0"], {"train": shards}).save()
 
 
 def deliver(root: Path, ahead: bool, batches: int | None) -> dict[str, float]:
     """Iterate over an epoch, or its first batches, from the simulated disk."""
-    names = (
-        "decoding.process",
-        "decoding.crop",
-        "loading.order",
-        "loading.sampler",
-        "shards.dataset",
-        "fetching.store",
-    )
-    process, crop, order, sampler, dataset, store = (importlib.import_module(f"{package()}.{name}") for name in names)
-    data = dataset.Dataset.open(root)
+    data = Dataset.open(root)
     shards = data.splits["train"]
     window = SAMPLES_PER_SHARD * WINDOW
-    plan = order.WindowedOrder([s.samples for s in shards], [s.bytes for s in shards], window_samples=window)
-    decoder = process.Job(data, "train", crop.Crop(32), 64, 0, 16, (Path(), None)).decoder
+    plan = WindowedOrder([s.samples for s in shards], [s.bytes for s in shards], window_samples=window)
+    job = WorkerSpec(data, "train", Crop(32), 64, 0, 16, (Path(), None))
+    decoder = job.decoder
     if not ahead:
-        decoder.store.expect = lambda numbers: None
-    rows = sampler.TrainSampler(plan, 0, 1, 64, 1, (0, 0))
-    pixels = np.empty((64, 32, 32, 3), np.uint8)  # nobody looks at them
+        decoder.store.expect = lambda numbers: None  # type: ignore[method-assign]
+    rows = TrainSampler(plan, 0, 1, 64, 1, (0, 0))
+    arrays = job.layout.arrays(bytearray(job.layout.bytes))  # nobody looks at them
     disk = Disk()
-    os.pread, store.OpenShard.in_memory = disk, lambda opened, offset: disk.in_memory(opened, offset)
+    os.pread = disk  # type: ignore[assignment]
+    ShardFile.in_memory = lambda opened, offset: disk.in_memory(opened, offset)  # type: ignore[method-assign, assignment]
     began, samples = time.perf_counter(), 0
-    for number, batch in enumerate(decoder.batches(rows, lambda: (0, pixels)), 1):
+    for number, batch in enumerate(decoder.batches(rows, lambda: (0, arrays)), 1):
         samples += int(batch.valid.sum())
         if number == batches:
             break

@@ -91,7 +91,7 @@ def test_the_gpu_command_without_a_gpu(project: Path, photos: Path, tmp_path: Pa
     assert forecast["stages"]["both"]["images_per_second"] > 0 < forecast["ratio"]
     assert forecast["forecast"]["seconds"] > 0 and len(found["forecast"]["rounds"]["ratio"]) == 1
     assert found["waits"]["steps_that_waited"] == 1, "the check of the loss, every 10 steps"
-    assert "training/witnesses.py" in next(iter(found["waits"]["places"]))
+    assert "train/nan_guard.py" in next(iter(found["waits"]["places"]))
     assert "has no Fashion-MNIST" in found["fashion"]["left_out"]
 
     page = tmp_path / "gpu.md"

@@ -6,7 +6,6 @@ takes fewer rounds, or leaves out its last measurements and yields `left_out`, w
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from typing import Any
 
 Figures = Iterator[tuple[str, Any]]
 LAST_LINES = 12  # of an error
+TEMPLATE = Path(__file__).resolve().parents[2]
+sys.path.append(str(TEMPLATE / "tests"))  # some parts check as the engine's tests do
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,6 @@ PARTS = {
     "loader": Part("the loader beside others", "loaders_by_cores", 0.09, ("data",)),
     "tests": Part("the project's own tests", "own_tests", 0.15),
 }
-
-
-def package(name: str) -> Any:
-    """A module of the project in whose folder this runs."""
-    folder = next(path.parent for path in Path("src").glob("*/__init__.py"))
-    if (source := str(Path("src").absolute())) not in sys.path:
-        sys.path.insert(0, source)
-    return importlib.import_module(f"{folder.name}.{name}" if name else folder.name)
 
 
 def call(arguments: list[str], timeout: float | None = None, cwd: Path | None = None) -> str:

@@ -11,9 +11,10 @@ import functools
 from pathlib import Path
 
 import photos
+from lightning_shards.data.dataset import Dataset
 from peers import PEERS, Spec
 
-from . import Figures, Setup, call, package
+from . import Figures, Setup, call
 
 PHOTOS, FILES, EPOCH = 1_000, 16_000, 128_000
 TRIAL = 40, 640, 6_400  # the same in a trial
@@ -27,13 +28,13 @@ def figures(setup: Setup) -> Figures:
     yield "photos", photos.facts(photos.once(setup.images, make))
     yield "packed", photos.once(setup.dataset, lambda path: packed(setup.images, path, epoch)).name
     if not Path("data/sample/dataset.json").exists():
-        call(["-m", package("").__name__, "pack", "sample/fashion-mnist-10k.zip", "data/sample"])
+        call(["-m", "lightning_shards", "pack", "sample/fashion-mnist-10k.zip", "data/sample"])
     yield "sample", "data/sample"
 
 
 def packed(images: Path, dest: Path, epoch: int) -> None:
     PEERS["ours"].pack(images, dest, Spec(224, 128, 1))
-    data = package("shards.dataset").Dataset.open(dest)
+    data = Dataset.open(dest)
     shards = list(data.splits["train"])
     times = max(1, epoch // data.samples("train"))
-    dataclasses.replace(data, splits=data.splits | {"train": shards * times}).save()
+    dataclasses.replace(data, splits={**data.splits, "train": shards * times}).save()

@@ -15,7 +15,7 @@ from pathlib import Path
 import photos
 from make_sample import CLASSES, read
 
-from . import Figures, Setup, call, package
+from . import Figures, Setup, call
 
 RECIPE = Path(__file__).resolve().parent.parent / "fashion.yaml"
 GOAL = 0.95
@@ -57,5 +57,5 @@ def packed(source: Path, dest: Path) -> None:
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):
                 png = cv2.imencode(".png", image)[1].tobytes()
                 file.writestr(f"{split}/{list(CLASSES)[label]}/{number:05d}.png", png)
-    call(["-m", package("").__name__, "pack", str(archive.absolute()), str(dest.absolute()), "--val", "0"])
+    call(["-m", "lightning_shards", "pack", str(archive.absolute()), str(dest.absolute()), "--val", "0"])
     archive.unlink()

@@ -7,7 +7,11 @@ import statistics
 import tempfile
 from typing import Any
 
-from . import Figures, Setup, package, tried
+from baked import team
+from lightning_shards.forecasting.bench import Bench
+from lightning_shards.forecasting.forecast import forecast
+
+from . import Figures, Setup, tried
 
 NETWORKS: dict[str, list[str]] = {
     "resnet50": [],
@@ -48,7 +52,8 @@ def one(arguments: list[str], seconds: float) -> dict[str, Any]:
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    report: dict[str, Any] = package("forecasting.forecast").forecast(arguments, IMAGES, max(1.0, seconds))
+    model, sample = team()
+    report: dict[str, Any] = forecast(model, arguments, IMAGES, max(1.0, seconds), **sample)
     del report["gpus"]  # what others would do is estimated
     stages = {name: stage["images_per_second"] for name, stage in report["stages"].items()}
     report["ratio"] = stages["both"] / stages["model"]
@@ -62,9 +67,9 @@ def one(arguments: list[str], seconds: float) -> dict[str, Any]:
 
 def in_turn(setup: Setup, rounds: int, seconds: float) -> dict[str, Any]:
     """Training on one batch and training from files, in turn, and their ratio in each round."""
-    bench = package("forecasting.bench").Bench
+    model, sample = team()
     with tempfile.TemporaryDirectory() as scratch:
-        trial = bench([*setup.training, "--model.backbone", setup.network], scratch, {})
+        trial = Bench(model, [*setup.training, "--model.backbone", setup.network], scratch, {}, **sample)
         rates = [(trial.model_alone(seconds), trial.both(seconds)[0]) for _ in range(rounds)]
     ratios = [both / model for model, both in rates]
     return {

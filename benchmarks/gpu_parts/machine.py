@@ -8,9 +8,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from lightning_shards.train.hardware import versions
 from loaders import machine
 
-from . import Figures, Setup, package
+from . import Figures, Setup
 
 ASKED = "name,driver_version,memory.total,power.limit,clocks.max.sm,pcie.link.gen.max,pcie.link.width.max"
 
@@ -26,7 +27,7 @@ def figures(setup: Setup) -> Figures:
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     yield "commit", commit.stdout.strip() or None
-    yield "versions", package("training.hardware").versions()
+    yield "versions", versions()
     if setup.device == "cpu":
         return
     device = torch.cuda.get_device_properties(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
@@ -12,7 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import Figures, Setup, call, environment, last_lines, package
+from engine import proofs
+from lightning_shards.data.dataset import Dataset
+from lightning_shards.data.order import WindowedOrder
+
+from . import Figures, Setup, call, environment, last_lines
 
 EPOCHS = 3
 LAUNCH = 120.0  # seconds that a start may take until it has made its steps
@@ -28,9 +31,6 @@ def figures(setup: Setup) -> Figures:
     settings += ["--trainer.accelerator", "gpu" if setup.device == "cuda" else "cpu", "--save_every_minutes", "0.002"]
     settings += ["--trainer.max_epochs", str(EPOCHS), "--trainer.enable_progress_bar", "false"]
     settings += ["--data.fraction", "0.1"] if setup.quick else []
-    sys.path.insert(0, str(Path.cwd()))
-    package("")
-    proofs = importlib.import_module("tests.proofs")
     with tempfile.TemporaryDirectory() as scratch:
         runs = Path(scratch, "runs")
 
@@ -44,7 +44,7 @@ def figures(setup: Setup) -> Figures:
         kills = []
         for share in (0.3, 0.7):
             going = ["--resume", "cut"] if (runs / "cut").exists() else [*settings, "--run", "cut"]
-            kills.append(killed([program, *going], Path(scratch), runs / "cut", int(share * steps), proofs))
+            kills.append(killed([program, *going], Path(scratch), runs / "cut", int(share * steps)))
         call([program, "--resume", "cut"], cwd=Path(scratch))
         yield "killed_after_steps", kills
         yield "done_again", proofs.repeated_steps(runs / "cut")
@@ -57,13 +57,11 @@ def figures(setup: Setup) -> Figures:
 
 
 def train_order(dataset: Path, fraction: float) -> Any:
-    shards = package("shards.dataset").Dataset.open(dataset).splits["train"]
-    return package("loading.order").WindowedOrder(
-        [s.samples for s in shards], [s.bytes for s in shards], fraction=fraction
-    )
+    shards = Dataset.open(dataset).splits["train"]
+    return WindowedOrder([s.samples for s in shards], [s.bytes for s in shards], fraction=fraction)
 
 
-def killed(command: list[str], cwd: Path, run: Path, steps: int, proofs: Any) -> int:
+def killed(command: list[str], cwd: Path, run: Path, steps: int) -> int:
     """Start, and kill once `steps` are in the ledger and there is a checkpoint; the steps that were made by then."""
     with (cwd / "log").open("w+") as log:
         process = subprocess.Popen([sys.executable, *command], cwd=cwd, env=environment(), stdout=log, stderr=log)

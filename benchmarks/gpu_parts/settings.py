@@ -8,7 +8,10 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from . import Figures, Setup, package, tried
+from baked import team
+from lightning_shards.forecasting.bench import Bench, MeasuredData
+
+from . import Figures, Setup, tried
 
 ROUNDS = 2
 Trial = tuple[Any, list[str], str]  # class of the bench, settings that are changed, what is measured
@@ -16,27 +19,26 @@ Trial = tuple[Any, list[str], str]  # class of the bench, settings that are chan
 
 def trials(setup: Setup) -> dict[str, Trial]:
     """By name."""
-    bench = package("forecasting.bench")
 
-    class NothingAhead(bench.MeasuredData):  # type: ignore[misc, name-defined]
+    class NothingAhead(MeasuredData):
         def train_dataloader(self) -> Any:
             loader = super().train_dataloader()
             loader._device = None
             return loader
 
-    class Unhelped(bench.Bench):  # type: ignore[misc, name-defined]
+    class Unhelped(Bench):
         data_class = NothingAhead
 
     found: dict[str, Trial] = {
-        "defaults": (bench.Bench, [], "model_alone"),
-        "no channels_last": (bench.Bench, ["--model.channels_last", "false"], "model_alone"),
-        "no fused optimizer": (bench.Bench, ["--model.fused", "false"], "model_alone"),
-        "copied ahead": (bench.Bench, [], "both"),
+        "defaults": (Bench, [], "model_alone"),
+        "no channels_last": (Bench, ["--model.channels_last", "false"], "model_alone"),
+        "no fused optimizer": (Bench, ["--model.fused", "false"], "model_alone"),
+        "copied ahead": (Bench, [], "both"),
         "copied by the step": (Unhelped, [], "both"),
     }
     if setup.device == "cuda":
-        found["float32 with TF32"] = (bench.Bench, ["--trainer.precision", "32-true"], "model_alone")
-        found["compiled"] = (bench.Bench, ["--model.compile", "true"], "model_alone")
+        found["float32 with TF32"] = (Bench, ["--trainer.precision", "32-true"], "model_alone")
+        found["compiled"] = (Bench, ["--model.compile", "true"], "model_alone")
     return found
 
 
@@ -45,6 +47,7 @@ def figures(setup: Setup) -> Figures:
     rounds, known = (1 if setup.quick else ROUNDS), trials(setup)
     seconds = 0.3 if setup.quick else max(1.0, setup.seconds / (rounds * len(known) + 3) - 3)
     made: dict[str, Any] = {}
+    model, sample = team()
     rates: dict[str, list[float]] = {}
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -52,7 +55,7 @@ def figures(setup: Setup) -> Figures:
         def measure(name: str) -> list[float]:
             kind, changed, what = known[name]
             if name not in made:
-                made[name] = kind([*base, *changed], scratch, {})
+                made[name] = kind(model, [*base, *changed], scratch, {}, **sample)
             rate = getattr(made[name], what)(seconds)
             rates.setdefault(name, []).append(round(rate[0] if what == "both" else rate, 1))
             return list(rates[name])

@@ -6,9 +6,7 @@ copies are counted by torch's profiler, which sees all threads: that of the load
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
@@ -17,8 +15,11 @@ from typing import Any
 
 import lightning
 import torch
+from baked import team
+from engine.waits import Waits
+from lightning_shards.train import TrainingCLI
 
-from . import Figures, Setup, folder, package
+from . import Figures, Setup, folder
 
 STEPS, PROFILED = 120, range(40, 80)
 TRIAL = 12, range(0)
@@ -28,7 +29,7 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 class Steps(lightning.Callback):  # type: ignore[misc]
     """Tells which step it is, profiles some of them, and ends the training."""
 
-    def __init__(self, waits: Any, steps: int, profiled: range, trace: Path) -> None:
+    def __init__(self, waits: Waits, steps: int, profiled: range, trace: Path) -> None:
         self.waits, self.steps, self.profiled, self.trace = waits, steps, profiled, trace
         self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if profiled else None
 
@@ -45,9 +46,8 @@ class Steps(lightning.Callback):  # type: ignore[misc]
 
 
 def figures(setup: Setup) -> Figures:
-    training = package("training.cli")
-    sys.path.insert(0, str(Path.cwd()))
-    waits = importlib.import_module("tests.test_waits").Waits()
+    model, sample = team()
+    waits = Waits(Path.cwd() / "src")
     steps, profiled = TRIAL if setup.quick else (STEPS, PROFILED if setup.device == "cuda" else range(0))
     settings = [*setup.training, "--model.backbone", setup.network, "--model.compile", "false"]
     settings += ["--data.global_batch_size", str(setup.micro)]
@@ -56,8 +56,9 @@ def figures(setup: Setup) -> Figures:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(folder(scratch))
-        cli = training.TrainingCLI(settings)
-        cli.trainer.callbacks.append(Steps(waits, steps, profiled, scratch / "trace.json"))
+        cli = TrainingCLI(model, **sample, args=settings)
+        own = Steps(waits, steps, profiled, scratch / "trace.json")
+        cli.trainer.callbacks.append(own)  # type: ignore[attr-defined]
         with cli.run, waits.watching(setup.device):
             cli.start()
         counts = set(range(1, steps)) - ({profiled.start, profiled.stop} if profiled else set())  # there it waits, too

@@ -1,11 +1,10 @@
 """This project's loader, and its decoder alone: what the loader could deliver if all else cost nothing.
 
-Both come from the project in whose folder the benchmark runs.
+Both come from the engine that is installed where the benchmark runs.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import multiprocessing
 import os
@@ -16,29 +15,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning_shards.data import Crop, ShardLoader
+
 from . import CROP_SCALE, Box, Spec
 
 CHUNK = 64  # images that a process of `bare` decodes between two looks at the time
 
 
-def engine(module: str) -> Any:
-    """A module of the engine that the project in whose folder this runs has installed."""
-    return importlib.import_module(f"lightning_shards.{module}")
-
-
 def pack(images: Path, dest: Path, spec: Spec) -> None:
     """The command `pack`, with every file's bytes kept, in about 16 shards."""
-    package = next(path.parent for path in Path("src").glob("*/__init__.py")).name
     shard = sum(path.stat().st_size for path in images.glob("*/*")) // 16
     settings = ["--copy", "--val", "0", "--test", "0", "--shard-bytes", str(shard), "--force"]
-    command = [sys.executable, "-m", package, "pack", str(images.absolute()), str(dest.absolute()), *settings]
-    subprocess.run(command, check=True, cwd="src", stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "lightning_shards", "pack", str(images), str(dest), *settings]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def ours(data: Path, spec: Spec) -> Iterator[Any]:
-    data_room = engine("data")
-    crop = data_room.Crop(spec.size, scale=CROP_SCALE)
-    loader = data_room.ShardLoader(data, spec.batch, crop=crop)
+    loader = ShardLoader(data, spec.batch, crop=Crop(spec.size, scale=CROP_SCALE))
     while True:
         for batch in loader:
             yield batch["image"]
@@ -46,9 +40,7 @@ def ours(data: Path, spec: Spec) -> Iterator[Any]:
 
 def crop(data: bytes, box: Box, size: int) -> Any:
     """Through the loader's own class, whose choice of a box is replaced by `box`."""
-    import numpy as np
-
-    fixed = type("Fixed", (engine("data.crop").Crop,), {"box": lambda *_: box})
+    fixed = type("Fixed", (Crop,), {"box": lambda *_: box})
     out = np.empty((size, size, 3), np.uint8)
     fixed(size, flip=0)(data, None, out)
     return out
@@ -59,9 +51,7 @@ def bare(data: Path, spec: Spec) -> Iterator[Any]:
 
     Gives the first chunk of pixels, and then ranges that are as long as what was decoded meanwhile.
     """
-    import numpy as np
-
-    crop = engine("data.crop").Crop(spec.size, scale=CROP_SCALE)
+    crop = Crop(spec.size, scale=CROP_SCALE)
     files = [path.read_bytes() for path in sorted(data.glob("*/*"))]
     random = np.random.default_rng(0)
     draws = random.random((1024, crop.draws))

@@ -50,7 +50,7 @@ def crop_tensor(data: bytes, box: Box, size: int) -> Any:
 def imagefolder(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
     """The loop of PyTorch's own ImageNet example, with workers that stay from epoch to epoch."""
     dataset = ImageFolder(str(data), _transform(spec.size))
-    workers = {"num_workers": spec.cores, "persistent_workers": True}
+    workers: dict[str, Any] = {"num_workers": spec.cores, "persistent_workers": True}
     yield from _forever(DataLoader(dataset, spec.batch, shuffle=True, drop_last=True, **workers))
 
 
@@ -118,5 +118,5 @@ def mosaic(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
             return self.transform(sample["image"]), sample["label"]
 
     dataset = Dataset(local=str(data), shuffle=True, batch_size=spec.batch)
-    workers = {"num_workers": spec.cores, "persistent_workers": True}
+    workers: dict[str, Any] = {"num_workers": spec.cores, "persistent_workers": True}
     yield from _forever(DataLoader(dataset, spec.batch, drop_last=True, **workers))

@@ -6,91 +6,19 @@ called in the real training: values read into Python, and operations whose resul
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning
-import lightning_shards
 import pytest
 import team
 import torch
 from lightning_shards.train.module import LearningRate
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .test_train import project, start  # noqa: F401  (`project` is a fixture)
+from .waits import Waits
 
-PACKAGE = Path(lightning_shards.__file__).parent
-ROOMS = str(PACKAGE), str(Path(team.__file__).parent), str(Path(lightning.__file__).parent)
-HOST = str(PACKAGE / "data")  # works on tensors that are the host's
-READS = (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.__array__)
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique", "_unique2", "unique_dim")
 STEPS, EPOCHS = 24, 2
-
-
-class Waits:
-    """Notes where the host waited, by the step in which it was. Only the code of the project and Lightning counts."""
-
-    def __init__(self) -> None:
-        self.step = -1
-        self.found: dict[int, list[str]] = defaultdict(list)
-
-    def note(self, what: str) -> None:
-        frame, places = sys._getframe(1), []
-        while frame is not None:
-            places.append((frame.f_code.co_filename, frame.f_lineno))
-            frame = frame.f_back  # type: ignore[assignment]
-        if any(path.startswith(HOST) for path, _ in places):
-            return
-        path, line = next((place for place in places if place[0].startswith(ROOMS)), places[1])
-        self.found[self.step].append(f"{what} at {path}:{line}")
-
-    @contextmanager
-    def watching(self, device: str) -> Iterator[Waits]:
-        with ExitStack() as stack:
-            if device == "cuda":
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("always")
-                warnings.showwarning = lambda message, *_, **__: (
-                    self.note("a wait") if "synchronizing CUDA operation" in str(message) else None
-                )
-                stack.callback(torch.cuda.set_sync_debug_mode, "default")
-                torch.cuda.set_sync_debug_mode("warn")
-            else:
-                stack.enter_context(_Operations(self.note))
-                stack.enter_context(_Reads(self.note))
-            yield self
-
-
-class _Operations(TorchDispatchMode):
-    def __init__(self, note: Callable[[str], None]) -> None:
-        super().__init__()
-        self.note = note
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        masked = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        if name in WAITS or masked:
-            self.note(name)
-        return func(*args, **(kwargs or {}))
-
-
-class _Reads(TorchFunctionMode):
-    def __init__(self, note: Callable[[str], None]) -> None:
-        super().__init__()
-        self.note = note
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READS:
-            self.note(func.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +53,7 @@ def test_no_training_step_waits_but_where_something_is_shown_or_checked(
 ) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device: only the operations are watched, in place of CUDA's own word")
-    waits, begin = Waits(), LearningRate.on_train_batch_start
+    waits, begin = Waits(Path(team.__file__).parent), LearningRate.on_train_batch_start
 
     def counted(self: LearningRate, *given: Any) -> None:
         waits.step += 1
