@@ -152,8 +152,8 @@ def run_case(case: str, names: list[str], folders: dict[str, Path], arguments: a
 
 def row(name: str, runs: list[dict[str, float]], ours: list[dict[str, float]], cores: int) -> dict[str, Any]:
     """One loader's line: spread over the rounds, and how many times as fast ours was in the same round."""
-    rates = [run["images_per_second"] for run in runs]
-    ratios = [our["images_per_second"] / rate for our, rate in zip(ours, rates, strict=False)]
+    rates, ours_rates = ([round(run["images_per_second"], 1) for run in of] for of in (runs, ours))
+    ratios = [our / rate for our, rate in zip(ours_rates, rates, strict=False)]
     return {
         "name": name,
         "title": PEERS[name].title,
@@ -167,7 +167,7 @@ def row(name: str, runs: list[dict[str, float]], ours: list[dict[str, float]], c
         "ours_is_times": [round(x, 2) for x in (median(ratios), min(ratios), max(ratios))] if ratios else None,
         "memory_mb": round(max(run["memory_mb"] for run in runs)),
         "mean_pixel": round(median([run["mean"] for run in runs]), 1),
-        "rates": [round(rate, 1) for rate in rates],
+        "rates": rates,
         "others": round(max(run["others"] for run in runs), 3),
     }
 
