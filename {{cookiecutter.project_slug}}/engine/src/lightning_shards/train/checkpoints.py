@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 from ..errors import InputError
 from ..files import fsync_folder, replacing
 from ..runs.checkpoints import FORMAT, KEY, state_in
-from . import ema, loop_state, own_callbacks
+from . import ema, loop_state, own_callbacks, resume_settings
 from .datamodule import ShardDataModule
 from .stop import RankConsensus, Stopped, StopRequest, ended
 
@@ -70,6 +70,7 @@ class Checkpoints(Checkpoint):
         self.keep, self.patience = keep, patience
         self.stop, self.agreement = stop or StopRequest(), RankConsensus()
         self.best: float | None = None
+        self._options: list[dict[str, Any]] | None = None  # what the model gave its optimizers at this start
         self.waited = 0  # validations since then, at epochs' ends
         self._is_best = False  # the checkpoint being written is the best one
         self._validated: tuple[int, int] | None = None  # (epoch, position) of the last validation that was completed
@@ -78,7 +79,7 @@ class Checkpoints(Checkpoint):
     # -- what a checkpoint holds of this callback, and how a run goes on from it
     def state_dict(self) -> dict[str, Any]:
         place = {"is_best": self._is_best, "validated": self._validated}
-        return {"best": self.best, "waited": self.waited, **place}
+        return {"best": self.best, "waited": self.waited, "options": self._options, **place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self._validated, self.waited = (state_dict[name] for name in ("best", "validated", "waited"))
@@ -88,6 +89,9 @@ class Checkpoints(Checkpoint):
         own_callbacks.arrange(trainer, self)
         self.stop.take_over(trainer)
         self.agreement.start(trainer)
+
+    def _note_options(self, options: list[dict[str, Any]]) -> None:
+        self._options = options
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.agreement.finish()  # a pass that was ended by an error is not torn down
@@ -103,10 +107,14 @@ class Checkpoints(Checkpoint):
         begun = bool(data.position)
         loop_state.rewrite(checkpoint["loops"]["fit_loop"], data.epoch, done, left, begun)
         ema.leave(trainer, pl_module, checkpoint)
+        before = checkpoint["callbacks"].get(self.state_key, {}).get("options")
+        resume_settings.keep_options(trainer, before, self._note_options)
         if checkpoint["callbacks"].get(self.state_key, {}).get("is_best"):
             self._name(trainer, "best.ckpt")  # a kill may have come between the two
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._options is None:  # a run that begins
+            self._options = resume_settings.options(trainer.optimizers)
         loop_state.at_start(trainer, validated=self._validated == _data(trainer).place)
         if self.agreement.now(*self.stop.wishes())[1]:
             raise Stopped("budget")  # the checkpoint that it began with holds everything

@@ -25,7 +25,7 @@ from ..cost.prices import Prices
 from ..errors import InputError, RunError
 from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
-from . import cluster, contract, hardware, loggers, own_callbacks
+from . import cluster, contract, hardware, loggers, own_callbacks, resume_settings
 from .checkpoints import Checkpoints, DurableCheckpointIO
 from .cost_tracker import Budget, CostTracker
 from .datamodule import ShardDataModule
@@ -215,7 +215,12 @@ class TrainingCLI(LightningCLI):
         self.watch = RankWatchdog(self.run.fail)
         self.checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
         if checkpoint := self.run.last_checkpoint:
-            self.datamodule.check_order(state(checkpoint))
+            place = state(checkpoint)
+            self.datamodule.check_order(place)
+            best = self.run.best_checkpoint or checkpoint
+            resume_settings.check(
+                self.model, load(checkpoint), place, self.run.changed(), trainer.max_epochs or 0, best
+            )
         return trainer
 
     def _model_settings(self) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Run:
             **self.facts(),
             **({"error": error} if error else {}),
         }
-        if changed := self._changed():
+        if changed := self.changed():
             content["changed_on_resume"] = changed
         write_durably(self.folder / "summary.json", (json.dumps(content, indent=1) + "\n").encode())
         page: Path | None = None
@@ -193,7 +193,7 @@ class Run:
             more = {"seconds": 2 * float(value)} if limit == "trainer.max_time" else f"{2 * float(value):g}"
             print(f"\nStopped at {self.stop.budget}; everything is saved. {again} --{limit} {_quoted(more)}")
 
-    def _changed(self) -> dict[str, Any]:
+    def changed(self) -> dict[str, Any]:
         """Settings with which this attempt went on that differ from those in `config.yaml`."""
         first, now = (
             dict(flat(yaml.safe_load(text))) for text in ((self.folder / "config.yaml").read_bytes(), self.config)

@@ -65,7 +65,7 @@ _WORDS = {
 
 def with_files(given: Sequence[str]) -> tuple[list[str], Path | None]:
     """The arguments with the config files that go before them, and the folder of the run that `--resume` names."""
-    arguments, resume, run = list(given), value_of(given, "--resume"), value_of(given, "--run")
+    arguments, resume, run = _files_first(given), value_of(given, "--resume"), value_of(given, "--run")
     if resume and run:
         raise InputError("--resume goes on with a run and --run begins one: give one of them")
     folder = find(resume) if resume else None
@@ -77,6 +77,19 @@ def with_files(given: Sequence[str]) -> tuple[list[str], Path | None]:
         arguments = ["--help"]
     _check_files(arguments)
     return arguments, folder
+
+
+def _files_first(given: Sequence[str]) -> list[str]:
+    """The arguments with the config files before the flags, which the parser lets win in the order of the line."""
+    files: list[str] = []
+    flags: list[str] = []
+    rest = iter(given)
+    for argument in rest:
+        if argument in ("-c", "--config"):
+            files += [argument, *itertools.islice(rest, 1)]
+        else:
+            (files if argument.startswith("--config=") else flags).append(argument)
+    return files + flags
 
 
 def _check_files(arguments: list[str]) -> None:

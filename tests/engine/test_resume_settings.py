@@ -1,0 +1,63 @@
+"""Going on with other settings: each takes effect or is refused in a sentence, and flags win over config files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_shards.train import resume_settings
+from lightning_shards.train.settings import with_files
+
+from .test_train import project, start, summary  # noqa: F401  (`project` is a fixture)
+
+
+def groups() -> list[tuple[float, float]]:
+    content = torch.load("runs/a/checkpoints/last.ckpt", weights_only=True)
+    return [(group["weight_decay"], group["momentum"]) for group in content["optimizer_states"][0]["param_groups"]]
+
+
+@pytest.mark.usefixtures("project")
+def test_weight_decay_and_momentum_take_effect_and_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert start(monkeypatch, "--run", "a", "--model.optimizer", "sgd", "--trainer.max_epochs", "1") == 0
+    assert groups() == [(0.05, 0.9), (0.0, 0.9)]
+    changed = ["--model.weight_decay", "0.2", "--model.momentum", "0.5"]
+    assert start(monkeypatch, "--resume", "a", "--trainer.max_epochs", "2", *changed, config=None) == 0
+    assert groups() == [(0.2, 0.5), (0.0, 0.5)]
+    assert summary("a")["changed_on_resume"]["model.weight_decay"] == 0.2
+    assert start(monkeypatch, "--resume", "a", "--trainer.max_epochs", "3", config=None) == 0
+    assert groups() == [(0.05, 0.9), (0.0, 0.9)]  # as its config says again
+
+
+@pytest.mark.usefixtures("project")
+def test_what_needs_a_new_run_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    assert start(monkeypatch, "--run", "a", "--trainer.max_epochs", "2") == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")}
+    best = "--model.weights runs/a/checkpoints/best.ckpt"
+    for arguments, said in (
+        (["--model.backbone", "resnet18"], ("model.backbone", best)),
+        (["--model.optimizer", "sgd"], ("model.optimizer", best)),
+        (["--model.weights", "runs/a/checkpoints/best.ckpt"], ("model.weights cannot be set",)),
+        (["--trainer.max_epochs", "1"], ("trainer.max_epochs is 1", "2 epochs")),
+    ):
+        capfd.readouterr()
+        assert start(monkeypatch, "--resume", "a", *arguments, config=None) == 2
+        error = capfd.readouterr().err
+        assert all(part in error for part in said) and "Traceback" not in error
+    assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
+
+
+def test_flags_win_over_config_files_wherever_they_stand(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    for path in (one, two):
+        path.write_text("{}")
+    arguments, _ = with_files(["--seed_everything", "3", "--config", str(one), "--run", "a", f"--config={two}"])
+    assert arguments == ["--config", str(one), f"--config={two}", "--seed_everything", "3", "--run", "a"]
+
+
+def test_the_documentation_names_what_the_code_names() -> None:
+    text = Path(resume_settings.__file__).resolve().parents[3].joinpath("docs/resume.md").read_text()
+    assert all(f"`{name}`" in text for name in resume_settings.NEEDS_NEW_RUN + resume_settings.FIXED)

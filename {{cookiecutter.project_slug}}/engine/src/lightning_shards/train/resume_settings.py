@@ -1,0 +1,121 @@
+"""Which settings may change when a run goes on, and how the optimizer's take effect: docs/resume.md in code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from ..errors import InputError
+
+NEEDS_NEW_RUN = ("model.optimizer", "model.weights")  # and what makes other weights: `check` sees by names and shapes
+FIXED = (  # the order, which says what a place in the training means: the datamodule's `check_order` refuses others
+    "seed_everything",
+    "data.fraction",
+    "data.window_samples",
+    "data.window_bytes",
+    "data.mixture",
+    "data.balance",
+)  # all other settings take effect
+
+_OF_SCHEDULERS = {"lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
+
+
+def check(
+    model: L.LightningModule,
+    content: Mapping[str, Any],
+    place: Mapping[str, Any],
+    changed: Iterable[str],
+    max_epochs: int,
+    best: object,
+) -> None:
+    """Raise InputError where a run cannot go on from the checkpoint's `content` with the settings that `changed`."""
+    changed = list(changed)
+    anew = f"start a new run, without --resume, from its weights with --model.weights {best}"
+    if "model.weights" in changed:
+        raise InputError(
+            "model.weights cannot be set with --resume: the run goes on with the weights of its checkpoint"
+        )
+    if "model.optimizer" in changed:
+        raise InputError(f"model.optimizer cannot change on a resume, its state is another one: {anew}")
+    done, begun = place["epoch"], bool(place["position"])
+    if done + begun > max_epochs:
+        raise InputError(
+            f"trainer.max_epochs is {max_epochs}, and the run is in epoch {done + 1} already"
+            if begun
+            else f"trainer.max_epochs is {max_epochs}, and the run has done {done} epochs already"
+        )
+    if not _fits(model, content["state_dict"]):
+        names = [n for n in changed if n.startswith("model.") or n == "data.image_size"]
+        cause = ", ".join(names) or "the model's code"
+        raise InputError(f"the run's weights do not fit the model, {cause} has changed: {anew}")
+
+
+def _fits(model: L.LightningModule, saved: Mapping[str, Any]) -> bool:
+    """Whether the names and shapes of the state agree; true where only the model itself can say."""
+    if (
+        not model.strict_loading
+        or is_overridden("configure_model", model)
+        or is_overridden("on_load_checkpoint", model)
+    ):
+        return True
+    now = model.state_dict()
+    if any(is_lazy(value) for value in now.values()):
+        return True
+    return now.keys() == saved.keys() and all(
+        getattr(value, "shape", None) == getattr(saved[name], "shape", None) for name, value in now.items()
+    )
+
+
+def options(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
+    """Kind and plain options of each optimizer's groups, as plain data."""
+    return [{"kind": type(one).__name__, "groups": [_plain(group) for group in one.param_groups]} for one in optimizers]
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in group.items()
+        if name != "params"
+        and all(isinstance(v, (bool, int, float, str)) for v in (value if isinstance(value, tuple) else (value,)))
+    }
+
+
+def keep_options(trainer: L.Trainer, before: list[dict[str, Any]] | None, note: Callable[[Any], None]) -> None:
+    """Let options that the model now gives, and gave otherwise in the run `before`, outlive the load of the state.
+
+    What is as it was keeps what the training has made of it; a rate that schedulers set stays theirs.
+    """
+    strategy = trainer.strategy
+    load = strategy.load_optimizer_state_dict
+
+    def load_and_put_back(checkpoint: Mapping[str, Any]) -> None:
+        now = options(strategy.optimizers)
+        note(now)
+        if before is not None and [one["kind"] for one in before] != [one["kind"] for one in now]:
+            raise InputError(
+                "the model's optimizer is of another kind than the run's: start a new run from its weights"
+            )
+        try:
+            load(checkpoint)
+        except ValueError as error:  # other groups, or other parameters in them
+            raise InputError(f"the optimizer's state does not fit: {error}; start a new run from its weights") from None
+        for number, (one, given) in enumerate(zip(strategy.optimizers, now, strict=True)):
+            for place, (group, new) in enumerate(zip(one.param_groups, given["groups"], strict=True)):
+                old = before[number]["groups"][place] if before is not None else {}
+                _put_back(group, new, old, bool(trainer.lr_scheduler_configs))
+
+    strategy.load_optimizer_state_dict = load_and_put_back  # type: ignore[method-assign]
+
+
+def _put_back(group: dict[str, Any], new: Mapping[str, Any], old: Mapping[str, Any], scheduled: bool) -> None:
+    theirs = _OF_SCHEDULERS if scheduled else set()
+    if "max_momentum" in group:  # a schedule of the momentum too
+        theirs = theirs | {"momentum", "betas"}
+    for name, value in new.items():
+        if name not in theirs and (name not in old or old[name] != value):
+            group[name] = value
