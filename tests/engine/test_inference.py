@@ -125,7 +125,7 @@ def test_scores_are_those_of_the_best_weights_for_the_centre(
 def test_predictions_of_a_split_are_those_that_were_measured(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, web: Web, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(images, "default_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(images.machine, "cache_folder", lambda: tmp_path / "cache")
     data = summary("one")["dataset"]["path"]
     assert call(monkeypatch, "predict", "one", data, "--out", "a.csv", "--scores") == 0
     rows = table(Path("a.csv").read_text())

@@ -8,6 +8,8 @@ import gc
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -49,14 +51,23 @@ def importing() -> Iterator[None]:
 def _end_with_the_launcher() -> None:
     """A rank that a process on this host started (torchrun, Lightning's rank zero) dies with it.
 
-    The kernel sees to it, on Linux: a rank that is busy, or waits for the others, could not.
+    On Linux the kernel sees to it, also where a rank is busy or waits for the others; elsewhere a thread looks.
     """
-    if "LOCAL_RANK" not in os.environ or sys.platform != "linux":
+    if "LOCAL_RANK" not in os.environ:
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
     if os.getppid() != parent:  # it has just died
         sys.exit(1)
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RunError
+from ..machine import cpus
 from ..packing.options import add_pack_options, recipe
 
 STOPPED = 75
@@ -76,7 +76,7 @@ def _add_adopt(commands: Any) -> None:
     )
     parser.add_argument("--test", metavar="PATTERN", help="shards to test on")
     parser.add_argument("--names", type=Path, metavar="FILE", help="names of the classes, one a line")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="shards at a time (%(default)s)")
+    parser.add_argument("--workers", type=int, default=cpus(), help="shards at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_adopt)
 
@@ -111,7 +111,7 @@ def _add_verify(commands: Any) -> None:
         description="Compare checksums, walk headers and decode every image and target of DATASET. Status 1: damage.",
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder or URL")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="shards at a time (%(default)s)")
+    parser.add_argument("--workers", type=int, default=cpus(), help="shards at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_verify)
 

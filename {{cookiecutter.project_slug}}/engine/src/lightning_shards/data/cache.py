@@ -12,7 +12,6 @@ lengths, over all processes, and never exceed the capacity.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -21,17 +20,17 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from .. import machine
 from ..errors import InputError, RunError
 from .dataset import Shard
 from .remote import Remote
 from .tar_index import ShardIndex
 
 DAMAGED_TRIES = 3
+DAY = 86_400  # seconds
 PATIENCE = 1.0  # seconds that a reader waits for room before it asks others to let go
 _OURS = re.compile(r"[0-9a-f]{32}\.(tar|[0-9a-f]{32}\.tmp)")
 
@@ -59,7 +58,6 @@ class Cache:
             raise InputError(f"data.cache: {folder} cannot be made ({error.strerror})") from None
         taken = sum(stat.st_size for stat in self._files().values())
         self.capacity = capacity or (shutil.disk_usage(folder).free + taken) // 2
-        self._room = FileLock(folder / "room.lock")
 
     def check_capacity(self, reach: int, shards: Sequence[Shard], held_out: Sequence[Shard]) -> None:
         """Raise InputError if `reach` bytes of `shards`, with sidecars, and two shards of `held_out` do not fit."""
@@ -81,11 +79,11 @@ class Cache:
         descriptor = self._hold(path, shard)
         if descriptor is None:
             try:
-                with FileLock(path.with_suffix(".lock")).acquire(cancel_check=self.stop.is_set):
+                with machine.locked(path.with_suffix(".lock"), self.stop.is_set):
                     descriptor = self._hold(path, shard)
                     if descriptor is None:
                         descriptor = self._fetch(shard, path, urgent)
-            except Timeout:
+            except BlockingIOError:
                 raise CancelledError from None
         return path, descriptor
 
@@ -102,7 +100,7 @@ class Cache:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        machine.lock(descriptor, shared=True)
         stat = os.fstat(descriptor)
         if stat.st_nlink and stat.st_size == shard.bytes:
             os.utime(descriptor, ns=(time.time_ns(), stat.st_mtime_ns))
@@ -116,7 +114,7 @@ class Cache:
         try:
             self._download(shard, descriptor)
             os.fsync(descriptor)  # its length was there first: without this a power cut could leave zeros
-            with self._room:
+            with self._room():
                 os.ftruncate(descriptor, shard.bytes)
                 ShardIndex.build(temporary).save(path.with_name(path.name + ".index"))
                 temporary.replace(path)
@@ -136,7 +134,9 @@ class Cache:
                 if self.stop.is_set():
                     raise CancelledError
                 digest.update(piece)
-                done += os.pwrite(descriptor, piece, done)
+                while piece:  # a disk that is nearly full takes a part
+                    written = os.pwrite(descriptor, piece, done)
+                    done, piece = done + written, piece[written:]
             if digest.hexdigest() == shard.sha256:
                 return
         raise RunError(
@@ -150,10 +150,10 @@ class Cache:
             raise InputError(f"data.cache_bytes is {self.capacity}: one shard alone takes {size}")
         began = time.monotonic()
         while True:
-            with self._room:
+            with self._room():
                 if self._make_room(size):
                     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                    machine.lock(descriptor, shared=True)
                     os.ftruncate(descriptor, size)
                     return descriptor
             if urgent() and time.monotonic() - began > PATIENCE:
@@ -180,12 +180,18 @@ class Cache:
                 used -= sum(files[x].st_size for x in (name, name + ".index") if x in files)
         return used + size <= self.capacity
 
+    def _room(self) -> AbstractContextManager[None]:
+        return machine.locked(self.folder / "room.lock")
+
     def _delete(self, path: Path) -> bool:
-        """Delete a file and its sidecar, unless somebody holds it."""
+        """Delete a file and its sidecar, unless somebody holds it.
+
+        Without locks nobody can tell: a shard that is open stays readable, a download is left alone for a day.
+        """
         with suppress(FileNotFoundError), path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            free = machine.lock(file.fileno(), wait=False)
+            fresh = path.suffix == ".tmp" and time.time() - os.fstat(file.fileno()).st_mtime < DAY
+            if free is False or (free is None and fresh):
                 return False
             path.with_name(path.name + ".index").unlink(missing_ok=True)
             path.unlink(missing_ok=True)

@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..files import replacing
+from ..machine import cache_folder
 from .dataset import Dataset, Shard
 from .remote import Remote
-from .shard_file import default_cache, load_index
+from .shard_file import load_index
 
 READERS = 8
 
@@ -31,7 +32,7 @@ def class_numbers(dataset: Dataset, split: str) -> Path:
     if dataset.task != "single_label":
         raise InputError(f"data.balance needs a class for each sample, and the targets of {dataset.root} are others")
     name = file_name(dataset, split)
-    cached: Path = default_cache() / "classes" / name
+    cached: Path = cache_folder() / "classes" / name
     places = [cached] if isinstance(dataset.root, str) else [dataset.root / name, cached]
     for path in places:
         if _fits(path, dataset, split):

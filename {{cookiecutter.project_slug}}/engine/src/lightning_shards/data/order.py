@@ -13,13 +13,14 @@ versions and is not used.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..machine import memory_bytes
 
 WINDOW_BYTES = 4 << 30
 _SUBSET, _SHARDS, _WINDOW, BALANCE, MIXTURE = range(5)  # what a permutation is for: each has a stream of its own
@@ -33,7 +34,7 @@ def permutation(count: int, *key: int) -> NDArray[np.int64]:
 
 def default_window_bytes() -> int:
     """4 GiB, at most a quarter of the memory: a window's shards should stay in the page cache."""
-    return min(WINDOW_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    return min(WINDOW_BYTES, memory_bytes() // 4)
 
 
 class Order(Protocol):

@@ -20,6 +20,8 @@ from .dataset import Dataset
 PIECE = 16 << 20  # bytes of one request: the time to its first byte is small beside it
 TRIES = 8  # failures in a row until it is given up: with these pauses after a minute or more
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
+LARGEST_FILE = 1 << 30  # that is no shard
+HEADWAY = 1 << 16  # bytes between two failures that count as such
 STALL_SECONDS = 60.0  # without a byte: the connection counts as broken
 
 
@@ -51,11 +53,17 @@ class Remote:
         return sorted(name.removeprefix(self._root).lstrip("/") for name in found if name.endswith(".tar"))
 
     def read(self, name: str) -> bytes:
-        return b"".join(self.pieces(name))
+        """A file that is no shard. Raises InputError for one without end."""
+        content = bytearray()
+        for piece in self.pieces(name):
+            content += piece
+            if len(content) > LARGEST_FILE:
+                raise InputError(f"{self.url}/{name} has more than {LARGEST_FILE >> 20} MB: that is no {name}")
+        return bytes(content)
 
     def pieces(self, name: str, size: int | None = None) -> Iterator[bytes]:
         """The bytes of a file in order; `size` of them where it is known, so that a short answer is a failure."""
-        done = failures = 0
+        done = failures = failed_at = 0
         block = PIECE
         while size is None or done < size:
             try:
@@ -64,7 +72,10 @@ class Remote:
                         file.seek(done)
                     skip = 0 if block else done
                     while size is None or done < size:
-                        data = file.read(min(PIECE, skip or PIECE, PIECE if size is None else size - done + skip))
+                        most = min(PIECE, skip or PIECE, PIECE if size is None else size - done + skip)
+                        data = file.read(most)
+                        if len(data) > most:
+                            raise EOFError(f"{len(data)} bytes came where {most} were asked for")
                         if not data and size is None:
                             return
                         if not data:
@@ -72,10 +83,14 @@ class Remote:
                         if skip:
                             skip -= len(data)
                             continue
-                        done, failures = done + len(data), 0
+                        done += len(data)
+                        if done - failed_at >= HEADWAY or done == size:
+                            failures = 0  # less is no sign that it will come to an end
                         yield data
+                        if block and size is not None and len(data) < most:
+                            raise EOFError(f"{len(data)} bytes came where {most} were asked for")
             except Exception as error:
-                failures += 1
+                failures, failed_at = failures + 1, done
                 if isinstance(error, ValueError):
                     block = 0  # a server that knows no ranges: read from the start again and skip what is there
                 self._pause(f"{self.url}/{name}", error, failures)
@@ -98,8 +113,10 @@ class Remote:
 
 
 def _http_options() -> dict[str, Any]:
-    """A limit on silence in place of aiohttp's limit of five minutes on a whole request."""
+    """A limit on silence in place of aiohttp's limit of five minutes on a whole request; the proxies of the environment
+    (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), as other programs use them. Certificates are OpenSSL's: SSL_CERT_FILE adds own.
+    """
     from fsspec.implementations import http
 
     timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
-    return {"client_kwargs": {"timeout": timeout}}
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..machine import open_files
 from .cache import Cache
 from .dataset import Dataset
 from .joined import RenumberedShardFile, renumbering
@@ -33,7 +34,7 @@ class SampleReader:
         wanted: for each field the names it may have, such as (("jpg", "png"), ("cls",)); None: every member.
         cache: where the shards of a dataset behind a URL are kept, this reader's own object; of a joined dataset, one
             for each of its parts, None for a folder.
-        keep_open: shards kept open at most.
+        keep_open: shards kept open at most; None: 256, or a quarter of the files that the process may open.
         optional: numbers of the fields that a sample may lack.
     """
 
@@ -43,7 +44,7 @@ class SampleReader:
         split: str,
         wanted: Sequence[tuple[str, ...]] | None,
         cache: Cache | Sequence[Cache | None] | None = None,
-        keep_open: int = 256,
+        keep_open: int | None = None,
         optional: Collection[int] = (),
     ) -> None:
         self.shards, self._wanted, self._optional = dataset.splits[split], wanted, optional
@@ -54,7 +55,7 @@ class SampleReader:
         self._part_ends = np.cumsum([len(shards) for _, shards in parts])
         self._sizes = np.array([shard.samples for shard in self.shards], np.int64)
         self._ends: NDArray[np.int64] = np.cumsum(self._sizes)
-        self._keep_open = keep_open
+        self._keep_open = keep_open or max(8, min(256, open_files() // 4))
         self._open: OrderedDict[int, Future[ShardFile]] = OrderedDict()
         self._lock = threading.Lock()
         self._needed: set[int] = set()  # shards that a reader waits for

@@ -18,6 +18,7 @@ from typing import Any, Never, TypeVar
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import InputError, RunError
+from ..machine import cache_folder
 from .batcher import PADDING
 from .cache import Cache
 from .checks import check_settings, refuse_unknown
@@ -27,7 +28,6 @@ from .place import Place
 from .ranks import find_ranks
 from .sample_reader import SampleReader
 from .sampler import EvalSampler, TrainSampler
-from .shard_file import default_cache
 
 CODE = ("pyd", "pickle", "pkl", "pth", "pt")  # pickles, which run code when they are decoded
 Item = TypeVar("Item")
@@ -71,7 +71,7 @@ class ShardSamples(IterableDataset[dict[str, Any]]):
         self.dataset, shares = open_split(path, split, mixture)
         self.split, self.batch_size, ranks = split, batch_size, find_ranks(rank, world_size)
         self.rank, self.world_size = ranks.rank, ranks.world
-        self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
+        self._cache = (Path(cache) if cache else cache_folder(), cache_bytes)
         drawn = {"balance": balance, "fraction": fraction}
         drawn |= {"window_samples": window_samples, "window_bytes": window_bytes}
         self._place: Place | None = None

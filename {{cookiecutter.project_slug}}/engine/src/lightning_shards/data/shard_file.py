@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import os
 import tempfile
@@ -12,18 +12,13 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from .. import machine
 from ..errors import InputError, RunError
 from .dataset import Shard
 from .tar_index import ShardIndex
 from .tar_walk import BLOCK, header_name, header_number
 
 LONG_READ = 8 << 20
-
-
-def default_cache() -> Path:
-    """Slurm's folder for the job on this node, else the user's cache."""
-    local = os.environ.get("TMPDIR") if "SLURM_JOB_ID" in os.environ else None
-    return Path(local or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-shards"
 
 
 def load_index(path: Path, shard: Shard) -> ShardIndex:
@@ -34,7 +29,7 @@ def load_index(path: Path, shard: Shard) -> ShardIndex:
     longer the one in `dataset.json`.
     """
     try:
-        stat = path.stat()
+        stat = machine.persistently(path.stat)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): restore it or pack the dataset again") from None
     stamp = (stat.st_size, stat.st_mtime_ns)
@@ -61,7 +56,7 @@ def save_index(index: ShardIndex, path: Path) -> None:
 def _sidecars(path: Path) -> tuple[Path, Path]:
     """Where the sidecar of a tar may be: beside it, or in the user's cache if the tar's folder cannot be written."""
     hashed = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-    return path.with_name(path.name + ".index"), default_cache() / "index" / f"{hashed}.index"
+    return path.with_name(path.name + ".index"), machine.cache_folder() / "index" / f"{hashed}.index"
 
 
 class ShardFile:
@@ -91,27 +86,36 @@ class ShardFile:
         self._wanted = wanted
         present = [[name for name in names if name in index.fields] or names for names in wanted]
         self._suffixes = [f".{names[0]}\0".encode() for names in present]  # of nearly all members
+        self._path = path
         if descriptor < 0:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = machine.persistently(self._opened)
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def read_ahead(self, stop: threading.Event) -> None:
-        """Bring the tar into the page cache by long reads, one tar of a disk at a time on this node."""
-        stat = os.fstat(self._descriptor)
-        name = f"{tempfile.gettempdir()}/lightning-shards-{os.getuid()}-{stat.st_dev}.lock"
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def _opened(self) -> int:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not all(self.in_memory(i * (stat.st_size - 1) // 15) for i in range(16)):
-                for offset in range(0, stat.st_size, LONG_READ):
-                    if stop.is_set():
-                        return
-                    os.pread(self._descriptor, LONG_READ, offset)
-        finally:
-            os.close(lock)
+            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise RunError(f"{self._path} cannot be opened ({error.strerror}): allow more by `ulimit -n`") from None
+            raise
+
+    def read_ahead(self, stop: threading.Event) -> None:
+        """Bring the tar into the page cache by long reads, one tar of a disk at a time on this node.
+
+        That only saves time: what keeps it from being done, the reads that count will say.
+        """
+        with suppress(OSError):
+            stat = os.fstat(self._descriptor)
+            name = Path(tempfile.gettempdir()) / f"lightning-shards-{os.getuid()}-{stat.st_dev}.lock"
+            with machine.locked(name, stop.is_set):
+                if not all(self.in_memory(i * (stat.st_size - 1) // 15) for i in range(16)):
+                    for offset in range(0, stat.st_size, LONG_READ):
+                        if stop.is_set():
+                            return
+                        os.pread(self._descriptor, LONG_READ, offset)
 
     def in_memory(self, offset: int) -> bool:
         """Whether the byte comes from the page cache; False where the system cannot tell."""
@@ -143,7 +147,7 @@ class ShardFile:
                     contents.append(b"")
                     continue
                 raise KeyError(f"the sample has no {'/'.join(self._wanted[field])}")
-            data = os.pread(self._descriptor, BLOCK + size, offset - BLOCK)
+            data = self._bytes(offset - BLOCK, BLOCK + size)
             right = len(data) == BLOCK + size and zlib.crc32(data[:BLOCK]) == checks[row]
             usual = data.startswith(key + self._suffixes[field]) and data.startswith(b"%011o\0" % size, 124)
             if not right or not (usual or _confirms(data[:BLOCK], key, self._wanted[field], size)):
@@ -152,6 +156,29 @@ class ShardFile:
                 )
             contents.append(data[BLOCK:])
         return contents
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        """So many bytes, fewer at the tar's end. Raises RunError where the file system does not give them."""
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError:
+            try:
+                data = machine.persistently(lambda: self._bytes_anew(offset, size))
+            except OSError as error:
+                raise RunError(f"{self._path} cannot be read at byte {offset} ({error.strerror})") from None
+        while data and len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
+            data += more  # a system gives 2 GB at a time, or less
+        return data
+
+    def _bytes_anew(self, offset: int, size: int) -> bytes:
+        """The same from a file that is opened again: a handle of a shared file system may be stale."""
+        fresh = self._opened()
+        try:
+            machine.lock(fresh, shared=True, wait=False)  # as whoever keeps it in the cache
+            os.dup2(fresh, self._descriptor, inheritable=False)
+        finally:
+            os.close(fresh)
+        return os.pread(self._descriptor, size, offset)
 
 
 def _confirms(header: bytes, key: bytes, names: Sequence[str], size: int) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Never
 import torch
 
 from ..errors import InputError
+from ..machine import cache_folder
 from .batch import Batch
 from .checks import check_settings, refuse_unknown
 from .crop import Crop
@@ -26,7 +27,6 @@ from .order import Order
 from .place import Place
 from .ranks import find_ranks
 from .sampler import EvalSampler, TrainSampler
-from .shard_file import default_cache
 from .spread import processes_and_threads
 from .training_order import check_cache
 from .transform import Transform
@@ -108,7 +108,7 @@ class ShardLoader:
         count, shuffles = self.dataset.samples(split), split == "train" if shuffle is None else shuffle
         drawn = {"balance": balance, "fraction": fraction}
         drawn |= {"window_samples": window_samples, "window_bytes": window_bytes}
-        kept = (Path(cache) if cache else default_cache(), cache_bytes)
+        kept = (Path(cache) if cache else cache_folder(), cache_bytes)
         processes, threads = processes_and_threads(self.dataset, split, workers, ranks.here)
         self._place: Place | None = None
         self._sampler: TrainSampler | EvalSampler

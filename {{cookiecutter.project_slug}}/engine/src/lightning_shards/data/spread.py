@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from ..machine import cpus
 from .dataset import Dataset
 
 SMALL = 8192  # bytes of an image on average
@@ -25,7 +24,7 @@ def processes_and_threads(dataset: Dataset, split: str, workers: int | None, ran
     Args:
         workers: threads in all; None: CPU cores / ranks.
     """
-    workers = workers or max(1, len(os.sched_getaffinity(0)) // ranks)
+    workers = workers or max(1, cpus() // ranks)
     remote = any(isinstance(part.root, str) for part, _ in dataset.parts(split))
     most = 1 if remote else MOST_PROCESSES
     if small_images(dataset, split):

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..machine import persistently
 from .file_names import is_system_file
 from .sidecar import read_arrays
 from .tar_walk import BLOCK, Member, walk
@@ -84,6 +85,11 @@ def _group(members: Iterable[Member]) -> tuple[dict[str, dict[str, Member]], lis
     return samples, sorted(fields)
 
 
+def _walked(shard: Path) -> tuple[os.stat_result, tuple[dict[str, dict[str, Member]], list[str]]]:
+    with shard.open("rb") as file:
+        return os.fstat(file.fileno()), _group(walk(file))
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """The samples of one shard: N samples with F fields.
@@ -111,9 +117,7 @@ class ShardIndex:
     def build(cls, shard: Path) -> ShardIndex:
         """Walk the headers of `shard`. Raises InputError for what is no whole plain tar of samples."""
         try:
-            with shard.open("rb") as file:
-                stat = os.fstat(file.fileno())
-                samples, fields = _group(walk(file))
+            stat, (samples, fields) = persistently(lambda: _walked(shard))
         except OSError as error:
             raise InputError(f"{shard}: cannot be read ({error.strerror})") from None
         except ValueError as error:

@@ -149,7 +149,7 @@ class DecodeWorker:
 
 def _shared_file() -> int:
     """A descriptor of memory that has no name: nothing is left of it when the last process is gone."""
-    if hasattr(os, "memfd_create"):
+    with suppress(AttributeError, OSError):  # macOS has none; a container may forbid it
         return os.memfd_create("lightning-shards")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -14,6 +14,7 @@ from ..data.dataset import Shard
 from ..data.remote import Remote
 from ..data.sample_reader import STREAMS
 from ..data.shard_file import ShardFile
+from ..machine import memory_bytes
 from ..train.datamodule import ShardDataModule
 
 MEMORY_SHARE = 0.75  # of the memory that the page cache may take
@@ -35,7 +36,7 @@ def reading(data: ShardDataModule, seconds: float, scale: float = 1.0) -> dict[s
         room, place = float(cache.capacity), "on this node's disk"
     else:
         rate, note = _disk(Path(part.root), shards, seconds)
-        room, place = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "in memory"
+        room, place = MEMORY_SHARE * memory_bytes(), "in memory"
     kind = "network" if cache else "disk"
     if size <= room:
         note = "; ".join(filter(None, (note, f"then cached {place}")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .. import machine
 from ..data.cache import Cache
 from ..data.crop import Crop
 from ..data.dataset import Dataset
@@ -18,7 +18,6 @@ from ..data.decode import DecodeError, Pixels
 from ..data.file_names import IMAGE_FIELDS, is_image_file
 from ..data.remote import open_dataset
 from ..data.sample_reader import SampleReader
-from ..data.shard_file import default_cache
 from ..errors import InputError
 from ..packing.image_files import ImageFiles, check_root, list_zip, walk
 from ..packing.sources import table_paths
@@ -119,7 +118,7 @@ def open_images(place: str, split: str, column: str, images: Path | None, settin
 def _find(place: str, split: str, column: str, images: Path | None, settings: dict[str, Any]) -> Images:
     path = Path(place)
     if "://" in place or (path / "dataset.json").is_file():
-        folder = Path(settings["cache"]) if settings["cache"] else default_cache()
+        folder = Path(settings["cache"]) if settings["cache"] else machine.cache_folder()
         return Samples(open_dataset(place), split, (folder, settings["cache_bytes"]))
     if not path.exists():
         raise InputError(f"{place} does not exist")
@@ -158,7 +157,7 @@ def batches(images: Images, crop: Crop, size: int) -> Iterator[Cropped]:
             return str(getattr(error, "strerror", None) or (error.args or ["cannot be read"])[0])
         return ""
 
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
+    pool = ThreadPoolExecutor(machine.cpus(), "decode")
     pending: deque[tuple[int, Pixels, list[Future[str]]]] = deque()
 
     def finish() -> Cropped:

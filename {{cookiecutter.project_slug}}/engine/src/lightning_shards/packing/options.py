@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..machine import cpus
 
 if TYPE_CHECKING:
     from .pack import PackOptions
@@ -53,8 +54,7 @@ def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
         default=256_000_000,
         help="size of a shard, about, such as 100M or 1G (256M)",
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    add("--workers", type=int, default=cores, help="processes (%(default)s)")
+    add("--workers", type=int, default=cpus(), help="processes (%(default)s)")
 
 
 def recipe(arguments: argparse.Namespace, limit: int | None = None) -> PackOptions:

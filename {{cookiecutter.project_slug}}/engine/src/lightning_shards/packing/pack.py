@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from ..errors import InputError, RunError
 from ..files import fsync_folder, write_durably
+from ..machine import locked
 from .pool import Pool, Progress
 from .source_table import SourceTable
 from .sources import FULL, TableColumns, list_source
@@ -123,7 +123,7 @@ def pack(
     except OSError as error:
         raise InputError(f"{dest} cannot be made ({error.strerror}): choose another place") from None
     try:
-        with filelock.FileLock(work / "lock", timeout=0):
+        with locked(work / "lock", stop=lambda: True):
             started = time.monotonic()
             listing, sizes, digest = _prepare(source, work, recipe)
             with Pool(work, recipe.short_side, recipe.quality, workers) as pool:
@@ -134,7 +134,7 @@ def pack(
             report["listed"] = unlimited(listing, {"val": recipe.val, "test": recipe.test})
             _publish(work, dest)
         shutil.rmtree(work)
-    except filelock.Timeout:
+    except BlockingIOError:
         raise InputError(f"another process is packing into {dest}: wait for it, or choose another name") from None
     except InputError:
         for folder in made:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 
+from .. import machine
 from ..data.cache import Cache
 from ..data.checks import check_settings
 from ..data.crop import Crop
@@ -21,7 +22,6 @@ from ..data.loader import EpochLoader, SkipLog
 from ..data.order import default_window_bytes
 from ..data.ranks import Ranks, find_ranks
 from ..data.sampler import EvalSampler, TrainSampler
-from ..data.shard_file import default_cache
 from ..data.spread import processes_and_threads, small_images
 from ..data.training_order import check_cache, describe, open_mixture, training_order
 from ..data.transform import Transform
@@ -104,7 +104,7 @@ class ShardDataModule(L.LightningDataModule):
                 f"data.global_batch_size {global_batch_size} is larger than the training set"
                 f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
-        self._cache = (Path(cache) if cache else default_cache(), cache_bytes)
+        self._cache = (Path(cache) if cache else machine.cache_folder(), cache_bytes)
         held_out = [s for split, shards in self.dataset.splits.items() if split != "train" for s in shards]
         check_cache(self.dataset, "train", self.order, self._cache, (RING_SIZE + 1) * global_batch_size, held_out)
         self.epoch = self.position = self.images_seen = 0

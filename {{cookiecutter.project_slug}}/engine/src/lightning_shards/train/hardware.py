@@ -18,6 +18,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import machine
+
 COMPILE_FROM_IMAGES = 2_000_000  # compiling costs about a minute; a run of this length earns it on any GPU
 
 
@@ -88,7 +90,7 @@ def device_name(device: str) -> str:
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{model}, {machine.cpus()} cores"
 
 
 def gpu_uuids(devices: Sequence[int]) -> list[str]:
