@@ -16,7 +16,8 @@ class Web:
     """Serves `root`. `faults[path]` are what the next GETs of this path do, one each:
 
     an HTTP status, "cut" (half of the bytes, then silence on a closed connection), "flip" (one bit is wrong), "slow"
-    (half a second late) or "stall" (no byte until the server is stopped).
+    (half a second late), "stall" (no byte until the server is stopped), "short" (seven bytes of what was asked for, as
+    if they were all), "long" (twice as much) or "endless" (no length, and two million bytes).
     """
 
     def __init__(self, root: Path, ranges: bool = True) -> None:
@@ -79,6 +80,7 @@ class Web:
         data = file.read_bytes()
         first, last = (int(span[1]), int(span[2] or len(data) - 1)) if span else (0, len(data) - 1)
         content = data[first : last + 1]
+        content = {"short": content[:7], "long": 2 * content, "endless": bytes(2_000_000)}.get(fault, content)
         request.send_response(206 if span else 200)
         request.send_header("Content-Length", str(len(content)))
         if span:

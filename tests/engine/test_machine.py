@@ -1,0 +1,217 @@
+"""The machine as it is: without what Linux alone has, without a home, with quotas, few files, no locks, bad reads."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from lightning_shards import machine
+from lightning_shards.data import remote
+from lightning_shards.data.cache import Cache
+from lightning_shards.data.dataset import Dataset
+from lightning_shards.data.remote import open_dataset
+from lightning_shards.data.sample_reader import SampleReader
+from lightning_shards.data.shard_file import ShardFile
+from lightning_shards.errors import InputError, RunError
+from lightning_shards.files import write_durably
+
+from .conftest import encoded
+from .in_place import PROJECT
+from .servers import Web
+
+FIRST = "train/000000.tar"
+WANTED = (("png",), ("cls",))
+# What a Mac, a container without a user and a cluster's file system lack, taken away in each process of a command.
+BARE = """
+import errno, fcntl, os, pwd, resource
+for name in ("sched_getaffinity", "memfd_create", "preadv", "RWF_NOWAIT", "posix_fadvise"):
+    if hasattr(os, name):
+        delattr(os, name)
+def refused(*_):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+def nobody(*_):
+    raise KeyError("uid not found")
+def sysconf(name, real=os.sysconf):
+    if name == "SC_PHYS_PAGES":
+        raise ValueError("unrecognized configuration name")
+    return real(name)
+fcntl.flock, pwd.getpwuid, os.sysconf = refused, nobody, sysconf
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+"""
+
+
+def test_a_machine_without_what_linux_alone_has_packs_trains_and_predicts(tmp_path: Path) -> None:
+    for number in range(60):
+        folder = tmp_path / "images" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), noise)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BARE)
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "USER")}
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ["PYTHONPATH"]])
+    environment |= {"PYTHONPATH": path, "TMPDIR": str(tmp_path), "WANDB_MODE": "disabled"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+        return done.stdout
+
+    run("-m", "team", "pack", "images", "data", "--workers", "1")
+    settings = ["--data.global_batch_size", "8", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    run(str(PROJECT / "train.py"), "--config", str(PROJECT / "configs/sample.yaml"), "--data.path", "data",
+        "--run", "bare", "--log.wandb", "false", *settings)  # fmt: skip
+    run("-m", "team", "predict", "bare", "images", "--out", "predictions.csv")
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 60
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {"cpu.max": "100000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000"}, 64),
+        ("0::/user/job\n", {"user/cpu.max": "350000 100000", "user/job/cpu.max": "max 100000"}, 4),
+        ("0::/elsewhere\n", {"cpu.max": "50000 100000"}, 1),
+        ("4:cpu,cpuacct:/docker/a\n", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ("nonsense", {"cpu.max": "garbage"}, 64),
+        (None, {}, 64),
+    ],
+)
+def test_a_containers_quota_bounds_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str | None, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    if groups:
+        (tmp_path / "own").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text + "\n")
+    assert machine.cpus() == expected
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert machine.cpus() == 1
+
+
+def test_copies_lie_in_the_temporary_folder_where_no_home_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(Path, "home", homeless)
+    assert machine.cache_folder().parent == tmp_path
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    assert machine.cache_folder() == tmp_path / "home" / ".cache" / "lightning-shards"
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as for a user id that owns nothing
+    assert machine.cache_folder().parent == tmp_path
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int) -> list[int]:
+    """`os.<name>` fails so often with this errno; returns what counts its failures."""
+    real, failures = getattr(os, name), [0]
+
+    def function(*arguments: object, **keywords: object) -> object:
+        if failures[0] < times:
+            failures[0] += 1
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(os, name, function)
+    monkeypatch.setattr(machine, "_PAUSES", (0.0, 0.0, 0.0))
+    return failures
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_read_that_fails_for_a_moment_is_made_again(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    shard = Dataset.open(dataset).splits["train"][0]
+    opened = ShardFile(shard, dataset / shard.name, WANTED)
+    failures = failing(monkeypatch, "pread", number, 2)
+    assert opened.read(3) == [encoded(3), b"0"] and failures == [2]
+    failing(monkeypatch, "pread", number, 1_000)
+    with pytest.raises(RunError, match=f"{FIRST} cannot be read at byte"):
+        opened.read(4)
+
+
+def test_too_few_open_files_is_a_sentence_and_few_keep_fewer_shards_open(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = Dataset.open(dataset).splits["train"][0]
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (100, 100))
+    assert SampleReader(Dataset.open(dataset), "train", WANTED)._keep_open == 25
+    failing(monkeypatch, "open", errno.EMFILE, 10)
+    with pytest.raises(RunError, match="ulimit -n"):
+        ShardFile(shard, dataset / shard.name, WANTED)
+
+
+def test_without_locks_shards_are_fetched_and_held_back_from_nobody(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / f"{'0' * 32}.{'0' * 32}.tmp").write_bytes(bytes(5000))  # another's download, as far as can be told
+    reader = SampleReader(open_dataset(web.url), "train", WANTED, Cache(web.url, tmp_path, 10 << 20))
+    assert [shard.read(row) for shard, row in reader.locate([0, 95])] == [
+        [encoded(n), b"0123"[n % 3 :][:1]] for n in (0, 95)
+    ]
+    assert (tmp_path / f"{'0' * 32}.{'0' * 32}.tmp").exists()
+
+
+def test_a_file_system_that_cannot_fsync_a_folder_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[[int], None] = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_durably(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_a_proxy_of_the_environment_is_asked(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, web.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(remote, "TRIES", 1)
+    with pytest.raises(InputError, match="no such file"):  # the proxy's answer: it has no folder of this name
+        open_dataset("http://shards.invalid/colours")
+    assert any("shards.invalid" in path for path in web.gets)
+
+
+@pytest.mark.parametrize("fault", ["short", "long", "endless"])
+def test_a_server_that_sends_the_wrong_length_each_time_is_given_up(
+    web: Web, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(remote, "TRIES", 4)
+    monkeypatch.setattr(remote, "LARGEST_FILE", 1 << 20)
+    web.faults["dataset.json" if fault == "endless" else FIRST] = [fault] * 1_000
+    with pytest.raises((RunError, InputError), match=FIRST if fault != "endless" else "dataset.json"):
+        store = open_dataset(web.url)
+        b"".join(remote.Remote(web.url).pieces(FIRST, store.splits["train"][0].bytes))
+    assert len(web.gets[FIRST]) <= 8
