@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import InputError
+from ..yaml_text import parse_yaml
 from .usage import JOULES_PER_KWH
 
 _KEYS = ("currency", "electricity", "rent", "watts", "power_supply", "gpus")
@@ -61,13 +60,13 @@ class Prices:
     def read(cls, path: str | Path) -> Prices:
         """Raises InputError, in one sentence, for a file that is missing or says something else than prices."""
         try:
-            content = yaml.safe_load(Path(path).read_text())
+            content = parse_yaml(Path(path).read_bytes())
         except OSError as error:
             raise InputError(
                 f"{path} cannot be read ({error.strerror}): it states what a kWh costs; run this in the project's"
                 " folder, or name another with --prices FILE"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise InputError(f"{path} is no YAML ({' '.join(str(error).split())})") from None
         try:
             return cls._parse(content)

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..yaml_text import parse_yaml
 
 HEADLINES = {"accuracy": max, "average_precision": max, "mean_absolute_error": min}  # what the tasks are judged by
 _NUMBERS = (
@@ -92,7 +92,7 @@ class RunFiles:
 def read(folder: Path, images: bool = True) -> RunFiles:
     """What the run in `folder` has left; without `images` (and skipped samples), what the table of runs says."""
     run = RunFiles(folder)
-    run.config = dict(flat(_parsed(run, "config.yaml", yaml.safe_load, "YAML")))
+    run.config = dict(flat(_parsed(run, "config.yaml", parse_yaml, "YAML")))
     run.summary = _checked_summary(run, _parsed(run, "summary.json", json.loads, "JSON"))
     run.curves = _curves(run)
     if images:
@@ -144,7 +144,7 @@ def _parsed(run: RunFiles, name: str, parse: Any, language: str) -> dict[str, An
         run.missing.append(f"{name} is not there: {_WHY[name]}")
     except OSError as error:
         run.missing.append(f"{name} cannot be read ({error.strerror})")
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError):
         run.missing.append(f"{name} is damaged: it is no {language}")
     else:
         if isinstance(content, dict):

@@ -27,6 +27,7 @@ from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
 from . import cluster, contract, hardware, loggers, own_callbacks, resume_settings
 from .checkpoints import Checkpoints, DurableCheckpointIO
+from .config_safety import check_config
 from .cost_tracker import Budget, CostTracker
 from .datamodule import ShardDataModule
 from .ema import WeightEMA
@@ -90,6 +91,8 @@ class TrainingCLI(LightningCLI):
         contract.check_class(model_class)
         self._callbacks, self._loggers = list(callbacks), list(loggers)
         arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
+        if self.resumed:
+            check_config(self.resumed / "config.yaml", model_class.__module__)
         self._flags = {name: value_of(arguments, f"--trainer.{name}") for name in ("devices", "num_nodes")}
         self._metrics: dict[str, float] = {}
         super().__init__(

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..cost.usage import Usage, duration
@@ -25,6 +24,7 @@ from ..files import write_durably
 from ..runs.checkpoints import is_whole, newest
 from ..runs.files import flat, skipped_samples
 from ..runs.folder import RUNS, checked
+from ..yaml_text import parse_yaml
 from . import cluster, loggers
 from .restart_guard import note_start
 from .stop import Stopped, StopRequest
@@ -196,7 +196,7 @@ class Run:
     def changed(self) -> dict[str, Any]:
         """Settings with which this attempt went on that differ from those in `config.yaml`."""
         first, now = (
-            dict(flat(yaml.safe_load(text))) for text in ((self.folder / "config.yaml").read_bytes(), self.config)
+            dict(flat(parse_yaml(text))) for text in ((self.folder / "config.yaml").read_bytes(), self.config)
         )
         return {name: value for name, value in now.items() if name in first and first[name] != value}
 

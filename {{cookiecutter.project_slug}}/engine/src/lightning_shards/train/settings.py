@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ..errors import InputError
 from ..runs.folder import find
+from ..yaml_text import parse_yaml
 
 DEFAULT_CONFIG = Path("configs/sample.yaml")
 SHOWN_IN_HELP = [  # what most trainings touch, beside all that the model has; --help-all has the rest
@@ -98,11 +98,11 @@ def _check_files(arguments: list[str]) -> None:
     names += [b for a, b in itertools.pairwise(arguments) if a in ("-c", "--config")]
     for name in names:
         try:
-            yaml.safe_load(Path(name).read_text())
+            parse_yaml(Path(name).read_bytes())
         except OSError as error:
             hint = "; run train.py from the project's folder" if Path(name) == DEFAULT_CONFIG else ""
             raise InputError(f"--config {name} cannot be read ({error.strerror}){hint}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise InputError(f"--config {name} is no YAML ({' '.join(str(error).split())})") from None
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import yaml
 from jsonargparse import ArgumentParser
 
 from ..errors import InputError
 from ..runs.checkpoints import load
 from ..runs.folder import find
+from .config_safety import check_names, read_settings
 from .datamodule import ShardDataModule
 from .run import Run
 
@@ -60,17 +60,25 @@ def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any,
         raise InputError(f"{folder} has no checkpoint yet")
     saved = load(checkpoint)
     model = _restore(model_class, saved, checkpoint)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = read_settings(folder / "config.yaml")
     known = inspect.signature(ShardDataModule).parameters.values()
+    for section in ("data", "trainer"):
+        if not isinstance(config.get(section), dict):
+            raise InputError(f"{folder / 'config.yaml'} has no settings of {section}: it is of another program")
     config["data"] = {p.name: p.default for p in known if p.default is not p.empty} | config["data"]
     config["trained_on"] = {
-        name: saved.get(name, saved.get("hyper_parameters", {}).get(name)) for name in ("task", "targets", "fields")
+        name: saved.get(name, (saved.get("hyper_parameters") or {}).get(name)) for name in ("task", "targets", "fields")
     }
     return model, config
 
 
 def _restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkpoint: Path) -> L.LightningModule:
     """The model of a checkpoint. Raises InputError where it is another class's."""
+    given = saved.get("hyper_parameters") or saved.get(SETTINGS) or {}
+    if not isinstance(given, dict):
+        raise InputError(f"{checkpoint} does not fit the model {model_class.__name__}: it has no settings")
+    plain = ("targets", "_instantiator", "_class_path")  # Lightning lets the last two be what it knows
+    check_names({name: value for name, value in given.items() if name not in plain}, checkpoint, model_class.__module__)
     try:
         if saved.get("hyper_parameters"):
             return model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
