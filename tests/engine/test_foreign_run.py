@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,13 +102,14 @@ def test_a_checkpoints_settings_name_no_foreign_code(foreign: Path) -> None:
         check_names({"inner": {"class_path": "runs.foreign.own.Own"}}, foreign / "best.ckpt", "team.model")
     (foreign / "checkpoints").mkdir()
     (foreign / "config.yaml").write_text("data: {path: x}\ntrainer: {}\n")
-    for content in (
+    contents: list[Any] = [
         {"state_dict": {}, "hyper_parameters": [1]},
         {"state_dict": {}, "hyper_parameters": {"backbone": {"class_path": "os.system"}}},
         {"state_dict": {}},
         {"state_dict": [1]},
         [1, 2],
-    ):
+    ]
+    for content in contents:
         torch.save(content, foreign / "checkpoints" / "best.ckpt")
         with pytest.raises(InputError, match=r"best\.ckpt"):
             best_model(ImageModel, foreign)

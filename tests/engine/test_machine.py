@@ -184,7 +184,7 @@ def test_a_file_system_that_cannot_fsync_a_folder_is_written_to(
     real: Callable[[int], None] = os.fsync
 
     def fsync(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
             raise OSError(errno.EINVAL, "Invalid argument")
         real(descriptor)
 

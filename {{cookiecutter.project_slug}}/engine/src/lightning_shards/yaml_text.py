@@ -17,14 +17,14 @@ def parse_yaml(text: str | bytes) -> Any:
         raise ValueError(f"it has more than {MOST_BYTES >> 20} MB")
     try:
         _measure(text)
-        return yaml.load(text, _LOADER)  # noqa: S506, a loader of plain values
+        return yaml.load(text, _LOADER)  # a loader of plain values
     except (yaml.YAMLError, UnicodeError, OverflowError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 
 def _measure(text: str | bytes) -> None:
     """Raise ValueError for too many levels, or too many values once every alias is written out."""
-    total, sizes, opened = 0, {}, []  # values so far, of each anchor, of the collections that are being read
+    total, sizes, opened = 0, dict[Any, int](), []  # values: so far, of each anchor, of what is being read
     for event in yaml.parse(text, _LOADER):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
