@@ -258,5 +258,5 @@ def test_make_finds_uv_in_a_folder_with_a_space(makefile: Path | None, default_b
     verb = "test" if makefile else "setup"
     for path, expected in (("/usr/bin:/bin", ".uv/bin/uv "), (f"{tools}:/usr/bin:/bin", f"{tools}/uv ")):
         (tmp_path / "calls").write_text("")
-        succeed(["make", verb], checkout, env={"PATH": path})
+        succeed(["env", "-u", "UV", "make", verb], checkout, env={"PATH": path})  # `uv run` names itself in UV
         assert (tmp_path / "calls").read_text().startswith(expected)
