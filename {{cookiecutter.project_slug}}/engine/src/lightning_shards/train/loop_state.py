@@ -34,7 +34,7 @@ def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int, begun: b
     steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     counted = fit_loop["epoch_loop.state_dict"]
     if not steps:  # a model that steps its optimizers itself: Lightning counts a batch only behind the save in it
-        steps = counted["_batches_that_stepped"] + bool(done or left)
+        steps = counted["_batches_that_stepped"] + begun
     counted["_batches_that_stepped"] = steps
     # as if a validation had begun and not got through its first batch: it is run whole, unless `at_start` says no
     nothing = dict.fromkeys(finished, 0)
