@@ -74,7 +74,7 @@ def test_no_training_step_waits_but_where_something_is_shown_or_checked(
     }
     with waits.watching(device):
         assert start(monkeypatch, "--run", "w", *(str(x) for pair in settings.items() for x in pair)) == 0
-    assert waits.step == EPOCHS * STEPS - 1 and "train/loss=" in "".join(capfd.readouterr())
+    assert waits.step == EPOCHS * STEPS - 1 and "train/loss " in "".join(capfd.readouterr())
     logged = {step for step in range(EPOCHS * STEPS) if (step + 1) % 16 == 0}
     checked = {epoch * STEPS + step for epoch in range(EPOCHS) for step in (9, 19)}  # NanGuard, every 10 steps
     shown = {epoch * STEPS + step for epoch in range(EPOCHS) for step in (19, 23)}  # the bar, every 20; validation
