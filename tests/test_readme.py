@@ -87,7 +87,8 @@ def pages(folder: Path) -> list[Path]:
 
 def broken_links(page: Path, inside: Path) -> list[str]:
     """The links of a page to files that are not there, or that lie outside a folder."""
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    prose = re.sub(r"^```.*?^```|`[^`\n]+`(?!\])", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", prose)
     found = [(page.parent / target).resolve() for target in targets]
     return [str(path) for path in found if not path.exists() or not path.is_relative_to(inside.resolve())]
 
