@@ -23,7 +23,7 @@ from team.model import ImageModel
 from . import proofs, starts
 from .test_resume import Trial
 
-WITHIN = 180.0  # seconds from the trouble to the end of everything
+WITHIN = 60.0  # seconds from the trouble to the end of everything
 SCRIPT = f"import sys; del sys.path[0]; from {__name__} import arm; arm(); import train; train.main()"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux only")
 
