@@ -94,7 +94,15 @@ def test_every_column_sorts(project: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert order("metric")[:3] == ["better", "first", "old"], "of errors, the smallest is the best"
 
 
-def test_the_table_is_readable(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+@pytest.mark.parametrize("columns", ["60", "200", None])
+def test_the_table_is_readable(
+    columns: str | None, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A narrow terminal wraps its lines: no number is cut."""
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    else:
+        monkeypatch.delenv("COLUMNS", raising=False)
     assert runs(monkeypatch, "--sort", "metric") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == [*COLUMNS, "settings"]

@@ -18,8 +18,9 @@ from ..runs.folder import RUNS
 from . import numbers
 
 _COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "budget": "yellow", "unfinished": "yellow"}
+NARROWEST = 132  # characters a line: a terminal that has fewer wraps it, where a narrower table would cut numbers off
 _BESIDE = ("log.", "trainer.enable_")  # settings that change nothing of a training
-# TableColumns that can be sorted by: the value of a row, and whether a large one comes first.
+# Columns that the table can be sorted by: the value of a row, and whether a large one comes first.
 COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], Any], bool]] = {
     "when": (lambda row: row["when"], True),
     "run": (lambda row: row["run"], False),
@@ -107,8 +108,9 @@ def render(table: list[dict[str, Any]]) -> str:
         )
     notes = [f"{row['run']}: {'; '.join(row['missing'])}" for row in table if row["missing"]]
     terminal = sys.stdout.isatty()
-    width = None if terminal or "COLUMNS" in os.environ else 200
-    console = Console(width=width, highlight=False, force_terminal=terminal)
+    console = Console(highlight=False, force_terminal=terminal)
+    known = terminal or "COLUMNS" in os.environ
+    console.width = max(console.width, NARROWEST) if known else 200
     with console.capture() as printed:
         console.print(shown)
     lines = [line.rstrip() for line in printed.get().rstrip("\n").splitlines()]
