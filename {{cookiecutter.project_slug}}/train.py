@@ -12,6 +12,7 @@ signal with everything saved.
 import signal
 
 from lightning_shards.entry import command, importing
+from lightning_shards.terminal import say
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
         with cli.run as run:
             cli.start()
             cli.test()
-        print(run.report())
+        say(run.report())
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from lightning_shards import train as training
 from lightning_shards.train import run
 from lightning_shards.train.checkpoints import Checkpoints
 from lightning_shards.train.eval_metrics import EvalPass
-from lightning_shards.train.loggers import MetricsFile
+from lightning_shards.train.metrics_file import MetricsFile
 from team.model import ImageModel
 
 from .in_place import PROJECT

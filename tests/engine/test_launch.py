@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from lightning_shards import entry
 from lightning_shards.errors import InputError, RunError
-from lightning_shards.train import cluster, run
+from lightning_shards.train import cluster, run_name
 from lightning_shards.train.restart_guard import note_start
-from lightning_shards.train.run import choose
+from lightning_shards.train.run_name import choose, claim, give_back
 
 ALLOCATION = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "interactive", "SLURM_NNODES": "2"}  # a shell in salloc
 BATCH = {**ALLOCATION, "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}  # the script of sbatch
@@ -82,7 +84,7 @@ def test_flags_may_say_what_was_launched_and_nothing_else() -> None:
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No launcher's variables, and a folder with the runs 12 and named."""
-    for name in {run._NAME_VARIABLE, "SLURM_RESTART_COUNT", *TASK, *ARRAY, *TORCHRUN, *LIGHTNING}:
+    for name in {run_name.VARIABLE, "SLURM_RESTART_COUNT", *TASK, *ARRAY, *TORCHRUN, *LIGHTNING}:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     for name in ("12", "named"):
@@ -119,9 +121,35 @@ def test_a_second_training_by_hand_gets_a_name_of_its_own(
 ) -> None:
     given(environment, variables)
     folder, goes_on = choose(None)
-    assert not folder.exists() and not goes_on
+    assert not list(folder.iterdir()) and not goes_on
     with pytest.raises(InputError, match="exists"):
         choose("named")
+
+
+def test_trainings_that_start_in_one_second_get_folders_of_their_own(environment: pytest.MonkeyPatch) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> Stopped:
+            return cls(2026, 11, 25, 12, 0, 0)
+
+    environment.setattr(run_name, "datetime", Stopped)
+    with ThreadPoolExecutor(8) as pool:
+        folders = [folder for folder, _ in pool.map(choose, [None] * 8)]
+    assert sorted(folder.name for folder in folders) == [
+        "2026-11-25_12-00-00",
+        *(f"2026-11-25_12-00-00_{number}" for number in range(2, 9)),
+    ]
+    for folder in folders:
+        give_back(folder)
+    assert not any(folder.exists() for folder in folders)
+
+    folder, _ = choose("new")
+    with ThreadPoolExecutor(8) as pool:
+        tries = [pool.submit(claim, folder, f"number: {number}") for number in range(8)]
+    taken = [number for number, one in enumerate(tries) if one.exception() is None]
+    assert len(taken) == 1 and (folder / "config.yaml").read_text() == f"number: {taken[0]}"
+    assert all("exists" in str(one.exception()) for number, one in enumerate(tries) if number not in taken)
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
 def test_a_host_that_comes_late_to_a_named_torchrun_goes_on(environment: pytest.MonkeyPatch) -> None:

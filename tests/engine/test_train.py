@@ -19,7 +19,7 @@ import torch
 import train
 import wandb
 import yaml
-from lightning_shards.train import hardware, loggers
+from lightning_shards.train import hardware, loggers, wandb_logger
 from lightning_shards.train.cli import TrainingCLI
 from lightning_shards.train.evaluate import evaluate
 from lightning_shards.train.ledger import read
@@ -395,7 +395,7 @@ def test_wandb_gets_the_report_as_an_artifact(project: Path) -> None:
     (project / "report.html").write_text("<p>hello</p>")
     (project / "runs/a").mkdir(parents=True)
     run = wandb.init(mode="offline", dir=project / "runs/a", id="abc")
-    loggers.keep_report(run, project / "report.html")
+    wandb_logger.keep_report(run, project / "report.html")
     run.finish()
     assert artifacts(wandb_records("a")) == [("report-abc", "report")]
 
@@ -428,11 +428,35 @@ def test_wandb_is_online_with_a_key_and_off_when_asked(project: Path, monkeypatc
     wandb.teardown()
     for key in ("", "0123456789" * 4):
         monkeypatch.setenv("WANDB_API_KEY", key)
-        monkeypatch.setattr(loggers, "Wandb", lambda **given: modes.append(given["mode"]))
-        loggers.build(loggers.LogSettings(), project / "run")
+        _, made = loggers.build(loggers.LogSettings(), project / "run")
+        assert isinstance(made, wandb_logger.Wandb)
+        modes.append(made.mode)
         wandb.teardown()
     assert modes == ["offline", "online"]
     assert len(loggers.build(loggers.LogSettings(wandb=False), project / "run")) == 1
+
+
+@pytest.mark.parametrize("key", ["0123456789" * 4, "short"])
+def test_with_a_key_and_no_way_out_wandb_is_offline(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, key: str
+) -> None:
+    """A server that does not answer is waited for by the time of WANDB_INIT_TIMEOUT, ours or the user's."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()
+    given = {"WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
+    for name, value in {**given, "NETRC": str(project / "no-netrc")}.items():
+        monkeypatch.setenv(name, value)
+    folder = project / "runs/o"
+    folder.mkdir(parents=True)
+    logger = wandb_logger.make(folder, "demo", None)
+    logger.begin({"a": 1})
+    logger.log_metrics({"train/loss": 0.5}, 7)
+    wandb_logger.finish({"status": "done"}, None, failed=False)
+    records = wandb_records("o")
+    assert values(records, "history")["trainer/global_step"] == 7 and values(records, "summary")["status"] == "done"
+    err = capfd.readouterr().err
+    assert err.count("W&B is offline") == err.count("\n") == 1 and "Traceback" not in err, err
+    assert logger.mode == "offline" and (folder / "wandb-id.txt").read_text().strip() == logger.version
 
 
 def test_a_training_goes_on_without_wandb(project: Path) -> None:

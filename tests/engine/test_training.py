@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError
-from lightning_shards.train.loggers import MetricsFile
+from lightning_shards.train.metrics_file import MetricsFile
 from team import backbones
 from team.model import ImageModel, schedule
 from team.objectives import OBJECTIVES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import io
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from .errors import InputError, RunError
+from .terminal import printable, say
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -22,6 +24,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def command() -> Iterator[None]:
     """Bad input ends with status 2, a run that failed with 1, Ctrl-C where nothing is half done with 130."""
     _end_with_the_launcher()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # letters that this terminal's encoding does not have
     try:
         yield
     except InputError as error:
@@ -79,5 +83,5 @@ def rank(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def _say(sentence: str, status: int) -> int:
-    print(f"rank {rank()}: {sentence}" if rank() else sentence, file=sys.stderr)
+    say(printable(f"rank {rank()}: {sentence}" if rank() else sentence), sys.stderr)
     return status

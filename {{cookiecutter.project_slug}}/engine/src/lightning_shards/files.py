@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 
@@ -34,6 +35,24 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of `path`, all of it or nothing. Raises OSError."""
+    with path.open("ab", buffering=0) as file:
+        append_to(file, content)
+
+
+def append_to(file: FileIO, content: bytes) -> None:
+    """The same for an open file, which has no buffer: what is in one would be written, and fail, once more later."""
+    before = os.fstat(file.fileno()).st_size
+    try:
+        while content:
+            content = content[file.write(content) :]
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), before)
+        raise
 
 
 def write_durably(path: Path, content: bytes) -> None:

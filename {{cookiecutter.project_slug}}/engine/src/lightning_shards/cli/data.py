@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError, RunError
 from ..machine import cpus
 from ..packing.options import add_pack_options, recipe
+from ..terminal import say, show
 
 STOPPED = 75
 
@@ -55,9 +56,9 @@ def _pack(arguments: argparse.Namespace) -> int:
                 progress=progress,
             )
     except (Stopped, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped; run the same command again", file=sys.stderr)
+        say(str(stop) or "stopped; run the same command again", sys.stderr)
         return STOPPED
-    print(json.dumps(report) if arguments.json else render(report))
+    show(json.dumps(report) if arguments.json else render(report))
     return 0
 
 
@@ -94,14 +95,14 @@ def _adopt(arguments: argparse.Namespace) -> None:
     with progress_bar("adopting", "shards") as progress:
         report = adopt(arguments.source, arguments.dest, patterns, names, arguments.workers, progress)
     if arguments.json:
-        print(json.dumps(report))
+        show(json.dumps(report))
         return
-    print(f"{report['dataset']}: {report['task']}, {report['targets']} targets, fields {', '.join(report['fields'])}")
+    show(f"{report['dataset']}: {report['task']}, {report['targets']} targets, fields {', '.join(report['fields'])}")
     for split, facts in report["splits"].items():
-        print(f"  {split:<6}{facts['samples']:>11,} samples {facts['shards']:>6,} shards")
+        show(f"  {split:<6}{facts['samples']:>11,} samples {facts['shards']:>6,} shards")
     if report["lacking"]:
         examples = "; ".join(report["lacking_examples"])
-        print(f"  {report['lacking']:,} samples lack an image or a target and will be skipped, such as {examples}")
+        show(f"  {report['lacking']:,} samples lack an image or a target and will be skipped, such as {examples}")
 
 
 def _add_verify(commands: Any) -> None:
@@ -125,11 +126,11 @@ def _verify(arguments: argparse.Namespace) -> None:
         report = verify(arguments.dataset, arguments.workers, progress)
     size = f"{report['samples']:,} samples in {report['shards']:,} shards, {report['bytes'] / 1e6:,.1f} MB"
     if arguments.json:
-        print(json.dumps(report))
+        show(json.dumps(report))
     else:
         for damage in report["damages"]:
-            print(f"{damage['shard']} {damage['key'] or ''} {damage['offset'] or ''}: {damage['error']}")
-        print(size)
+            show(f"{damage['shard']} {damage['key'] or ''} {damage['offset'] or ''}: {damage['error']}")
+        show(size)
     if report["damages"]:
         raise RunError(f"{arguments.dataset} is damaged; restore the shards or pack it again")
 

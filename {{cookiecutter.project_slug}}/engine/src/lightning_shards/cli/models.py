@@ -14,6 +14,7 @@ from typing import Any
 
 from ..entry import importing
 from ..errors import RunError
+from ..terminal import say, show
 
 
 def add(commands: Any) -> None:
@@ -78,7 +79,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     rate = number / (time.monotonic() - began)
     told = f"{arguments.out}: " if arguments.out else ""
     told += f"{number:,} image{'s' * (number > 1)}, {rate:,.0f} a second"
-    print(told + (f"; {damaged:,} could not be decoded" if damaged else ""), file=sys.stderr)
+    say(told + (f"; {damaged:,} could not be decoded" if damaged else ""), sys.stderr)
 
 
 def _add_export(commands: Any) -> None:
@@ -111,4 +112,4 @@ def _export(arguments: argparse.Namespace) -> None:
     about = describe(model, config, folder)
     export(model, about, arguments.file)
     told = f"{arguments.file}: {about['images']} -> {about['scores']}"
-    print(json.dumps(about) if arguments.json else told)
+    show(json.dumps(about) if arguments.json else told)

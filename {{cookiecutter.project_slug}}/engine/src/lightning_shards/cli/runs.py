@@ -11,6 +11,7 @@ from typing import Any
 
 from ..entry import importing
 from ..packing.options import add_pack_options, recipe, size
+from ..terminal import printable, show
 
 
 def add(commands: Any, with_model: bool) -> None:
@@ -64,7 +65,7 @@ def _forecast(arguments: argparse.Namespace) -> None:
         report = forecast(arguments.model(), settings, *measure, **arguments.samples)
     if arguments.picture:
         save(report, arguments.picture)
-    print(json.dumps(report) if arguments.json else render(report))
+    show(json.dumps(report) if arguments.json else render(report))
 
 
 def _say(part: str) -> None:
@@ -96,7 +97,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     metrics = evaluate(
         arguments.model(), find(arguments.name), arguments.data, arguments.split, bar, **arguments.samples
     )
-    print(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
+    show(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
 
 
 def _add_report(commands: Any) -> None:
@@ -113,7 +114,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from ..reporting.report import write
     from ..runs.folder import find
 
-    print(write(find(arguments.name)))
+    show(printable(write(find(arguments.name))))
 
 
 def _add_runs(commands: Any) -> None:
@@ -133,6 +134,6 @@ def _runs(arguments: argparse.Namespace) -> None:
 
     table = rows(arguments.sort)
     if arguments.json:
-        print(json.dumps(table))
+        show(json.dumps(table))
     else:
-        print(render(table) if table else "There are no runs yet: start one with `uv run train.py`.")
+        show(render(table) if table else "There are no runs yet: start one with `uv run train.py`.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import RunError
+from ..files import append
+from ..terminal import say
 from .batch import Batch, Values
 from .batcher import EveryNth, Sampler, Skipped
 from .fields.base import Field, in_plane
@@ -38,18 +41,32 @@ class SkipLog:
     def __init__(self, path: Path | None, limit: float) -> None:
         self.path, self.limit = path, limit
         self.in_pass = 0
+        self._lines: list[str] = []  # not yet written
 
     def add(self, entries: Sequence[dict[str, object]]) -> None:
         self.in_pass += len(entries)
         if self.path and entries:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+            self._write(self.path, entries)
         if self.in_pass > self.limit:
             raise RunError(
                 f"{self.in_pass} samples of this pass could not be decoded, more than data.max_skipped_fraction allows"
                 f" ({self.limit:.0f}); the last: {entries[-1]['shard']} {entries[-1]['key']}: {entries[-1]['error']}"
             )
+
+    def _write(self, path: Path, entries: Sequence[dict[str, object]]) -> None:
+        """Append to the file; where that fails, say so, and try again with the next ones."""
+        told = bool(self._lines)
+        self._lines += [json.dumps(entry) + "\n" for entry in entries]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            append(path, "".join(self._lines).encode())
+            self._lines = []
+        except OSError as error:
+            if not told:
+                say(
+                    f"{path} could not be written ({error.strerror}): the samples skipped since are not listed",
+                    sys.stderr,
+                )
 
 
 class EpochLoader:

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..machine import cache_folder
+from ..terminal import say
 from .batch import Batch
 from .checks import check_settings, refuse_unknown
 from .crop import Crop
@@ -200,10 +201,10 @@ class _Skipped(SkipLog):
         if entries and not self.path and not self.told:
             self.told = True
             first = entries[0]
-            print(
+            say(
                 f"{first['shard']} {first['key']} cannot be decoded ({first['error']}): its row has valid = False, and"
                 " so have others like it; skipped_log=FILE lists them",
-                file=sys.stderr,
+                sys.stderr,
             )
         super().add(entries)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..errors import InputError, RunError
 from ..files import replacing
+from ..terminal import plain_lines, shown
 from .predict import Prediction
 
 
@@ -67,16 +69,23 @@ def opened(path: Path | None) -> Iterator[TextIO]:
             with replacing(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 yield file
             return
+        if sys.stdout.isatty():
+            with shown():
+                yield _Terminal()
+            return
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-        yield sys.stdout
-        sys.stdout.flush()
+        with shown():
+            yield sys.stdout
+            sys.stdout.flush()
     except OSError as error:
-        if path:
-            raise RunError(f"{path} could not be written ({error.strerror})") from None
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # such as `head`, which has seen enough
-            raise RunError(f"standard output could not be written ({error.strerror})") from None
-        sys.exit(0)
+        raise RunError(f"{path} could not be written ({error.strerror})") from None
+
+
+class _Terminal(io.StringIO):
+    """Names of files as a person may read them."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(plain_lines(text))
 
 
 def check_new(path: Path, force: bool, sources: Sequence[Path] = ()) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..terminal import say
 from .pool import Progress as Told
 
 _QUIET_SECONDS = 30.0  # between lines where stderr is no terminal
@@ -28,7 +29,7 @@ def progress_bar(what: str, unit: str = "images") -> Iterator[Told]:
         if time.monotonic() - last[0] > _QUIET_SECONDS:
             last[0] = time.monotonic()
             told = f"{what}: {done:,} of {total:,} {unit}, {rate(done)}"
-            print(told, file=sys.stderr, flush=True)
+            say(told, sys.stderr)
 
     if not sys.stderr.isatty():
         yield line

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..entry import rank
 from ..errors import InputError
+from ..terminal import say
 
 KEY = "lightning_shards"
 FORMAT = 1
@@ -34,7 +35,7 @@ def newest(folder: Path) -> Path | None:
             return path
         passed[path.stat().st_ino] = reason
         if not rank():
-            print(f"{path} {reason}; looking for one before it", file=sys.stderr)
+            say(f"{path} {reason}; looking for one before it", sys.stderr)
     foreign = next((path for path in reversed(found) if passed[path.stat().st_ino] != _DAMAGED), None)
     if foreign:
         state(foreign)  # raises, with the reason

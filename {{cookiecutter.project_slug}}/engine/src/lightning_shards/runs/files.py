@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..yaml_text import parse_yaml
+from .metrics import Curves, curves, read_table
 
 HEADLINES = {"accuracy": max, "average_precision": max, "mean_absolute_error": min}  # what the tasks are judged by
 _NUMBERS = (
@@ -170,30 +170,15 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _curves(run: RunFiles) -> dict[str, list[tuple[int, float]]]:
-    """`metrics.csv` by column; where steps were done again after a kill, the later attempt holds."""
-    path = run.folder / "metrics.csv"
-    if not path.is_file():
+def _curves(run: RunFiles) -> Curves:
+    """`metrics.csv` by column."""
+    try:
+        return curves(read_table(run.folder / "metrics.csv")[1])
+    except FileNotFoundError:
         run.missing.append(f"metrics.csv is not there: {_WHY['metrics.csv']}")
-        return {}
-    text = path.read_text(errors="replace").replace("\0", "")
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
-        try:
-            step = int(float(row["step"]))
-        except (KeyError, ValueError, TypeError):
-            continue
-        for name, cell in row.items():
-            if not name or name == "step" or not isinstance(cell, str) or not cell:
-                continue
-            points = curves.setdefault(name, [])
-            while points and points[-1][0] >= step:
-                points.pop()
-            try:
-                points.append((step, float(cell)))
-            except ValueError:
-                continue
-    return curves
+    except OSError as error:
+        run.missing.append(f"metrics.csv cannot be read ({error.strerror})")
+    return {}
 
 
 def _evaluation(run: RunFiles) -> dict[str, Any]:

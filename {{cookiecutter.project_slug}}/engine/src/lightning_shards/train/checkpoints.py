@@ -10,33 +10,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 
 from ..errors import InputError
-from ..files import fsync_folder, replacing
 from ..runs.checkpoints import FORMAT, KEY, state_in
+from ..terminal import say
 from . import ema, loop_state, own_callbacks, resume_settings
+from .checkpoint_io import add_name
 from .datamodule import ShardDataModule
 from .stop import RankConsensus, Stopped, StopRequest, ended
-
-
-class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, fsyncs and renames it: after a kill there is the old one or the new one."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
 
 
 class Checkpoints(Checkpoint):
@@ -163,7 +150,7 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
             return
         if left and trainer.is_global_zero:
-            print(f"the model ended epoch {data.epoch} itself: {left * data.global_batch_size} images are left out")
+            say(f"the model ended epoch {data.epoch} itself: {left * data.global_batch_size} images are left out")
         data.finish_epoch()
         if measured:
             self.waited += 1
@@ -240,21 +227,9 @@ class Checkpoints(Checkpoint):
         self._is_best = False
 
     def _name(self, trainer: L.Trainer, name: str) -> None:
-        """Give `last.ckpt` a second name; a copy has it where there are no hard links."""
-        if not trainer.is_global_zero:
-            return
-        last, path = self.folder(trainer) / "last.ckpt", self.folder(trainer) / name
-        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(last, temporary)
-        except OSError:
-            shutil.copyfile(last, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        temporary.unlink(missing_ok=True)  # renaming one name of a file onto another of its names does nothing
-        fsync_folder(path.parent)
+        """Give `last.ckpt` a second name."""
+        if trainer.is_global_zero:
+            add_name(self.folder(trainer) / "last.ckpt", name)
 
     @staticmethod
     def folder(trainer: L.Trainer) -> Path:

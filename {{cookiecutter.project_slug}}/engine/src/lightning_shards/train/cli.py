@@ -25,8 +25,10 @@ from ..cost.prices import Prices
 from ..errors import InputError, RunError
 from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
+from ..terminal import say
 from . import cluster, contract, hardware, loggers, own_callbacks, resume_settings
-from .checkpoints import Checkpoints, DurableCheckpointIO
+from .checkpoint_io import DurableCheckpointIO, unwritten
+from .checkpoints import Checkpoints
 from .config_safety import check_config
 from .cost_tracker import Budget, CostTracker
 from .datamodule import ShardDataModule
@@ -38,11 +40,13 @@ from .module import Compile, LearningRate, ShardModule
 from .nan_guard import NanGuard
 from .progress import AnyBar, progress_bar
 from .rank_watchdog import RankWatchdog
-from .run import Run, choose
+from .run import Run
+from .run_name import choose, give_back
 from .settings import Parser, check, shorten, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
 from .trained_model import KeepSettings
+from .wandb_logger import Wandb
 
 PRICES = Path("prices.yaml")
 TRAINER_DEFAULTS = {
@@ -94,6 +98,7 @@ class TrainingCLI(LightningCLI):
         if self.resumed:
             check_config(self.resumed / "config.yaml", model_class.__module__)
         self._flags = {name: value_of(arguments, f"--trainer.{name}") for name in ("devices", "num_nodes")}
+        self._folder: Path | None = None  # of the run, once it has a name
         self._metrics: dict[str, float] = {}
         super().__init__(
             model_class,
@@ -168,7 +173,16 @@ class TrainingCLI(LightningCLI):
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         contract.check_instance(self.model)
         self.compiles = self.decide_compile(self.config.trainer.max_epochs * len(self.datamodule.order))
-        self.trainer = self.instantiate_trainer()
+        try:
+            self.trainer = self.instantiate_trainer()
+            self._settle()
+        except BaseException:
+            if self._folder:
+                give_back(self._folder)
+            raise
+
+    def _settle(self) -> None:
+        """Decide what hangs on the trainer: meters, micro-batch, accumulation."""
         self.spending.attach(self.trainer, self.device)
         micro, accumulation = self.datamodule.split_batch(self.trainer.world_size)
         if accumulation > 1 and not self.model.automatic_optimization:
@@ -201,6 +215,7 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
+        self._folder = folder
         if goes_on:
             self._metrics = earlier_metrics(folder)
         own, stop = self._get(self.config_init, "trainer"), StopRequest(self.spending.spent)
@@ -267,7 +282,9 @@ class TrainingCLI(LightningCLI):
         self._announce()
         checkpoint = self.run.last_checkpoint
         self.run.note_start(checkpoint)
-        loggers.keep_identity(self.trainer.loggers, self.run.folder, {**self.asked, "resolved": self.resolved})
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.begin({**self.asked, "resolved": self.resolved})
         with self._explained():
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         self._note_metrics()
@@ -280,7 +297,7 @@ class TrainingCLI(LightningCLI):
         """What will happen, in two lines or three."""
         r, data = self.resolved, self.data
         parameters = sum(p.numel() for p in self.model.parameters())
-        print(
+        lines = (
             f"{self.run.folder}: {contract.title(self.model)} ({parameters / 1e6:.2g} million parameters),"
             f" {len(data.order):,} images of {data.crop.size} pixels, {self.trainer.max_epochs} epochs,"
             f" global batch {data.global_batch_size}"
@@ -288,9 +305,8 @@ class TrainingCLI(LightningCLI):
             f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
             f" compile {'on' if r['compile'] else 'off'}",
             *filter(None, (data.note, self.spending.note)),
-            sep="\n",
-            flush=True,
         )
+        say("\n".join(lines))
 
     def test(self) -> None:
         """Measure the best weights on the test split, if there is one and the model has a test_step."""
@@ -304,7 +320,7 @@ class TrainingCLI(LightningCLI):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Too little memory and the loss of another rank become a sentence."""
+        """Too little memory, a full disk and the loss of another rank become a sentence."""
         try:
             yield
         except BaseException as error:
@@ -313,6 +329,8 @@ class TrainingCLI(LightningCLI):
                 raise RunError(self._smaller_batch()) from None
             if isinstance(error, RuntimeError) and (sentence := self.watch.explain(error)):
                 raise RunError(f"{sentence}. {self.run.how_to_go_on}") from None
+            if full := unwritten(error):
+                raise RunError(f"{full}. {self.run.how_to_go_on}") from None
             raise
 
     def facts(self) -> dict[str, Any]:

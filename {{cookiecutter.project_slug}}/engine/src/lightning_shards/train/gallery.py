@@ -23,9 +23,10 @@ from torchmetrics import MetricCollection, SumMetric
 from ..data.batch import Batch
 from ..data.dataset import TASKS, Shard
 from ..files import write_durably
+from ..terminal import say
 from ..vision.objective import Shown
-from .loggers import Wandb
 from .top_rows import TopRows
+from .wandb_logger import Wandb
 
 LARGEST_SIDE = 128  # pixels; larger images are made smaller
 FORMAT = 1  # of evaluation/*.json
@@ -140,8 +141,11 @@ class Gallery(L.Callback):
             },
         }
         path = Path(trainer.default_root_dir) / "evaluation" / f"{split}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, json.dumps(self._told).encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, json.dumps(self._told).encode())
+        except OSError as error:
+            say(f"{path} could not be written ({error.strerror}): the report will not have it", sys.stderr)
 
     def _show(self, trainer: L.Trainer) -> None:
         """The images of the last pass, and the confusion matrix, in W&B; the images in any logger that takes some."""
@@ -167,7 +171,7 @@ def _offer(logger: Any, told: dict[str, Any]) -> None:
     try:
         logger.log_image(key=f"{told['split']}/predictions", images=images, caption=captions)
     except Exception as defect:
-        print(f"{type(logger).__name__} took no images: {type(defect).__name__}: {defect}", file=sys.stderr)
+        say(f"{type(logger).__name__} took no images: {type(defect).__name__}: {defect}", sys.stderr)
 
 
 def _shown(told: dict[str, Any]) -> dict[str, Any]:

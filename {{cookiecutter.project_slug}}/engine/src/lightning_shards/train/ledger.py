@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import lightning as L
 
+from ..files import append_to
+from .checkpoint_io import Unwritten
+
 
 class Ledger(L.Callback):
-    """Writes `ledger/rank-<r>.jsonl`: one line per rank and optimizer step, flushed before the step can be saved.
+    """Writes `ledger/rank-<r>.jsonl`: one line per rank and optimizer step, written before the step can be saved.
 
     {"attempt", "epoch", "step", "position", "ids"}: `position` is where the step's global batch begins in the epoch's
     order, `ids` are the samples that this rank trained on. An attempt begins with a line without ids: what earlier
@@ -18,7 +22,7 @@ class Ledger(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
         self._ids: list[int] = []
         self._attempt = 1
 
@@ -29,9 +33,9 @@ class Ledger(L.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank-{trainer.global_rank}.jsonl"
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)
         if torn:
-            self._file.write("\n")
+            append_to(self._file, b"\n")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer)
@@ -54,8 +58,10 @@ class Ledger(L.Callback):
             "position": data.position,
             "ids": self._ids,
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            append_to(self._file, (json.dumps(line) + "\n").encode())
+        except OSError as error:  # what was asked for is a proof, so there is no training without it
+            raise Unwritten(f"{self._file.name} could not be written ({error.strerror})") from None
         self._ids = []
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

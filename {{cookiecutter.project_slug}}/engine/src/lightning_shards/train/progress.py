@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar as AnyBar
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from ..cost.usage import money, number
+from ..terminal import say
 from .throughput import Throughput
 
 QUIET_SECONDS = 30.0  # between two lines
@@ -62,6 +63,9 @@ class ProgressLines(_WithSpeed):
         self._last = time.monotonic()
         self._enabled = True
 
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        say(" ".join(map(str, args)))
+
     def disable(self) -> None:
         """Lightning asks for it on the ranks that say nothing."""
         self._enabled = False
@@ -81,4 +85,4 @@ class ProgressLines(_WithSpeed):
         if self._enabled:
             items = self.get_metrics(trainer, pl_module).items()
             values = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in items)
-            print(f"epoch {trainer.current_epoch}, {where}: {', '.join(values)}", flush=True)
+            say(f"epoch {trainer.current_epoch}, {where}: {', '.join(values)}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 
 from ..errors import RunError
+from ..files import append
 from ..runs.checkpoints import state
+from ..terminal import say
 from .cluster import requeued
 from .ledger import read
 
@@ -42,8 +45,10 @@ def note_start(folder: Path, checkpoint: Path | None) -> None:
         "epoch": epoch,
         "position": position,
     }
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    try:
+        append(path, (json.dumps(row) + "\n").encode())
+    except OSError as error:  # the training itself may yet find room
+        say(f"{path} could not be written ({error.strerror}): this start is not counted", sys.stderr)
 
 
 def _place(checkpoint: Path | None) -> tuple[int, int]:

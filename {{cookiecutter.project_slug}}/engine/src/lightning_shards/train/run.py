@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -23,39 +24,15 @@ from ..errors import InputError
 from ..files import write_durably
 from ..runs.checkpoints import is_whole, newest
 from ..runs.files import flat, skipped_samples
-from ..runs.folder import RUNS, checked
+from ..terminal import printable, say
 from ..yaml_text import parse_yaml
-from . import cluster, loggers
+from . import wandb_logger
 from .restart_guard import note_start
+from .run_name import VARIABLE, claim
 from .stop import Stopped, StopRequest
 
-_NAME_VARIABLE = "LIGHTNING_SHARDS_RUN"  # one host's ranks learn the run's name by it
 # Torchrun or Lightning's launcher started this process, or srun, as another rank than zero.
 _LAUNCHED = "LOCAL_RANK" in os.environ or rank() > 0
-
-
-def choose(name: str | None) -> tuple[Path, bool]:
-    """(folder, whether it goes on): from `--run`, else the Slurm job's or torchrun's id, else the date and time.
-
-    A job that its scheduler starts again goes on with its run; a name that a person gives twice is refused. Rank zero
-    makes the folder, so no other rank may be surprised to find it.
-    """
-    inherited = os.environ.get(_NAME_VARIABLE)
-    if inherited:
-        return RUNS / inherited, False
-    if not name and cluster.nameless():
-        raise InputError(
-            "torchrun on several hosts needs one name for the run: give --rdzv-id to torchrun, or --run to train.py"
-        )
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = RUNS / checked(name or cluster.name() or now)
-    if not (folder / "config.yaml").exists():
-        return folder, False
-    if cluster.goes_on() or rank() > 0:
-        return folder, cluster.goes_on()
-    if not name and cluster.layout() in (None, (1, 1)):  # the second training of one job
-        return folder.with_name(f"{folder.name}_{now}"), False
-    raise InputError(f"the run {folder} exists: go on with it by `--resume {folder.name}`, or choose another --run")
 
 
 @dataclass
@@ -78,6 +55,7 @@ class Run:
     stop: StopRequest = field(default_factory=StopRequest)
     outcome: str = "done"
     _summary: bytes | None = None  # of the attempt before
+    _told: dict[str, Any] = field(default_factory=dict)  # in the summary of this one
 
     @cached_property
     def last_checkpoint(self) -> Path | None:
@@ -97,19 +75,24 @@ class Run:
 
     def __enter__(self) -> Run:
         self.stop.__enter__()
-        os.environ[_NAME_VARIABLE] = self.folder.name
-        self._create()
+        try:
+            self._create()
+        except BaseException:
+            self.stop.__exit__(None, None, None)
+            raise
+        os.environ[VARIABLE] = self.folder.name
         return self
 
     @rank_zero_only
     def _create(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "config.yaml").exists():
+            claim(self.folder, self.config)
+        elif not os.access(self.folder, os.W_OK):
+            raise InputError(f"the run's folder {self.folder} cannot be written")
         for litter in (
             f for name in ("*.tmp", "evaluation/*.tmp", "checkpoints/*.tmp") for f in self.folder.glob(name)
         ):
             litter.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
-        if not (self.folder / "config.yaml").exists():
-            write_durably(self.folder / "config.yaml", self.config.encode())
         if (self.folder / "summary.json").exists():
             self._summary = (self.folder / "summary.json").read_bytes()
             self._mark(status="unfinished")  # what holds if this attempt is killed
@@ -118,10 +101,18 @@ class Run:
         """Change what an earlier attempt has left in `summary.json`."""
         try:
             told = dict(json.loads(self._summary or b"{}"))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             told = {}
         told.pop("error", None)
-        write_durably(self.folder / "summary.json", (json.dumps(told | changes, indent=1) + "\n").encode())
+        self._put(told | changes)
+
+    def _put(self, content: dict[str, Any]) -> None:
+        """Write `summary.json`; where that fails, what it would have told is lost, and nothing else."""
+        path = self.folder / "summary.json"
+        try:
+            write_durably(path, (json.dumps(content, indent=1) + "\n").encode())
+        except OSError as error:
+            say(f"{path} could not be written ({error.strerror}): it is as it was before", sys.stderr)
 
     @property
     def how_to_go_on(self) -> str:
@@ -132,7 +123,7 @@ class Run:
 
     def fail(self, sentence: str) -> None:
         """Say why the run ends, where its own thread cannot."""
-        print(f"error: {sentence}. {self.how_to_go_on}", file=sys.stderr, flush=True)
+        say(printable(f"error: {sentence}. {self.how_to_go_on}"), sys.stderr)
         self._mark(status="failed", error=sentence)
 
     @rank_zero_only
@@ -143,7 +134,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.environ.pop(_NAME_VARIABLE, None)
+        os.environ.pop(VARIABLE, None)
         try:
             self._finish(error)
         finally:
@@ -157,9 +148,10 @@ class Run:
     def _finish(self, error: BaseException | None) -> None:
         status = self.outcome if error is None else error.status if isinstance(error, Stopped) else "failed"
         if isinstance(error, InputError):
-            loggers.finish(None, None, failed=True)
+            wandb_logger.finish(None, None, failed=True)
             if self._summary is not None:
-                write_durably(self.folder / "summary.json", self._summary)
+                with suppress(OSError):
+                    write_durably(self.folder / "summary.json", self._summary)
             self._remove_if_empty()
             return
         self._write(status, f"{type(error).__name__}: {error}" if status == "failed" else None)
@@ -176,22 +168,24 @@ class Run:
         }
         if changed := self.changed():
             content["changed_on_resume"] = changed
-        write_durably(self.folder / "summary.json", (json.dumps(content, indent=1) + "\n").encode())
+        self._told = content
+        self._put(content)
         page: Path | None = None
         try:
             from ..reporting import report  # and matplotlib with it, for which no start should wait
 
             page = report.write(self.folder)
         except Exception as defect:  # the training is what counts, and its figures are saved
-            print(f"{self.folder}/report.html could not be made: {type(defect).__name__}: {defect}", file=sys.stderr)
-        loggers.finish(content, page, failed=status == "failed")
+            why = f"{type(defect).__name__}: {defect}"
+            say(printable(f"{self.folder}/report.html could not be made: {why}"), sys.stderr)
+        wandb_logger.finish(content, page, failed=status == "failed")
         again = f"Go on with: uv run train.py --resume {self.folder.name}"
         if status == "stopped":
-            print(f"\nStopped; everything is saved. {again}")
+            say(f"\nStopped; everything is saved. {again}")
         if status == "budget":
             limit, value = self.stop.budget.split()
             more = {"seconds": 2 * float(value)} if limit == "trainer.max_time" else f"{2 * float(value):g}"
-            print(f"\nStopped at {self.stop.budget}; everything is saved. {again} --{limit} {_quoted(more)}")
+            say(f"\nStopped at {self.stop.budget}; everything is saved. {again} --{limit} {_quoted(more)}")
 
     def changed(self) -> dict[str, Any]:
         """Settings with which this attempt went on that differ from those in `config.yaml`."""
@@ -201,10 +195,10 @@ class Run:
         return {name: value for name, value in now.items() if name in first and first[name] != value}
 
     def report(self) -> str:
-        """What a person wants to know at the end, from `summary.json`; empty on ranks other than zero."""
+        """What a person wants to know at the end, as `summary.json` has it; empty on ranks other than zero."""
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return ""
-        summary = json.loads((self.folder / "summary.json").read_bytes())
+        summary = self._told
         metrics = {name: value for name, value in summary["metrics"].items() if name.startswith(("test/", "val/"))}
         chosen = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
         rows = [(name, f"{value:.4g}") for name, value in chosen.items() if not name.endswith("/skipped")]

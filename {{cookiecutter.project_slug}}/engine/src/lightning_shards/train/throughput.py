@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cost.usage import Usage
+from ..terminal import say
 from . import loop_state
 from .cost_tracker import CostTracker
 from .nan_guard import loss_of
@@ -145,5 +146,5 @@ class Throughput(L.Callback):
         validating = loop_state.validations(trainer, steps, epochs) * self._validation
         expected = self.spending.expect((training + validating) * ahead)
         bar = trainer.progress_bar_callback
-        tell = bar.print if bar else print
+        tell = bar.print if bar else say
         tell(f"expected: {expected} in all, at {images / seconds:,.0f} images/s")
