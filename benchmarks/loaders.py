@@ -2,6 +2,7 @@
 
     make bench                                      # every loader and case, then a table and build/loaders.json
     make bench BENCH="--only ours,ffcv --cases 256short --rounds 3"
+    make bench BENCH="--doors --cases 500,64"       # this loader with a transform, a mask, or webdataset's stages
 
 Every loader runs alone, in a process of its own, in turn over several rounds; the clock starts after a warm-up. All
 deliver batches of 128 random crops of 224 pixels (all of a small square), a quarter of the image or more, mirrored half
@@ -34,7 +35,7 @@ from typing import Any
 
 import photos
 import report
-from peers import PEERS, Spec
+from peers import ALL, DOORS, PEERS, Spec
 from pixel_error import FILTERS
 
 CASES = {
@@ -64,7 +65,7 @@ def in_own_process(task: dict[str, Any], python: str = sys.executable, timeout: 
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         missing = re.search(r"No module named '(\w+)", done.stderr)
         why = f"not installed: no module {missing[1]}" if missing else f"failed: {said[-1][:300]}"
-        needs = PEERS[task["name"]].needs if task["name"] in PEERS else ""
+        needs = ALL[task["name"]].needs if task["name"] in ALL else ""
         return why + f"; on Debian it needs: apt install {needs}" * bool(needs)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -117,7 +118,7 @@ def run_case(case: str, names: list[str], folders: dict[str, Path], arguments: a
     data: dict[str, Path] = {}
     missing: dict[str, str] = {}
     for name in names:
-        reads = PEERS[name].reads
+        reads = ALL[name].reads
         try:
             given = {"images": folders[case], "originals": folders["500"]}
             data[name] = given.get(reads) or pack(case, reads, folders[case], spec)
@@ -125,8 +126,8 @@ def run_case(case: str, names: list[str], folders: dict[str, Path], arguments: a
             missing[name] = str(error)
     errors: dict[str, Any] = {}
     found: dict[str, Any] = {}
-    for name in [*data, *FILTERS]:
-        how = PEERS[name].pixels if name in PEERS else name  # some loaders make the same pixels
+    for name in [] if arguments.doors else [*data, *FILTERS]:  # what a door adds changes no pixel of the crop
+        how = ALL[name].pixels if name in ALL else name  # some loaders make the same pixels
         if how not in found:
             found[how] = in_own_process({"do": "compare", "name": name, "data": str(folders[case]), "spec": spec})
         errors[name] = found[how] if isinstance(found[how], str) else round(found[how]["pixel_error"], 3)
@@ -156,9 +157,9 @@ def row(name: str, runs: list[dict[str, float]], ours: list[dict[str, float]], c
     ratios = [our / rate for our, rate in zip(ours_rates, rates, strict=False)]
     return {
         "name": name,
-        "title": PEERS[name].title,
-        "decoder": PEERS[name].decoder,
-        "filter": PEERS[name].filter,
+        "title": ALL[name].title,
+        "decoder": ALL[name].decoder,
+        "filter": ALL[name].filter,
         "median": round(median(rates)),
         "min": round(min(rates)),
         "max": round(max(rates)),
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=2000, help="photos to make (%(default)s)")
     parser.add_argument("--work", type=Path, default="data/bench", help="where images and packs are kept (%(default)s)")
     parser.add_argument("--only", metavar="NAMES", help=f"loaders, by commas: {', '.join(PEERS)}")
+    parser.add_argument("--doors", action="store_true", help=f"this loader with what a team adds: {', '.join(DOORS)}")
     parser.add_argument("--cases", metavar="NAMES", help=f"cases, by commas: {', '.join(CASES)}")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="CPU cores (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each loader (%(default)s)")
@@ -210,7 +212,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     cases = chosen(arguments.cases, list(CASES), "case")
-    names = chosen(arguments.only, list(PEERS), "loader")
+    names = chosen(arguments.only, list(DOORS if arguments.doors else PEERS), "loader")
     folders = prepare(arguments, cases)
     results: dict[str, Any] = {"machine": machine(arguments.cores)}
     results |= {key: getattr(arguments, key) for key in ("rounds", "seconds", "warmup")}

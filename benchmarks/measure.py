@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import PEERS, Spec
+from peers import ALL, Spec
 
 
 def tree(pid: int) -> Iterator[int]:
@@ -55,7 +55,7 @@ def measure(name: str, data: Path, spec: Spec, warmup: float, seconds: float) ->
     programs used meanwhile, `mean` the mean pixel of the first batch, by which black images would be found out.
     """
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: spec.cores])
-    batches = PEERS[name].batches(data, spec)
+    batches = ALL[name].batches(data, spec)
     first = next(batches)
     sides = sorted(first.shape[1:])
     if str(first.dtype).split(".")[-1] != "uint8" or sides != [3, spec.size, spec.size]:
@@ -81,7 +81,7 @@ def measure(name: str, data: Path, spec: Spec, warmup: float, seconds: float) ->
 def do(task: dict[str, Any]) -> dict[str, float]:
     spec, data = Spec(**task["spec"]), Path(task["data"])
     if task["do"] == "pack":
-        PEERS[task["name"]].pack(Path(task["images"]), data, spec)
+        ALL[task["name"]].pack(Path(task["images"]), data, spec)
         return {}
     if task["do"] == "compare":
         from pixel_error import pixel_error

@@ -1,6 +1,7 @@
 """The tables and the picture of docs/performance.md, from the figures of loaders.py.
 
 python benchmarks/report.py build/loaders.json [MORE.json]    # docs/results/, docs/loaders.svg, docs/performance.md
+python benchmarks/report.py build/doors.json --block doors     # the same for loaders.py --doors, without a picture
 
 Cases of several runs on one machine are put together; the figures are kept in docs/results/loaders.json.
 """
@@ -100,22 +101,24 @@ def picture(results: dict[str, Any]) -> str:
     return f'{head} font-size="14">\n  {body}\n</svg>\n'
 
 
-def main(figures: list[Path], docs: Path) -> None:
+def main(figures: list[Path], docs: Path, name: str) -> None:
     results, *others = (json.loads(path.read_text()) for path in figures)
     for other in others:
         if other["machine"] != results["machine"]:
             raise SystemExit("these figures are of different machines or versions: measure them again on one")
         results["cases"] += other["cases"]
-    (docs / "results" / "loaders.json").write_text(json.dumps(results, indent=1) + "\n")
-    (docs / "loaders.svg").write_text(picture(results))
-    block = "\n".join(["<!-- loaders -->", conditions(results), "", *map(table, results["cases"])]) + "<!-- end -->"
+    (docs / "results" / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    if name == "loaders":
+        (docs / "loaders.svg").write_text(picture(results))
+    block = "\n".join([f"<!-- {name} -->", conditions(results), "", *map(table, results["cases"])]) + "<!-- end -->"
     page = docs / "performance.md"
-    page.write_text(re.sub("<!-- loaders -->.*?<!-- end -->", lambda _: block, page.read_text(), flags=re.DOTALL))
+    page.write_text(re.sub(f"<!-- {name} -->.*?<!-- end -->", lambda _: block, page.read_text(), flags=re.DOTALL))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", type=Path, nargs="+", help="what loaders.py wrote")
     parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--block", default="loaders", choices=["loaders", "doors"], help="of docs/performance.md")
     arguments = parser.parse_args()
-    main(arguments.figures, arguments.docs)
+    main(arguments.figures, arguments.docs, arguments.block)

@@ -66,6 +66,22 @@ def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> No
     assert (docs / "loaders.svg").read_text().count("<rect") == 1 + len(case["rows"])
 
 
+def test_doors_are_compared(project: Path, photos: Path, tmp_path: Path) -> None:
+    """The loader with a mask, with a transform, and webdataset's stages behind its order."""
+    command = [python_of(project), str(ROOT / "benchmarks/loaders.py"), "--images", str(photos), *TRIAL, "--doors"]
+    command += ["--only", "ours,mask,torchvision,samples", "--cases", "256short"]
+    said = succeed([*command, "--work", str(tmp_path / "work"), "--json", str(tmp_path / "doors.json")], project)
+    (case,) = json.loads((tmp_path / "doors.json").read_text())["cases"]
+    assert [row["name"] for row in case["rows"]] == ["ours", "mask", "torchvision", "samples"], said
+    assert case["missing"] == {} and all(row["median"] > 0 for row in case["rows"])
+    command = [python_of(project), str(ROOT / "benchmarks/report.py"), str(tmp_path / "doors.json")]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "performance.md").write_text("before\n<!-- doors -->\nstale\n<!-- end -->\n")
+    succeed([*command, "--block", "doors", "--docs", str(tmp_path)], ROOT)
+    page = (tmp_path / "performance.md").read_text()
+    assert f"| {case['rows'][1]['median']:,} |" in page and not (tmp_path / "loaders.svg").exists()
+
+
 def test_unknown_names_are_refused(project: Path) -> None:
     done = run([python_of(project), str(ROOT / "benchmarks/loaders.py"), "--only", "ours,nobody"], project)
     assert done.returncode and "no loader nobody" in done.stderr

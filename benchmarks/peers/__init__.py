@@ -99,3 +99,16 @@ PEERS = {
         "ImageFolder on the originals", "torch_peers", "imagefolder", *_PIL, crop="crop_pil", reads="originals"
     ),
 }
+# What a team adds to the loader, beside the loader alone and webdataset's recipe; `loaders.py --doors` compares them.
+DOORS = {
+    "ours": PEERS["ours"],
+    "no-op": Peer("with a transform that does nothing", "doors", "no_op", *_OURS, reads="ours"),
+    "mask": Peer("with a mask beside the image", "doors", "mask", *_OURS, packer="pack_masks", reads="mask"),
+    "torchvision": Peer("with torchvision's TrivialAugmentWide", "doors", "torchvision", *_OURS, reads="ours"),
+    "webdataset-torchvision": Peer(
+        "webdataset's recipe with TrivialAugmentWide", "doors", "webdataset", *_PIL, reads="ours"
+    ),
+    "samples": Peer("webdataset's stages behind ShardSamples", "doors", "samples", *_PIL, reads="ours"),
+    "webdataset": PEERS["webdataset"],
+}
+ALL = PEERS | DOORS

@@ -19,14 +19,10 @@ from torchvision.transforms import v2
 from . import CROP_SCALE, Box, Spec
 
 
-def _transform(size: int) -> v2.Compose:
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=CROP_SCALE, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),  # PIL -> uint8 tensor
-        ]
-    )
+def random_crop(size: int, *more: Any) -> v2.Compose:
+    """PIL image -> uint8 tensor (3, size, size), with `more` transforms behind crop and flip."""
+    crop = v2.RandomResizedCrop(size, scale=CROP_SCALE, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), *more, v2.ToImage()])
 
 
 def _forever(loader: Iterable[Any]) -> Iterator[torch.Tensor]:
@@ -49,18 +45,18 @@ def crop_tensor(data: bytes, box: Box, size: int) -> Any:
 
 def imagefolder(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
     """The loop of PyTorch's own ImageNet example, with workers that stay from epoch to epoch."""
-    dataset = ImageFolder(str(data), _transform(spec.size))
+    dataset = ImageFolder(str(data), random_crop(spec.size))
     workers: dict[str, Any] = {"num_workers": spec.cores, "persistent_workers": True}
     yield from _forever(DataLoader(dataset, spec.batch, shuffle=True, drop_last=True, **workers))
 
 
-def webdataset(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
+def webdataset(data: Path, spec: Spec, *more: Any) -> Iterator[torch.Tensor]:
     """The recipe of webdataset's README: shuffle, decode, transform, batch in the workers. Reads our tars."""
     import webdataset as wds
 
     tars = sorted(str(path) for path in (data / "train").glob("*.tar"))
     samples = wds.WebDataset(tars, shardshuffle=len(tars)).shuffle(1000).decode("pil").to_tuple("jpg;png", "cls")
-    dataset = samples.map_tuple(_transform(spec.size), int).batched(spec.batch, partial=False)
+    dataset = samples.map_tuple(random_crop(spec.size, *more), int).batched(spec.batch, partial=False)
     yield from _forever(wds.WebLoader(dataset, batch_size=None, num_workers=spec.cores, persistent_workers=True))
 
 
@@ -80,7 +76,7 @@ def litdata(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
     from litdata import StreamingDataLoader, StreamingDataset
 
     class Dataset(StreamingDataset):
-        transform = _transform(spec.size)
+        transform = random_crop(spec.size)
 
         def __getitem__(self, index: Any) -> tuple[torch.Tensor, int]:
             sample = super().__getitem__(index)
@@ -111,7 +107,7 @@ def mosaic(data: Path, spec: Spec) -> Iterator[torch.Tensor]:
     clean_stale_shared_memory()
 
     class Dataset(StreamingDataset):
-        transform = _transform(spec.size)
+        transform = random_crop(spec.size)
 
         def __getitem__(self, at: int) -> Any:
             sample = super().__getitem__(at)

@@ -35,7 +35,7 @@ def make(**settings: float) -> Augment:
 
 
 def make_batch(ids: list[int], task: str = "single_label", invalid: tuple[int, ...] = (), epoch: int = 0) -> Batch:
-    """DecodedBatch whose pixels, targets and keys follow from the sample ids alone."""
+    """A batch whose pixels, targets and keys follow from the sample ids alone."""
     pixels = [np.random.default_rng(i).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for i in ids]
     numbers = torch.tensor(ids)
     targets = numbers % 3 if task == "single_label" else torch.nn.functional.one_hot(numbers % 3, 3).float()

@@ -46,7 +46,7 @@ def load_index(path: Path, shard: Shard) -> ShardIndex:
 
 
 def save_index(index: ShardIndex, path: Path) -> None:
-    """SampleReader the sidecar of the tar at `path`; on a full disk nowhere, it is made anew the next time then."""
+    """Store the sidecar of the tar at `path`; on a full disk nowhere, it is made anew the next time then."""
     for place in _sidecars(path):
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)

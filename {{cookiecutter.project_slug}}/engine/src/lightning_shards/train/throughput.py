@@ -20,7 +20,7 @@ VALIDATION = 0.5  # time of an image in validation, for one in training: a forwa
 
 
 class Throughput(L.Callback):
-    """EvalMetrics the speed of a training, validation excluded, and its time, energy and money, over all its attempts.
+    """Measure the speed of a training, validation excluded, and its time, energy and money, over all its attempts.
 
     Every `trainer.log_every_n_steps` steps `speed/...` and `cost/...` go to the loggers. The rate of the whole run
     leaves out the first batch of each attempt: starting threads, compiling and choosing kernels is no speed. Once the
