@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import subprocess
 import sys
 import zlib
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lightning_shards.data.crop import Crop, resize
-from lightning_shards.data.decode import DecodeError, decode_image, decode_jpeg, jpeg_frame, scratch
+from lightning_shards.data.decode import DecodeError, decode_image, decode_jpeg, decode_mask, jpeg_frame, scratch
 from lightning_shards.data.image_header import Frame, read_frame
 from lightning_shards.data.png import MOST_CHUNKS, unpack
 from PIL import Image
@@ -72,6 +73,46 @@ def test_an_unpacked_png_is_the_same_image(
     assert unpacked is not data and unpacked[unpacked.index(b"IDAT") + 4 :][:2] == b"\x78\x01"
     for reader in (lambda png: Image.open(io.BytesIO(png)), lambda png: cv2.imdecode(np.frombuffer(png, np.uint8), 1)):
         assert np.array_equal(np.asarray(reader(unpacked)), np.asarray(reader(data)))
+
+
+def filtered(mask: np.ndarray, filters: list[int]) -> bytes:
+    """A gray PNG whose lines have these filters (W3C PNG, section 9), in turn."""
+    numbers = np.pad(mask.astype(int), ((1, 0), (1, 0)))
+    left, above, both = numbers[1:, :-1], numbers[:-1, 1:], numbers[:-1, :-1]
+    distances = np.abs(np.stack([above - both, left - both, left + above - 2 * both]))
+    nearest = np.choose(distances.argmin(0), [left, above, both])
+    guesses = [0 * left, left, above, (left + above) // 2, nearest]
+    lines = b"".join(
+        bytes([kind]) + ((mask[row] - guesses[kind][row]) % 256).astype(np.uint8).tobytes()
+        for row, kind in zip(range(len(mask)), itertools.cycle(filters), strict=False)
+    )
+    header = mask.shape[1].to_bytes(4, "big") + mask.shape[0].to_bytes(4, "big") + b"\x08\0\0\0\0"
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    parts = (len(body).to_bytes(4, "big") + kind + body + _sum(kind + body) for kind, body in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _sum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "big")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    filters=st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+)
+@example((5, 7), [0], 1).via("as PIL writes palettes")
+@example((5, 7), [1], 1).via("as OpenCV writes masks")
+@example((9, 7), [2, 0, 1, 2], 1).via("lines that depend on one neighbour")
+def test_a_mask_has_its_stored_numbers_with_any_filters(shape: tuple[int, int], filters: list[int], seed: int) -> None:
+    mask = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    data = filtered(mask, filters)
+    assert np.array_equal(decode_mask(data), mask)
+    assert np.array_equal(mask, np.asarray(Image.open(io.BytesIO(data))))
+    cut = data[: int(len(data) * 0.7)]
+    with pytest.raises(DecodeError):
+        decode_mask(cut)
 
 
 def test_pngs_that_cannot_be_unpacked_stay_as_they_are() -> None:

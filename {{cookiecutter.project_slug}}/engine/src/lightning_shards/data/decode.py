@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .file_names import IMAGE_FIELDS as IMAGE_FIELDS
 from .image_header import MAX_PIXELS, Frame, has_end, image_format, read_frame
-from .png import as_gray, unpack, without_bulk
+from .png import as_gray, inflate, unpack, without_bulk
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
@@ -124,8 +124,13 @@ def decode_mask(data: bytes) -> Pixels:
     height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     if height * width > MAX_PIXELS:
         raise DecodeError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,} are not decoded")
+    gray = as_gray(data)
+    found = inflate(gray)
+    if found and bits == 8 and (numbers := found.numbers()) is not None:
+        return numbers
     try:
-        mask = cv2.imdecode(np.frombuffer(unpack(as_gray(data)), np.uint8), cv2.IMREAD_GRAYSCALE)
+        stored = found.stored(gray) if found else gray
+        mask = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error as error:
         raise DecodeError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from None
     if mask is None or mask.shape != (height, width):

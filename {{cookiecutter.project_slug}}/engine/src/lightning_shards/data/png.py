@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import deflate
+import numpy as np
+from numpy.typing import NDArray
 
 MOST_BYTES = 16 << 20  # of unpacked pixels; larger images are rare, and copies of them costly
 MOST_CHUNKS = 4096
@@ -12,6 +15,7 @@ _HEADER = struct.Struct(">4sIIBBBBB")  # IHDR: kind, width, height, bits, colour
 _CHUNK = struct.Struct(">I4s")
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 _BULK = 1 << 20  # bytes of a chunk that decoders refuse to hold, or hold in vain
+_SUB, _UP = 1, 2  # filters: a byte is the difference from the one on the left, or above
 _BLOCK = 0xFFFF  # bytes of a stored block at most
 
 
@@ -33,43 +37,79 @@ def without_bulk(data: bytes) -> bytes:
     return b"".join((*parts, data[kept:])) if parts else data
 
 
-def unpack(data: bytes) -> bytes:
-    """The same PNG with its pixels stored rather than compressed, so that a decoder only has to undo the filters.
+@dataclass(frozen=True)
+class Inflated:
+    """A PNG's unpacked scan lines, each behind the number of its filter, and where its IDAT chunks lie in the file."""
 
-    `data` itself where that is not possible, and left to the decoder: damaged pixels, interlaced or large images.
-    """
+    lines: memoryview
+    height: int
+    chunks: slice
+
+    def stored(self, data: bytes) -> bytes:
+        """The same PNG with its pixels stored rather than compressed: a decoder only has to undo the filters."""
+        parts: list[bytes | memoryview] = [b"IDAT\x78\x01"]
+        for start in range(0, len(self.lines), _BLOCK):
+            block = self.lines[start : start + _BLOCK]
+            last = start + _BLOCK >= len(self.lines)
+            parts += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
+        parts.append(deflate.adler32(self.lines).to_bytes(4, "big"))
+        chunk = b"".join(parts)
+        length, check = (len(chunk) - 4).to_bytes(4, "big"), deflate.crc32(chunk).to_bytes(4, "big")
+        return b"".join((data[: self.chunks.start], length, chunk, check, data[self.chunks.stop :]))
+
+    def numbers(self) -> NDArray[np.uint8] | None:
+        """What is stored of one byte a pixel, uint8 (height, width), in a third less time than a decoder takes.
+
+        None where filters depend on two neighbours: that is left to a decoder.
+        """
+        lines = np.frombuffer(self.lines, np.uint8).reshape(self.height, -1)
+        filters, pixels = lines[:, 0], lines[:, 1:].copy()
+        if filters.max() > _UP:
+            return None
+        left = filters == _SUB
+        if left.any():  # each number is added to those on its right: to one, then to two at once, to four ...
+            rows, by = pixels if left.all() else pixels[left], 1
+            while by < rows.shape[1]:
+                rows[:, by:] += rows[:, :-by]
+                by *= 2
+            pixels[left] = rows
+        for row in np.flatnonzero(filters == _UP).tolist():
+            if row:
+                pixels[row] += pixels[row - 1]
+        return pixels
+
+
+def inflate(data: bytes) -> Inflated | None:
+    """Unpack the scan lines. None for what is left to a decoder: damaged pixels, interlaced or large images."""
     if len(data) < 8 + 4 + _HEADER.size:
-        return data
+        return None
     kind, width, height, bits, colour, _, _, interlaced = _HEADER.unpack_from(data, 12)
     size = height * (1 + (width * bits * _SAMPLES.get(colour, 0) + 7) // 8)
-    if kind != b"IHDR" or interlaced or size > MOST_BYTES:
-        return data
-    at, start, parts = 8, 0, []
+    if kind != b"IHDR" or interlaced or not 0 < size <= MOST_BYTES:
+        return None
+    at, first, parts = 8, 0, []
     for _ in range(MOST_CHUNKS):
         length, kind = _CHUNK.unpack_from(data, at) if at + 12 <= len(data) else (0, b"")
         end = at + 8 + length
         if kind == b"IDAT":
             if data[end : end + 4] != deflate.crc32(data[at + 4 : end]).to_bytes(4, "big"):
-                return data
-            start = start or at
+                return None
+            first = first or at
             parts.append(data[at + 8 : end])
         elif parts or not kind:
             break
         at = end + 4
     try:
-        pixels = memoryview(deflate.zlib_decompress(b"".join(parts), size))  # checks their sum
+        lines = memoryview(deflate.zlib_decompress(b"".join(parts), size))  # checks their sum
     except deflate.DeflateError:
-        return data
-    if len(pixels) != size:
-        return data
-    stored: list[bytes | memoryview] = [b"IDAT\x78\x01"]
-    for first in range(0, size, _BLOCK):
-        block = pixels[first : first + _BLOCK]
-        stored += [struct.pack("<BHH", first + _BLOCK >= size, len(block), len(block) ^ 0xFFFF), block]
-    stored.append(deflate.adler32(pixels).to_bytes(4, "big"))
-    chunk = b"".join(stored)
-    length, check = len(chunk) - 4, deflate.crc32(chunk)
-    return b"".join((data[:start], length.to_bytes(4, "big"), chunk, check.to_bytes(4, "big"), data[at:]))
+        return None
+    return Inflated(lines, height, slice(first, at)) if len(lines) == size else None
+
+
+def unpack(data: bytes) -> bytes:
+    """The same PNG with its pixels stored; `data` itself where that is left to the decoder."""
+    found = inflate(data)
+    return found.stored(data) if found else data
 
 
 def as_gray(data: bytes) -> bytes:
