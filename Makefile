@@ -14,6 +14,8 @@ IN_BAKE = $(MAKE) --no-print-directory -C $(BAKE) UV='$(UV_THERE)'
 # The tools, and the tools with the engine beside them, which the tests run in place.
 RUN = "$(UV)" run --quiet
 RUN_ENGINE = $(RUN) --group engine
+# The processes that tests start would compile torch and Lightning anew each time, where Python may write no bytecode.
+RUN_COMPILED = UV_COMPILE_BYTECODE=1 $(RUN_ENGINE)
 PROJECT := {{cookiecutter.project_slug}}
 OUT := ..
 # Where an answer is refused, cookiecutter logs its own traceback below the sentence that says why.
@@ -42,7 +44,7 @@ bake: | uv  ## bake a project with the default answers into build/
 	@$(RUN) python tools/bake.py $(BAKE)
 
 test: | uv  ## every test: of the engine in place, of the template, and of the projects it makes
-	@$(RUN_ENGINE) pytest --numprocesses $(PROCESSES)
+	@$(RUN_COMPILED) pytest --numprocesses $(PROCESSES)
 
 lint: bake in_place  ## format, lint, types and who imports whom: of the template's own code, of the engine and of a bake
 	@$(RUN_ENGINE) ruff format --check $(CODE) '$(PROJECT)/engine'
@@ -54,7 +56,7 @@ lint: bake in_place  ## format, lint, types and who imports whom: of the templat
 	@$(IN_BAKE) lint
 
 soak: in_place  ## 100 random kills and resumes of the engine; the figures go into build/soak.json
-	@PYTHONPATH=tests $(RUN_ENGINE) python -m engine.soak --chains 100 --seed 0 --json build/soak.json
+	@PYTHONPATH=tests $(RUN_COMPILED) python -m engine.soak --chains 100 --seed 0 --json build/soak.json
 
 BENCH_ENV := build/bench
 bench: bake $(BENCH_ENV)/ready  ## this loader beside others on the same images; BENCH="--help" says what can be chosen

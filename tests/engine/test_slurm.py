@@ -43,7 +43,7 @@ PATIENCE = 150.0  # seconds that any one thing may take on a loaded machine
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
-class WorkerSpec:
+class Job:
     """One job, submitted from `site`, with the options of sbatch before the script and train.py's behind it."""
 
     def __init__(self, site: Site, options: str = "", arguments: str = CONFIG, run: str = "") -> None:
@@ -120,14 +120,14 @@ class Site:
         # Lightning takes the first node's name for an address, and these have none of their own.
         self.cluster = Cluster(PYTHONPATH=os.environ["PYTHONPATH"], WANDB_MODE="offline", MASTER_ADDR="127.0.0.1")
 
-    def examine(self, job: WorkerSpec, killed: bool = False) -> None:
+    def examine(self, job: Job, killed: bool = False) -> None:
         """Each sample was trained on once, and all that the run left is right."""
         assert proofs.examine(job.run, self.order, 1, 1.0, [BATCH], killed) == (0, 0, []), job.log[-4000:]
 
 
-def time_is_nearly_up(site: Site) -> WorkerSpec:
+def time_is_nearly_up(site: Site) -> Job:
     """Three times within an epoch, with W&B."""
-    job = WorkerSpec(site, "--nodes 2", f"{CONFIG} --log.wandb true")
+    job = Job(site, "--nodes 2", f"{CONFIG} --log.wandb true")
     for restarts in ("1", "2", "3"):
         job.until_steps(20)
         job.signal(signal.SIGUSR1)
@@ -138,7 +138,7 @@ def time_is_nearly_up(site: Site) -> WorkerSpec:
 
 def a_life(site: Site) -> dict[str, Any]:
     """One run: preempted with time to save, cancelled, finished by another job."""
-    first = WorkerSpec(site, "--partition preemptible", f"{CONFIG} --run named", run="named")
+    first = Job(site, "--partition preemptible", f"{CONFIG} --run named", run="named")
     first.until_steps(20)
     urgent = ["sbatch", "--partition=urgent", "--gpus-per-node=8", "--output=/dev/null", "--wrap=true"]
     site.cluster.call(*urgent, where=site.folder)
@@ -148,14 +148,14 @@ def a_life(site: Site) -> dict[str, Any]:
     first.end()
     first.until(lambda: not site.cluster.processes(f"SLURM_JOB_ID={first.id}"), "its processes' end")
     status = proofs.summary(first.run)["status"]
-    second = WorkerSpec(site, arguments="--resume named", run="named")
+    second = Job(site, arguments="--resume named", run="named")
     second.end()
     return {"first": first, "status": status, "second": second}
 
 
-def in_vain(site: Site) -> WorkerSpec:
+def in_vain(site: Site) -> Job:
     """Time is nearly up in each start: after the only step of the epoch, then always in the validation behind it."""
-    job = WorkerSpec(site, arguments=f"{CONFIG} --data.path tiny")
+    job = Job(site, arguments=f"{CONFIG} --data.path tiny")
     for times in (1, 2, 3, 4):
         job.until_started(times)
         job.signal(signal.SIGUSR1)
@@ -163,8 +163,8 @@ def in_vain(site: Site) -> WorkerSpec:
     return job
 
 
-def node_lost(site: Site) -> WorkerSpec:
-    job = WorkerSpec(site, "--partition frail --nodes 2")
+def node_lost(site: Site) -> Job:
+    job = Job(site, "--partition frail --nodes 2")
     job.until_steps(20)
     job.until((job.run / "checkpoints" / "last.ckpt").exists, "a checkpoint")
     site.cluster.lose_node("n5")
@@ -174,9 +174,9 @@ def node_lost(site: Site) -> WorkerSpec:
     return job
 
 
-def budget_in_an_array(site: Site) -> WorkerSpec:
+def budget_in_an_array(site: Site) -> Job:
     """With the number of the task for its seed."""
-    job = WorkerSpec(site, "--array=3", f"{CONFIG} --max_hours 0.000001 --seed_everything %a")
+    job = Job(site, "--array=3", f"{CONFIG} --max_hours 0.000001 --seed_everything %a")
     job.run = site.folder / "runs" / f"{job.id}_3"
     job.end()
     return job
@@ -198,7 +198,7 @@ def outcomes(site: Site) -> Iterator[dict[str, Future[Any]]]:
         yield {case.__name__: pool.submit(case, site) for case in CASES}
 
 
-def test_time_nearly_up_three_times_in_an_epoch(site: Site, outcomes: dict[str, Future[WorkerSpec]]) -> None:
+def test_time_nearly_up_three_times_in_an_epoch(site: Site, outcomes: dict[str, Future[Job]]) -> None:
     job = outcomes["time_is_nearly_up"].result()
     assert job.end() == "COMPLETED 0:0" and job["Restarts"] == "3", job.log
     site.examine(job)
@@ -222,21 +222,21 @@ def test_preempted_goes_on_and_cancelled_ends(site: Site, outcomes: dict[str, Fu
     assert proofs.repeated_steps(second.run) == 0
 
 
-def test_three_starts_in_vain_end_the_requeueing(outcomes: dict[str, Future[WorkerSpec]]) -> None:
+def test_three_starts_in_vain_end_the_requeueing(outcomes: dict[str, Future[Job]]) -> None:
     job = outcomes["in_vain"].result()
     assert job.end() == "FAILED 1:0" and job["Restarts"] == "4", job.log
     assert "3 starts in a row came no further" in job.log
     assert "3 starts in a row" in proofs.summary(job.run)["error"]
 
 
-def test_a_node_is_lost(site: Site, outcomes: dict[str, Future[WorkerSpec]]) -> None:
+def test_a_node_is_lost(site: Site, outcomes: dict[str, Future[Job]]) -> None:
     job = outcomes["node_lost"].result()
     assert job.end() == "COMPLETED 0:0" and job["Restarts"] == "1", job.log
     site.examine(job, killed=True)
     assert {step.attempt for step in proofs.history(job.run)} == {1, 2}, "it went on from a checkpoint"
 
 
-def test_a_budget_that_is_reached_is_not_requeued(outcomes: dict[str, Future[WorkerSpec]]) -> None:
+def test_a_budget_that_is_reached_is_not_requeued(outcomes: dict[str, Future[Job]]) -> None:
     job = outcomes["budget_in_an_array"].result()
     assert job.end() == "COMPLETED 0:0" and job["Restarts"] == "0", job.log
     assert proofs.summary(job.run)["status"] == "budget"
