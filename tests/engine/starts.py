@@ -1,4 +1,4 @@
-"""Starts of train.py that can be struck at any moment: for the soak and for the tests of resuming.
+"""Starts of a training that can be struck at any moment: for the soak and for the tests of resuming.
 
 Importing torch and Lightning takes seconds, so most starts are forks of one process that has imported everything and
 has a single thread (multiprocessing's fork server). Ranks are forked with the variables that a launcher sets.
@@ -32,8 +32,9 @@ from lightning_shards.train.metrics_file import MetricsFile
 from team.model import ImageModel
 
 from .in_place import PROJECT
+from .plain import Training
 
-MOMENTS: dict[str, tuple[Any, str]] = {  # when a strike can fall: at the begin of this call
+MOMENTS: dict[str, tuple[Any, str]] = {  # when a strike on train.py can fall: at the begin of this call
     "setup": (ImageModel, "configure_optimizers"),
     "train": (Checkpoints, "on_train_start"),
     "batch": (ImageModel, "training_step"),
@@ -48,6 +49,14 @@ MOMENTS: dict[str, tuple[Any, str]] = {  # when a strike can fall: at the begin 
     "metrics": (MetricsFile, "save"),
     "test": (EvalPass, "on_test_epoch_end"),
 }
+PLAIN_MOMENTS: dict[str, tuple[Any, str]] = {  # the same in a loop of plain PyTorch
+    "forward": (Training, "forward"),
+    "step": (Training, "step"),
+    "save": (Training, "save"),
+    "fsync": (os, "fsync"),
+    "rename": (Path, "replace"),
+}
+Program = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,21 @@ def server() -> Any:
     return context
 
 
+def train_py(arguments: Sequence[str]) -> None:
+    """train.py, as if it had been started with these arguments."""
+    sys.argv = ["train.py", *arguments, "--trainer.devices", os.environ.get("WORLD_SIZE", "1")]
+    train.main()
+
+
 def _rank(
-    folder: Path, log: Path, arguments: Sequence[str], environment: dict[str, str], strikes: Sequence[Strike]
+    program: Program,
+    folder: Path,
+    log: Path,
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    strikes: Sequence[Strike],
 ) -> None:
-    """What a forked process does: train.py, as if it had been started with these arguments and variables."""
+    """What a forked process does: the program, as if it had been started with these arguments and variables."""
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
@@ -90,11 +110,10 @@ def _rank(
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     for strike in strikes:
         if strike.rank == rank:
-            _arm(strike)
-    sys.argv = ["train.py", *arguments]
+            _arm(strike, MOMENTS if program is train_py else PLAIN_MOMENTS)
     status = 0
     try:
-        train.main()
+        program(arguments)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(bool(end.code))
     except BaseException:
@@ -104,8 +123,8 @@ def _rank(
     os._exit(status)
 
 
-def _arm(strike: Strike) -> None:
-    owner, name = MOMENTS[strike.moment]
+def _arm(strike: Strike, moments: dict[str, tuple[Any, str]]) -> None:
+    owner, name = moments[strike.moment]
     original, left = getattr(owner, name), strike.count
 
     def struck(*args: Any, **kwargs: Any) -> Any:
@@ -119,18 +138,23 @@ def _arm(strike: Strike) -> None:
 
 
 class Forked:
-    """One start of train.py on `devices` forked ranks."""
+    """One start of a program, train.py or another, on `devices` forked ranks."""
 
     def __init__(
-        self, context: Any, folder: Path, arguments: Sequence[str], devices: int = 1, strikes: Sequence[Strike] = ()
+        self,
+        context: Any,
+        folder: Path,
+        arguments: Sequence[str],
+        devices: int = 1,
+        strikes: Sequence[Strike] = (),
+        program: Program = train_py,
     ) -> None:
-        arguments = [*arguments, "--trainer.devices", str(devices)]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(devices)}
         self._processes = []
         for rank in range(devices):
             environment = {**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if devices > 1 else {}
             log = folder / f"output-{rank}.log"
-            process = context.Process(target=_rank, args=(folder, log, arguments, environment, strikes))
+            process = context.Process(target=_rank, args=(program, folder, log, arguments, environment, strikes))
             process.start()
             self._processes.append(process)
 

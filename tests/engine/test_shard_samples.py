@@ -1,17 +1,11 @@
-"""webdataset's own stages over our order: exact and elastic for text and sound, on any ranks, with kills."""
+"""webdataset's own stages over our order: exact and elastic for text and sound, on any ranks. `test_chains` kills."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
 import wave
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -115,48 +109,6 @@ def test_goes_on_elsewhere_in_the_middle(sounds: Path) -> None:
     loader = ShardLoader(sounds, 8, crop=16)
     loader.load_state_dict(state)
     assert loader.position == 24, "one state for both"
-
-
-TRAINING = """
-import json, os, sys
-from pathlib import Path
-from engine.test_shard_samples import pipeline
-from lightning_shards.data import ShardSamples
-from torch.utils.data import DataLoader
-root, folder, rank, world, batch, workers, epochs = sys.argv[1:3] + [int(x) for x in sys.argv[3:]]
-state = Path(folder, "state.json")
-samples = ShardSamples(root, batch, rank=rank, world_size=world)
-seen = []
-if state.exists():
-    saved = json.loads(state.read_text())
-    samples.load_state_dict(saved["place"])
-    seen = saved["seen"]
-while samples.epoch < epochs:
-    loader = DataLoader(pipeline(samples, batch), batch_size=None, num_workers=workers)
-    for numbers, _ in samples.counted(loader):
-        seen += [int(x) for x in numbers]
-        temporary = state.with_suffix(".new")
-        temporary.write_text(json.dumps({"place": samples.state_dict(), "seen": seen}))
-        temporary.replace(state)
-"""
-
-
-def test_a_training_that_is_killed_loses_and_repeats_nothing(sounds: Path, tmp_path: Path) -> None:
-    chance, state = random.Random(0), tmp_path / "state.json"
-    for attempt in range(12):
-        batch, workers = chance.choice([2, 3, 4]), chance.choice([0, 1, 2])
-        command = [sys.executable, "-c", TRAINING, str(sounds), str(tmp_path), "0", "1", str(batch), str(workers), "2"]
-        process = subprocess.Popen(command, env=os.environ)
-        try:
-            status = process.wait(chance.uniform(3.0, 5.0) if attempt < 3 else 120)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            status = process.wait()
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-    assert status == 0
-    assert Counter(json.loads(state.read_text())["seen"]) == dict.fromkeys(range(96), 2)
 
 
 def test_pickles_and_stages_that_drop_samples_are_refused(sounds: Path, tmp_path: Path) -> None:
