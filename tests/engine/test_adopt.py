@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -14,7 +15,7 @@ from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.remote import open_dataset
 from lightning_shards.data.sample_reader import SampleReader
 from lightning_shards.errors import InputError
-from lightning_shards.packing import adopt
+from lightning_shards.packing import adopt, survey
 from lightning_shards.packing.verify import verify
 from team import __main__ as commands
 
@@ -64,15 +65,15 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     root = tmp_path / "theirs"
     write_foreign(root)
     read: list[str] = []
-    survey = adopt._survey
+    look = survey._survey
 
-    def breaks(tar: Path, index: object) -> tuple[str, int, list[str]]:
+    def breaks(tar: Path, *more: Any) -> survey.Found:
         read.append(tar.name)
         if tar.name == "part-0003.tar" and len(read) < 5:
             raise KeyboardInterrupt
-        return survey(tar, index)  # type: ignore[arg-type, return-value]
+        return look(tar, *more)
 
-    monkeypatch.setattr(adopt, "_survey", breaks)
+    monkeypatch.setattr(survey, "_survey", breaks)
     with pytest.raises(KeyboardInterrupt):
         adopt.adopt(str(root), None, {}, None, 1)
     assert not (root / "dataset.json").exists()
@@ -81,7 +82,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     adopt.adopt(str(root), None, {}, None, 1)
     assert read[first:] == ["part-0000.tar", "part-0003.tar", "part-0004.tar"]
     assert Dataset.open(root).samples("train") == 40
-    assert not (root / ".indexing.jsonl").exists()
+    assert not (root / survey.JOURNAL).exists()
 
 
 def test_patterns_folders_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

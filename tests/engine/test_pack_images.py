@@ -23,13 +23,13 @@ from .samples import KEEP, class_files, command, decoded, image, jpeg, write_tre
 
 def test_larger_images_shrink_and_smaller_ones_keep_their_bytes() -> None:
     large, small = jpeg(1, 300, 600), jpeg(2, 100, 90)
-    kind, stored = encode(large, 128, 95)
+    kind, stored = encode(large, 128, 95)[:2]
     pixels = decoded(stored)
     assert (kind, pixels.shape) == ("jpg", (128, 256, 3))
     expected = cv2.resize(image(1, 300, 600), (256, 128), interpolation=cv2.INTER_AREA)
     assert np.abs(pixels.astype(int) - expected).mean() < 3
-    assert encode(small, 128, 95) == ("jpg", small)
-    assert encode(large, None, 95) == ("jpg", large)
+    assert encode(small, 128, 95)[:2] == ("jpg", small)
+    assert encode(large, None, 95)[:2] == ("jpg", large)
 
 
 def test_very_large_jpegs_come_out_like_others() -> None:
@@ -42,7 +42,7 @@ def test_very_large_jpegs_come_out_like_others() -> None:
 
 def test_gray_stays_gray() -> None:
     gray = cv2.imencode(".png", image(4, 200, 300)[..., 0])[1].tobytes()
-    kind, stored = encode(gray, 100, 95)
+    kind, stored = encode(gray, 100, 95)[:2]
     assert kind == "jpg"
     assert decoded(stored, cv2.IMREAD_UNCHANGED).shape == (100, 150)
 
@@ -53,17 +53,19 @@ def test_the_orientation_tag_is_applied(turn: int) -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([turn]) + b"\0\0\0\0\0\0"
     tagged = data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
     upright = decoded(tagged)
-    kind, stored = encode(tagged, 256, 95)
+    kind, stored = encode(tagged, 256, 95)[:2]
     pixels = decoded(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     assert kind == "jpg"
     assert pixels.shape == ((60, 90, 3) if turn < 5 else (90, 60, 3))
+    smaller = encode(tagged, 20, 95)  # of which a mask has the upright size
+    assert smaller.given == pixels.shape[:2] and smaller.stored == ((20, 30) if turn < 5 else (30, 20))
     assert np.abs(pixels.astype(int) - upright).mean() < 3
     assert encode(tagged, None, 95)[1] == tagged
 
 
 @pytest.mark.parametrize("pixels", [image(6).astype(np.uint16) * 257, np.dstack([image(6), image(7)[..., :1]])])
 def test_unusual_png_becomes_plain_without_loss(pixels: NDArray[Any]) -> None:
-    kind, stored = encode(cv2.imencode(".png", pixels)[1].tobytes(), 256, 95)
+    kind, stored = encode(cv2.imencode(".png", pixels)[1].tobytes(), 256, 95)[:2]
     assert kind == "png"
     found = decoded(stored, cv2.IMREAD_UNCHANGED)
     assert found.dtype == np.uint8
@@ -110,9 +112,9 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def test_text_in_a_png_does_not_matter(text: bytes) -> None:
     whole = cv2.imencode(".png", image(1))[1].tobytes()
     data = whole[:33] + text + whole[33:]
-    kind, stored = encode(data, 256, 95)
+    kind, stored = encode(data, 256, 95)[:2]
     assert kind == "png" and decoded(stored).tolist() == image(1).tolist() and len(stored) < 2_000_000
-    assert encode(data, None, 95) == ("png", data), "a copy is a copy"
+    assert encode(data, None, 95)[:2] == ("png", data), "a copy is a copy"
     assert decode_image(data)[:, :, ::-1].tolist() == image(1).tolist()
 
 
@@ -122,7 +124,7 @@ def test_a_film_behind_a_photo_does_not_matter_but_a_cut_does() -> None:
     photo = jpeg(1, 200, 200)
     photo = photo[:2] + preview + photo[2:]
     film = np.random.default_rng(0).integers(0, 255, 9_000, np.uint8).tobytes()  # no byte 255, no mark
-    assert encode(photo + film, None, 95) == ("jpg", photo + film)
+    assert encode(photo + film, None, 95)[:2] == ("jpg", photo + film)
     assert decode_image(photo + film).tolist() == decode_image(photo).tolist()
     for cut in (photo[:-400], photo[:-2], photo[: len(photo) // 2] + film):
         with pytest.raises(ValueError, match="cut short"):

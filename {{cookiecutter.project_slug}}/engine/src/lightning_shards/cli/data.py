@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError, RunError
 from ..machine import cpus
-from ..packing.options import add_pack_options, recipe
+from ..packing.options import add_field_option, add_pack_options, recipe
 from ..terminal import say, show
 
 STOPPED = 75
@@ -27,7 +27,8 @@ def _add_pack(commands: Any) -> None:
         "pack",
         help="make a dataset of tar shards from your images",
         description="Make a dataset of tar shards. SOURCE is a folder of class folders (with or without "
-        "train/, val/ and test/ above them), a zip of one, or a CSV or Parquet table of paths and targets.",
+        "train/, val/ and test/ above them), or of images/ and masks/ with files of the same names, a zip of one, or a "
+        "CSV or Parquet table of paths, targets and other fields.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("dest", type=Path, metavar="DEST", help="folder of the new dataset")
@@ -77,6 +78,7 @@ def _add_adopt(commands: Any) -> None:
     )
     parser.add_argument("--test", metavar="PATTERN", help="shards to test on")
     parser.add_argument("--names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    add_field_option(parser.add_argument, "EXTENSION", "what else a sample holds, such as mask=seg.png")
     parser.add_argument("--workers", type=int, default=cpus(), help="shards at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_adopt)
@@ -84,7 +86,8 @@ def _add_adopt(commands: Any) -> None:
 
 def _adopt(arguments: argparse.Namespace) -> None:
     from ..packing.adopt import adopt
-    from ..packing.report import progress_bar
+    from ..packing.field_columns import parse_fields
+    from ..packing.report import described, progress_bar
 
     _at_least_one("--workers", arguments.workers)
     try:
@@ -93,16 +96,18 @@ def _adopt(arguments: argparse.Namespace) -> None:
         raise InputError(f"--names {arguments.names} cannot be read ({error})") from None
     patterns = {split: getattr(arguments, split) for split in ("val", "test") if getattr(arguments, split)}
     with progress_bar("adopting", "shards") as progress:
-        report = adopt(arguments.source, arguments.dest, patterns, names, arguments.workers, progress)
+        fields = parse_fields(arguments.field)
+        report = adopt(arguments.source, arguments.dest, patterns, names, arguments.workers, progress, fields)
     if arguments.json:
         show(json.dumps(report))
         return
-    show(f"{report['dataset']}: {report['task']}, {report['targets']} targets, fields {', '.join(report['fields'])}")
+    task = f"{report['task']}, {report['targets']} targets" if report["task"] else "no targets"
+    show(f"{report['dataset']}: {task}{described(report['described'])}; members {', '.join(report['fields'])}")
     for split, facts in report["splits"].items():
         show(f"  {split:<6}{facts['samples']:>11,} samples {facts['shards']:>6,} shards")
     if report["lacking"]:
         examples = "; ".join(report["lacking_examples"])
-        show(f"  {report['lacking']:,} samples lack an image or a target and will be skipped, such as {examples}")
+        show(f"  {report['lacking']:,} samples lack something or are damaged, and will be skipped, such as {examples}")
 
 
 def _add_verify(commands: Any) -> None:

@@ -115,7 +115,7 @@ class View:
         top, left, h, w = self._box(height, width)
         if self.size and self.size != (height, width):
             raise DecodeError(f"has {width} x {height} pixels, the image {self.size[1]} x {self.size[0]}")
-        self._resize(pixels[top : top + h, left : left + w], out, _nearest if nearest else resize)
+        self._resize(pixels[top : top + h, left : left + w], out, resize_nearest if nearest else resize)
 
     def boxes(self, corners: NDArray[np.float32]) -> NDArray[np.float32]:
         """Left, top, right and bottom (n, 4) in the image -> in the square, also beyond its edges.
@@ -155,7 +155,7 @@ def resize(region: NDArray[Any], out: NDArray[Any]) -> None:
     cv2.resize(region, (width, height), dst=out, interpolation=interpolation)
 
 
-def _nearest(region: NDArray[Any], out: NDArray[Any]) -> None:
+def resize_nearest(region: NDArray[Any], out: NDArray[Any]) -> None:
     """Each pixel's centre takes what lies there, as linear interpolation has it."""
     cv2.resize(region, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_NEAREST_EXACT)
 

@@ -20,7 +20,7 @@ from ..data.remote import open_dataset
 from ..data.sample_reader import SampleReader
 from ..errors import InputError
 from ..packing.image_files import ImageFiles, check_root, list_zip, walk
-from ..packing.sources import table_paths
+from ..packing.table_rows import table_paths
 from ..packing.tables import is_table
 
 AHEAD = 2  # batches in the making

@@ -1,49 +1,28 @@
 """`adopt`: make a dataset of shards that others packed, in one pass over them; nothing is copied.
 
-Each tar is read once from its begin to its end: SHA-256, headers, targets. Its sidecar is written at once, and a line
-in `.adopting.jsonl`, so the same command goes on where it was stopped; `dataset.json` comes last.
+Each tar is read once from its begin to its end: SHA-256, headers, what its members hold. Its sidecar is written at
+once, and a line in `.adopting.jsonl`, so the same command goes on where it was stopped; `dataset.json` comes last.
+
+Samples of an image and a target are a dataset like one that `pack` wrote. Where there is no target or no image, all
+members are described as fields by their extensions; else those that are asked for.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
-import json
-import re
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import braceexpand
-import numpy as np
-
 from ..data.dataset import Dataset, Shard
-from ..data.file_names import IMAGE_FIELDS
-from ..data.remote import Remote
-from ..data.shard_file import save_index
-from ..data.tar_index import ShardIndex
+from ..data.fields import Field
+from ..data.fields.resolve import usual_fields
 from ..errors import InputError
-from .spelling import split_of
-
-CODE = {"pkl", "pickle", "pyd", "pth", "pt"}  # fields that other readers would execute
-MOST_UNSEEN = 10_000  # class numbers that no sample has
-JOURNAL = ".adopting.jsonl"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one pass over a shard has found."""
-
-    shard: Shard
-    mtime_ns: int
-    fields: list[str]
-    kind: str  # single_label, multi_label, regression or "" where the samples have no target
-    sizes: dict[str, list[Any]]  # class number, or how many numbers a sample has -> [samples, the first one's key]
-    lacking: list[str]  # keys of samples without image or without target
+from .field_columns import FieldColumn
+from .foreign_tars import find_tars, split_of_shard
+from .members import ALWAYS_SEEN, Forms, add_forms, describe, usual, width
+from .survey import UNREADABLE, Found, Journal, Members, kind_of
 
 
 def adopt(
@@ -53,6 +32,7 @@ def adopt(
     names: list[str] | None,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    fields: Sequence[FieldColumn] = (),
 ) -> dict[str, Any]:
     """Read the tars of `source` and write `dataset.json`.
 
@@ -64,204 +44,142 @@ def adopt(
         names: of the classes or numbers; None: their numbers.
         workers: shards read at a time.
         progress: is called with (shards done, shards in all).
+        fields: what is handed out beside image and target, each by its extension in the tars.
 
     Returns what was found: samples and shards of each split, fields, samples lacking an image or a target.
     Raises InputError where there is no shard, or one cannot be used.
     """
-    root, tars = _find(source)
+    root, tars = find_tars(source)
     if dest is None and not isinstance(root, Path):
         raise InputError(f"{source} is remote: give a second argument, the local folder for its dataset.json")
     folder = dest or Path(root)
     if (folder / "dataset.json").exists():
         raise InputError(f"{folder} is a dataset already; remove its dataset.json to adopt it anew")
-    folder.mkdir(parents=True, exist_ok=True)
-    done, found = _journal(folder), []
-    with (folder / JOURNAL).open("a") as journal, ThreadPoolExecutor(workers) as pool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}): give another folder") from None
+    asked, found = _with_kinds(fields), list[Found]()
+    with Journal(folder, asked) as journal, ThreadPoolExecutor(workers) as pool:
         try:
-            for facts in pool.map(lambda tar: _look(root, folder, tar, done), tars):
-                if facts.shard.name not in done:
-                    journal.write(json.dumps(asdict(facts)) + "\n")
-                    journal.flush()
+            for facts in pool.map(lambda tar: journal.look(root, folder, tar), tars):
+                journal.add(facts)
                 found.append(facts)
                 progress(len(found), len(tars))
         finally:
             pool.shutdown(cancel_futures=True)
-    dataset = Dataset(root, *_targets(found, names), _assign(found, splits), {"by": "adopt", "source": source})
+    dataset = Dataset(root, *_targets(found, names, asked), _assign(found, splits), {"by": "adopt", "source": source})
+    described = _described(dataset, found, asked)
+    if described:
+        dataset = replace(dataset, fields={name: field.describe() for name, field in described.items()})
     dataset.save(dest)
-    (folder / JOURNAL).unlink()
-    lacking = [f"{facts.shard.name} {key}" for facts in found for key in facts.lacking]
-    return {
-        "dataset": str(folder),
-        "task": dataset.task,
-        "targets": len(dataset.targets),
-        "splits": {name: {"samples": dataset.samples(name), "shards": len(s)} for name, s in dataset.splits.items()},
-        "fields": sorted({field for facts in found for field in facts.fields}),
-        "lacking": len(lacking),
-        "lacking_examples": lacking[:5],
-    }
+    journal.remove()
+    return _report(dataset, folder, found)
 
 
-def _find(source: str) -> tuple[Path | str, list[str]]:
-    """The folder or URL that all tars of `source` are in, and their names there, sorted."""
-    if "{" in source:
-        tars = list(braceexpand.braceexpand(source))
-        place = tars[0].rpartition("/")[0] or "."
-        if any((tar.rpartition("/")[0] or ".") != place for tar in tars):
-            raise InputError(f"the shards of {source} lie in several folders; give the folder above them")
-        found = [tar.rpartition("/")[2] for tar in tars]
-    else:
-        place, found = source, []
-    root = place.rstrip("/") if "://" in place else Path(place).absolute()
-    if isinstance(root, str):
-        found, missing = found or Remote(root).tars(), list[str]()
-    else:
-        found = found or sorted(tar.relative_to(root).as_posix() for tar in root.rglob("*.tar"))
-        missing = [name for name in found if not (root / name).is_file()]
-    if not found or missing:
-        what = f"there is no shard {missing[0]} in {root}" if missing else f"{source} holds no .tar file"
-        raise InputError(f"{what}; give a folder of tars, or a brace pattern of them")
-    return root, found
+def _with_kinds(fields: Sequence[FieldColumn]) -> tuple[FieldColumn, ...]:
+    """The same fields, with the kinds that their extensions say where none was given."""
+    found = [replace(one, column=one.column.lower().lstrip(".")) for one in fields]
+    return tuple(replace(one, kind=one.kind or kind_of(one.column)) for one in found)
 
 
-def _journal(folder: Path) -> dict[str, Found]:
-    """What an earlier, interrupted pass has finished; a torn last line is left out."""
-    done = {}
-    path = folder / JOURNAL
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-            found = Found(**{**row, "shard": Shard(**row["shard"])})
-        except (ValueError, TypeError, KeyError):
-            continue
-        done[found.shard.name] = found
-    return done
-
-
-def _look(root: Path | str, folder: Path, name: str, done: Mapping[str, Found]) -> Found:
-    before = done.get(name)
-    if isinstance(root, str):
-        return before or _fetch_and_look(Remote(root), folder, name)
-    tar = root / name
-    stat = tar.stat()
-    if before and (before.shard.bytes, before.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-        return before
-    with tar.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _facts(tar, name, digest, stat.st_mtime_ns)
-
-
-def _fetch_and_look(remote: Remote, folder: Path, name: str) -> Found:
-    """One pass over a remote tar, through a file that is gone afterwards."""
-    digest = hashlib.sha256()
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".adopting-", suffix=".tar") as file:
-        for piece in remote.pieces(name):
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        return _facts(Path(file.name), name, digest.hexdigest(), 0)
-
-
-def _facts(tar: Path, name: str, digest: str, mtime_ns: int) -> Found:
-    index = ShardIndex.build(tar)
-    code = CODE.intersection(field.rpartition(".")[2] for field in index.fields)
-    if code:
-        raise InputError(f"{name} has members .{min(code)}, which hold code and not data; pack the shard without them")
-    kind, sizes, without = _survey(tar, index)
-    if mtime_ns:
-        save_index(index, tar)
-    return Found(Shard(name, len(index), index.stamp[0], digest), mtime_ns, index.fields, kind, sizes, without)
-
-
-def _survey(tar: Path, index: ShardIndex) -> tuple[str, dict[str, list[Any]], list[str]]:
-    """(kind of target, `Found.sizes`, keys that lack image or target) of one shard."""
-    field = "cls" if "cls" in index.fields else "json"
-    offsets, sizes, _ = index.pick((field,))
-    lacking = (index.pick(IMAGE_FIELDS)[0] < 0) | (offsets < 0)
-    targets: dict[int, tuple[str, list[int]]] = {}
-    with tar.open("rb") as file:
-        for row in np.flatnonzero(offsets >= 0).tolist():
-            file.seek(int(offsets[row]))
-            try:
-                targets[row] = _target(field, file.read(int(sizes[row])))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                lacking[row] = True
-    kind = next(iter(Counter(kind for kind, _ in targets.values()).most_common(1)), ("", 0))[0]
-    found: dict[str, list[Any]] = {}
-    for row, (this, numbers) in targets.items():
-        lacking[row] |= this != kind
-        for number in numbers if this == kind else ():
-            found.setdefault(str(number), [0, index.keys[row]])[0] += 1
-    return kind, found, [index.keys[row] for row in np.flatnonzero(lacking).tolist()]
-
-
-def _target(field: str, data: bytes) -> tuple[str, list[int]]:
-    """The kind of a target, and its classes, or how many numbers it has. Raises ValueError, KeyError or TypeError."""
-    if field == "cls":
-        kind, numbers = "single_label", [int(data)]
-    else:
-        content = json.loads(data)
-        kind = "multi_label" if "labels" in content else "regression"
-        numbers = content["labels"] if kind == "multi_label" else [len(np.array(content["targets"], np.float64))]
-    if not all(type(number) is int and 0 <= number < 1 << 31 for number in numbers):
-        raise ValueError("is no class number")
-    return kind, numbers
-
-
-def _targets(found: list[Found], names: list[str] | None) -> tuple[str, list[str]]:
+def _targets(found: list[Found], names: list[str] | None, asked: Sequence[FieldColumn]) -> tuple[str, list[str]]:
     """(task, names of the targets) of the whole dataset."""
-    kinds = {facts.kind for facts in found if facts.kind}
-    if not kinds and (dotted := sorted({f for facts in found for f in facts.fields if f.endswith((".cls", ".json"))})):
-        raise InputError(
-            f"the samples have no target, but the field {dotted[0]!r}: a sample's key ends at the first dot of "
-            "the file's name; write the tars anew with keys that have no dots"
-        )
-    if len(kinds) != 1:
-        what = (
-            "have no target that can be read" if not kinds else f"differ in their targets ({', '.join(sorted(kinds))})"
-        )
+    tasks = {facts.task for facts in found if facts.task}
+    unreadable, tasks = UNREADABLE in tasks, tasks - {UNREADABLE}
+    if len(tasks) > 1 or (unreadable and not tasks):
+        what = f"differ in their targets ({', '.join(sorted(tasks))})" if tasks else "have no target that can be read"
         raise InputError(f"the samples {what}; each needs .cls (a class number) or .json (labels or targets)")
-    kind = kinds.pop()
-    width = _width(found) if kind != "regression" else _most_common(found)
-    if names is not None and len(names) < width:
-        raise InputError(f"{len(names)} names are too few: the targets need {width}")
-    return kind, names or [str(number) for number in range(width)]
+    if not tasks:
+        _check_untargeted(found, names, asked)
+        return "", []
+    task = tasks.pop()
+    forms = _sum(facts.targets for facts in found)
+    count = usual(forms) if task == "regression" else width(forms)
+    if names is not None and len(names) < count:
+        raise InputError(f"{len(names)} names are too few: the targets need {count}")
+    return task, names or [str(number) for number in range(count)]
 
 
-def _width(found: list[Found]) -> int:
-    """Classes needed. Raises InputError for a class number far above all others: it decides the size of nothing."""
-    keys = {int(size): f"{f.shard.name}: sample {key!r}" for f in found for size, (_, key) in f.sizes.items()}
-    for below, number in enumerate(sorted(keys)):
-        if number >= MOST_UNSEEN + 100 * below:
-            raise InputError(
-                f"{keys[number]} has the class {number:,}, and only {below} classes are below it: mend or remove it"
-            )
-    return max(keys, default=-1) + 1
+def _check_untargeted(found: list[Found], names: list[str] | None, asked: Sequence[FieldColumn]) -> None:
+    """Raise InputError where samples have no target, but seem to have one that is not seen."""
+    extensions = {extension for facts in found for extension in facts.extensions} - {one.column for one in asked}
+    dotted = sorted(one for one in extensions if "." in one and (one.endswith(".cls") or not one[0].isalpha()))
+    if dotted and not any(facts.images for facts in found):
+        raise InputError(
+            f"the samples have no image and no target, but the field {dotted[0]!r}: a sample's key ends at the first "
+            "dot of the file's name; write the tars anew with keys that have no dots"
+        )
+    if not any(facts.shard.samples for facts in found):
+        raise InputError("the tars hold no samples: files with an extension, and no hidden ones")
+    if names is not None:
+        raise InputError("the samples have no target that --names could name; leave it out")
 
 
-def _most_common(found: list[Found]) -> int:
-    """How many numbers most samples have; others are named, and masked in training."""
-    counts: Counter[int] = Counter()
+def _sum(parts: Iterable[Forms]) -> Forms:
+    forms: Forms = {}
+    for part in parts:
+        add_forms(forms, part)
+    return forms
+
+
+def _described(dataset: Dataset, found: list[Found], asked: Sequence[FieldColumn]) -> dict[str, Field]:
+    """The fields for `dataset.json`: none where the samples are an image and a target, and nothing else is asked for.
+
+    Raises InputError for what is asked for and cannot be described.
+    """
+    images, fields = any(facts.images for facts in found), usual_fields(dataset)
+    if images and dataset.task and not asked:
+        return {}
+    if not images:
+        del fields["image"]
+    parts: dict[tuple[str, str], list[Members]] = {}
     for facts in found:
-        for size, (count, _) in facts.sizes.items():
-            counts[int(size)] += count
-    width = counts.most_common(1)[0][0]
-    for facts in found:
-        facts.lacking.extend(key for size, (_, key) in facts.sizes.items() if int(size) != width)
-    return width
+        for name, members in facts.fields.items():
+            parts.setdefault((name, members.kind), []).append(members)
+    total = sum(facts.shard.samples for facts in found)
+    for (name, kind), these in parts.items():
+        names = list(dict.fromkeys(extension for part in these for extension in part.names))
+        samples, forms = sum(part.samples for part in these), _sum(part.forms for part in these)
+        if not samples:
+            there = ", ".join(sorted({one for facts in found for one in facts.extensions})[:50])
+            raise InputError(f"--field {name}: no sample has .{names[0]}; the samples have {there}")
+        if kind in ALWAYS_SEEN and not forms:
+            raise InputError(f"no .{names[0]} of the samples can be read as {kind}: say of which kind it is by --field")
+        fields[f"{name}_{kind}" if name in fields else name] = describe(name, kind, names, samples == total, forms)
+    return fields
 
 
 def _assign(found: list[Found], patterns: Mapping[str, str]) -> dict[str, list[Shard]]:
     """The shards of each split, train first."""
     splits: dict[str, list[Shard]] = {"train": [], "val": [], "test": []}
     for facts in found:
-        splits[_split(facts.shard.name, patterns)].append(facts.shard)
+        splits[split_of_shard(facts.shard.name, patterns)].append(facts.shard)
     if not splits["train"]:
         raise InputError("no shard is left for train; choose the patterns of --val and --test more narrowly")
     return {name: shards for name, shards in splits.items() if shards}
 
 
-def _split(name: str, patterns: Mapping[str, str]) -> str:
-    chosen: Iterator[str] = (split for split, pattern in patterns.items() if fnmatch.fnmatch(name, pattern))
-    words = [*Path(name).parts[:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)]  # test/000.tar, test-000.tar
-    folders: Iterator[str] = filter(None, map(split_of, words))
-    return next(chosen, None) or next(folders, "train")
+def _report(dataset: Dataset, folder: Path, found: list[Found]) -> dict[str, Any]:
+    lacking, examples = 0, list[str]()
+    for facts in found:
+        keys = list(facts.lacking)
+        count = len(keys)
+        if dataset.task == "regression":
+            for numbers, (samples, first) in facts.targets.items():
+                if int(numbers) != len(dataset.targets):
+                    count, keys = count + samples, [*keys, first.rpartition(": sample ")[2].strip("'")]
+        if (dataset.task and facts.task != dataset.task) or (not facts.images and any(one.images for one in found)):
+            count, keys = facts.shard.samples, ["(all of its samples)"]
+        lacking += count
+        examples += [f"{facts.shard.name} {key}" for key in keys[:5]]
+    return {
+        "dataset": str(folder),
+        "task": dataset.task,
+        "targets": len(dataset.targets),
+        "splits": {name: {"samples": dataset.samples(name), "shards": len(s)} for name, s in dataset.splits.items()},
+        "fields": sorted({extension for facts in found for extension in facts.extensions}),
+        "described": dict(dataset.fields),
+        "lacking": lacking,
+        "lacking_examples": examples[:5],
+    }

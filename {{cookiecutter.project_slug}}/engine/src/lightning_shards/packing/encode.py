@@ -1,22 +1,23 @@
-"""From the bytes of an image file to the bytes that a shard stores. Runs in `pack`'s worker processes.
+"""From the bytes of an image or a mask to the bytes that a shard stores. Runs in `pack`'s worker processes.
 
 What a file is, its first bytes say, not its name. Every image is decoded once, so that damage is found before
 training. Images larger than `short_side` are made smaller (as the loader does, aspect kept) and stored as JPEG.
 Smaller ones keep their bytes, unless readers could differ about them: an orientation tag, CMYK, a palette,
 transparency or 16 bits make them upright 8-bit gray or RGB, as PNG where they were PNG, else as JPEG.
-Transparency is dropped.
+Transparency is dropped. A mask gets the size that its image got, without a class that it did not have.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 
-from ..data.crop import resize
-from ..data.decode import Pixels, scratch
+from ..data.crop import resize, resize_nearest
+from ..data.decode import Pixels, decode_mask, scratch
 from ..data.image_header import MAX_PIXELS, Frame, has_end, image_format, is_turned, read_frame
 from ..data.png import without_bulk
 
@@ -26,6 +27,15 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+
+
+class Encoded(NamedTuple):
+    """An image as it is stored: its format (`jpg`, `png` or `webp`), its bytes, (height, width) before and now."""
+
+    kind: str
+    data: bytes
+    given: tuple[int, int]
+    stored: tuple[int, int]
 
 
 def _header(kind: str, data: bytes, frame: Frame | None) -> tuple[int, int, bool]:
@@ -57,8 +67,8 @@ def _decode(data: bytes, frame: Frame | None, by: int) -> Pixels:
     return found  # type: ignore[return-value]
 
 
-def encode(data: bytes, short_side: int | None, quality: int) -> tuple[str, bytes]:
-    """Return the format (`jpg`, `png` or `webp`) and the bytes to store; `short_side` None keeps every byte.
+def encode(data: bytes, short_side: int | None, quality: int) -> Encoded:
+    """The image file `data` as it is stored; `short_side` None keeps every byte.
 
     Raises ValueError for what is damaged or no image.
     """
@@ -76,17 +86,39 @@ def encode(data: bytes, short_side: int | None, quality: int) -> tuple[str, byte
         raise ValueError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,} are not decoded")
     # a large JPEG is decoded at 1/2, 1/4 or 1/8, several times as fast, but never below twice the size wanted
     most = min(height, width) // (2 * short_side) if short_side and kind == "jpg" else 1
-    image = _decode(data, frame if plain else None, next((by for by in (8, 4, 2) if by <= most), 1))
-    smaller = short_side is not None and min(image.shape[:2]) > short_side
+    by = next((by for by in (8, 4, 2) if by <= most), 1)
+    image = _decode(data, frame if plain else None, by)
+    size = found = _size(image)
+    if by > 1:
+        size = (height, width) if (height > width) == (found[0] > found[1]) else (width, height)  # turned upright
+    smaller = short_side is not None and min(found) > short_side
     if short_side is None:
-        return kind, given
+        return Encoded(kind, given, size, size)
     if plain and not smaller:
-        return kind, data
+        return Encoded(kind, data, size, size)
     if smaller:
-        scale = short_side / min(image.shape[:2])
-        made = np.empty((round(image.shape[0] * scale), round(image.shape[1] * scale), *image.shape[2:]), np.uint8)
+        scale = short_side / min(found)
+        made = np.empty((round(found[0] * scale), round(found[1] * scale), *image.shape[2:]), np.uint8)
         resize(image, made)
         image = made
     if kind == "png" and not smaller:
-        return "png", cv2.imencode(".png", image)[1].tobytes()
-    return "jpg", cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        return Encoded("png", cv2.imencode(".png", image)[1].tobytes(), size, size)
+    stored = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    return Encoded("jpg", stored, size, _size(image))
+
+
+def _size(image: Pixels) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
+
+
+def encode_mask(data: bytes, image: Encoded) -> bytes:
+    """The mask of an image. Raises ValueError where it has another size, DecodeError where it is none."""
+    mask = decode_mask(data)
+    if mask.shape != image.given:
+        (height, width), (of_image, across) = mask.shape, image.given
+        raise ValueError(f"has {width} x {height} pixels, the image {across} x {of_image}")
+    if image.stored == image.given:
+        return data
+    made = np.empty(image.stored, np.uint8)
+    resize_nearest(mask, made)
+    return cv2.imencode(".png", made)[1].tobytes()

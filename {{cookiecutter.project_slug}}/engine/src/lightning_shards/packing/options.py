@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..machine import cpus
 
 if TYPE_CHECKING:
     from .pack import PackOptions
 
+KINDS = (
+    "numbers", "text", "class", "labels", "image", "mask", "boxes", "boxes_xywh", "array", "json", "bytes",
+)  # fmt: skip
 TASKS = ("single_label", "multi_label", "regression")
 
 
@@ -18,6 +22,17 @@ def size(text: str) -> int:
     """Bytes, or any other number, with K, M or G for thousands, millions and billions."""
     factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper())
     return round(float(text[:-1]) * factor) if factor else int(text)
+
+
+def add_field_option(add: Callable[..., Any], origin: str, what: str) -> None:
+    """Add `--field`, of which there may be several."""
+    add(
+        "--field",
+        action="append",
+        default=[],
+        metavar=f"NAME={origin}[:KIND]",
+        help=f"{what}; KIND, where it cannot be told: {', '.join(KINDS)}",
+    )
 
 
 def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
@@ -46,6 +61,7 @@ def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
     add("--path-column", default="path", help="column of the images' paths (%(default)s)")
     add("--target-columns", default="", help="the class; or labels joined by |; or numbers: COLUMN,COLUMN")
     add("--split-column", help="column that says train, val or test")
+    add_field_option(add, "COLUMN", "what else a sample holds, from a column")
     add(*root, type=Path, metavar="ROOT", dest="root", help="folder or zip of the paths (default: the table's folder)")
     add = parser.add_argument_group("writing").add_argument
     add(
@@ -59,13 +75,16 @@ def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
 
 def recipe(arguments: argparse.Namespace, limit: int | None = None) -> PackOptions:
     """What the flags say."""
+    from .field_columns import parse_fields
     from .pack import PackOptions
-    from .sources import TableColumns
+    from .table_rows import TableColumns
 
     targets = tuple(name.strip() for name in arguments.target_columns.split(",") if name.strip())
     return PackOptions(
         task=arguments.task,
-        columns=TableColumns(arguments.path_column, targets, arguments.split_column, arguments.root),
+        columns=TableColumns(
+            arguments.path_column, targets, arguments.split_column, arguments.root, parse_fields(arguments.field)
+        ),
         short_side=None if arguments.copy else arguments.short_side,
         quality=arguments.quality,
         val=arguments.val,

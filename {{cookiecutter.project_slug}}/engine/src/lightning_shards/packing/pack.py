@@ -26,10 +26,11 @@ from ..files import fsync_folder, write_durably
 from ..machine import locked
 from .pool import Pool, Progress
 from .source_table import SourceTable
-from .sources import FULL, TableColumns, list_source
+from .sources import FULL, list_source
 from .spelling import SPLITS
 from .splits import plan, unlimited
 from .summary import finish
+from .table_rows import TableColumns
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def pack(
             started = time.monotonic()
             listing, sizes, digest = _prepare(source, work, recipe)
             with Pool(work, recipe.short_side, recipe.quality, workers) as pool:
-                tasks = pool.tasks(sizes, recipe.shard_bytes)
+                tasks = pool.tasks(listing, sizes, recipe.shard_bytes)
                 _forget_other_plans(work, json.dumps([asdict(recipe), digest, tasks], default=str))
                 finished = pool.write(tasks, max_damaged_fraction, progress)
             report = finish(work, listing, tasks, _settings(source, recipe, listing, sizes))

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, RunError
+from .field_files import listed_fields
+from .source_table import SourceTable
 from .worker import Task, Worker, estimate, read_record, write_shard
 
 MIN_SHARDS = 8  # of train, where there are enough images: something to shuffle and to share among ranks
@@ -66,15 +68,19 @@ class Pool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def tasks(self, sizes: Mapping[str, int], shard_bytes: int) -> list[Task]:
-        """The shards: about equal in size, judged by the first 48 images to train on."""
+    def tasks(self, listing: SourceTable, sizes: Mapping[str, int], shard_bytes: int) -> list[Task]:
+        """The shards: about equal in size, judged by the first 48 images to train on.
+
+        Raises InputError where not one of these can be read, or a field that they have cannot be described.
+        """
         items = np.load(self.work / "train.npy", mmap_mode="r")[:48].tolist()
         shares = [items[first :: self.workers] for first in range(self.workers)]  # so that all processes start
         tried = [self.submit(estimate, share) for share in shares]
-        sizes_and_errors = zip(*(future.result() for future in tried), strict=True)
-        sample_bytes, errors = (list(chain.from_iterable(found)) for found in sizes_and_errors)
+        found = zip(*(future.result() for future in tried), strict=True)
+        sample_bytes, errors, forms = (list(chain.from_iterable(parts)) for parts in found)
         if not sample_bytes:
             raise InputError(f"not one of {len(items)} images tried can be read; the first: {errors[0]}")
+        listed_fields(listing, forms)
         tasks = []
         for split, size in sizes.items():
             least = min(MIN_SHARDS, size // 64) if split == "train" else 1

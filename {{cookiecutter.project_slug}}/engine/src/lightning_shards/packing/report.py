@@ -43,7 +43,10 @@ def progress_bar(what: str, unit: str = "images") -> Iterator[Told]:
 
 def render(report: Mapping[str, Any]) -> str:
     """The report of `pack` as text."""
-    lines = [f"{report['dataset']}: {report['task']}, {len(next(iter(report['targets'].values())))} targets"]
+    task = (
+        f"{report['task']}, {len(next(iter(report['targets'].values())))} targets" if report["task"] else "no targets"
+    )
+    lines = [f"{report['dataset']}: {task}{described(report['fields'])}"]
     for split, facts in report["splits"].items():
         taken = report["taken_from_train"].get(split)
         size = f"{facts['images']:>11,} images {facts['shards']:>6,} shards {facts['bytes'] / 1e6:>10,.1f} MB"
@@ -66,6 +69,12 @@ def render(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def described(fields: Mapping[str, Mapping[str, Any]]) -> str:
+    """Each field's name and kind, where a dataset says more than image and target."""
+    named = ", ".join(f"{name} ({about['kind']})" for name, about in fields.items())
+    return f", fields {named}" if fields else ""
+
+
 def _targets(report: Mapping[str, Any]) -> list[str]:
     """Images of each class, or their spread if there are many; for regression the range of each number."""
     splits = report["targets"]
@@ -76,6 +85,8 @@ def _targets(report: Mapping[str, Any]) -> list[str]:
             for name, facts in part.items()
         ]
     names = list(splits["train"])
+    if not names:
+        return []
     if len(names) > 20:
         counts = {split: sorted(part.values()) for split, part in splits.items()}
         return [

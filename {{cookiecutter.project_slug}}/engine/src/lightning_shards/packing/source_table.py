@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .image_files import ImageFiles
+from .spelling import sort_names
 from .tables import BATCH
 
 
@@ -26,6 +27,7 @@ class Row(NamedTuple):
     split: int  # -1 where the source gives none
     target: list[Any]  # class names or numbers
     stamp: int = 0  # changes when the file does
+    fields: Sequence[str] = ()  # the text of each further field; empty where the image has none
 
 
 class SourceTable:
@@ -36,20 +38,27 @@ class SourceTable:
         splits: int8 (N,), place in `SPLITS`; -1 where the source gives none.
         values: the targets of all items in a row: class numbers (int32) or numbers (float64).
         value_ends: int64 (N,), where each item's targets end in `values`.
+        fields: what `describe_listed` says of each further field.
     """
 
     def __init__(self, folder: Path) -> None:
         self.about: dict[str, Any] = json.loads((folder / "about.json").read_bytes())
         self.task: str = self.about["task"]
         self.names: list[str] = self.about["names"]
+        self.fields: list[dict[str, Any]] = self.about["fields"]
 
         def column(name: str, dtype: DTypeLike) -> NDArray[Any]:
-            return np.asarray(np.memmap(folder / name, dtype, "r"))  # of which a slice costs a third
+            path = folder / name
+            if not path.stat().st_size:  # which cannot be mapped
+                return np.empty(0, dtype)
+            return np.asarray(np.memmap(path, dtype, "r"))  # of which a slice costs a third
 
         self.splits: NDArray[np.int8] = column("splits", np.int8)
         self.values = column("values", np.float64 if self.task == "regression" else np.int32)
         self.value_ends, self._ends = column("value_ends", np.int64), column("ends", np.int64)
         self._paths = column("paths", np.uint8)
+        texts = [(f"field-{n}", f"field-{n}-ends") for n in range(len(self.fields))]
+        self._texts = [(column(text, np.uint8), column(ends, np.int64)) for text, ends in texts]
         members = folder / "members.npy"
         self._files = ImageFiles(
             Path(self.about["root"]), np.load(members, mmap_mode="r") if members.exists() else None
@@ -59,42 +68,63 @@ class SourceTable:
         return len(self.splits)
 
     def path(self, item: int) -> str:
-        return os.fsdecode(self._paths[self._ends[item - 1] if item else 0 : self._ends[item]].tobytes())
+        return os.fsdecode(_cell(self._paths, self._ends, item))
 
     def target(self, item: int) -> list[Any]:
         values: list[Any] = self.values[self.value_ends[item - 1] if item else 0 : self.value_ends[item]].tolist()
         return values
 
-    def read(self, item: int) -> bytes:
-        """The image file's bytes. Raises OSError or ValueError where it is missing or damaged."""
-        return self._files.read(self.about["lead"] + self.path(item))
+    def text(self, field: int, item: int) -> str:
+        """What the source says of a further field; empty where the image has none."""
+        return os.fsdecode(_cell(*self._texts[field], item))
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes. Raises OSError or ValueError where it is missing or damaged."""
+        return self._files.read(self.about["lead"] + path)
+
+
+def _cell(column: NDArray[np.uint8], ends: NDArray[np.int64], item: int) -> bytes:
+    return column[ends[item - 1] if item else 0 : ends[item]].tobytes()
 
 
 def write_rows(folder: Path, rows: Iterator[Row], numbers: dict[str, int] | None) -> str:
     """Write all rows as columns; returns their hash. Classes get `numbers` as they come (None: none)."""
-    digest, path_end, value_end = hashlib.sha256(), 0, 0
+    digest, ends = hashlib.sha256(), dict[str, int]()
+
+    def texts(name: str, name_of_ends: str, column: Sequence[str]) -> dict[str, NDArray[Any]]:
+        joined = "".join(column)
+        cells: Sequence[str | bytes] = column if joined.isascii() else list(map(os.fsencode, column))
+        return {name: np.frombuffer(os.fsencode(joined), np.uint8), name_of_ends: np.cumsum(list(map(len, cells)))}
+
     while batch := list(islice(rows, BATCH)):
-        paths = [os.fsencode(row.path) for row in batch]
-        values = [v if numbers is None else numbers.setdefault(v, len(numbers)) for row in batch for v in row.target]
+        paths, splits, targets, stamps, fields = zip(*batch, strict=True)
+        values = [value for target in targets for value in target]
+        if numbers is not None:
+            for name in dict.fromkeys(values):
+                numbers.setdefault(name, len(numbers))
+            values = list(map(numbers.__getitem__, values))
         columns = {
-            "paths": np.frombuffer(b"".join(paths), np.uint8),
-            "ends": path_end + np.cumsum([len(path) for path in paths]),
-            "splits": np.array([row.split for row in batch], np.int8),
+            **texts("paths", "ends", paths),
+            "splits": np.array(splits, np.int8),
             "values": np.array(values, np.float64 if numbers is None else np.int32),
-            "value_ends": value_end + np.cumsum([len(row.target) for row in batch]),
+            "value_ends": np.cumsum(list(map(len, targets))),
         }
-        path_end, value_end = int(columns["ends"][-1]), int(columns["value_ends"][-1])
-        digest.update(str([row.stamp for row in batch]).encode())
-        for name, column in columns.items():
-            digest.update(column.tobytes())
+        for number, column in enumerate(zip(*fields, strict=True)):
+            columns |= texts(f"field-{number}", f"field-{number}-ends", column)
+        digest.update(str(list(stamps)).encode())
+        for name, content in columns.items():
+            if name.endswith("ends"):
+                content += ends.get(name, 0)
+                ends[name] = int(content[-1])
+            digest.update(content.tobytes())
             with (folder / name).open("ab") as file:
-                file.write(column.tobytes())
+                file.write(content.tobytes())
     return digest.hexdigest()
 
 
 def sort_classes(folder: Path, numbers: dict[str, int]) -> list[str]:
     """Renumber the classes by name (by value where all names are whole numbers) and return them."""
-    names = sorted(numbers, key=(lambda n: (int(n), n)) if all(map(str.isdecimal, numbers)) else None)
+    names = sort_names(numbers)
     places = {name: place for place, name in enumerate(names)}
     new = np.array([places[name] for name in numbers], np.int32)
     values = np.memmap(folder / "values", np.int32, "r+")

@@ -36,11 +36,22 @@ def split_of(name: str) -> str | None:
     return _SPLIT_OF.get(word) or _SPLIT_OF.get(_AROUND.sub("", word))
 
 
+def is_utf8(name: str) -> bool:
+    """False for a name of a file, or a cell, whose bytes are no UTF-8."""
+    return name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name)
+
+
+def sort_names(names: Iterable[str]) -> list[str]:
+    """By name; by value where all are whole numbers."""
+    found = list(names)
+    return sorted(found, key=(lambda n: (int(n), n)) if all(n.isdecimal() and len(n) < 1000 for n in found) else None)
+
+
 def check_classes(where: str, names: Iterable[str]) -> None:
     """Raises InputError for a class that cannot be printed, and for two that print alike."""
     alike: dict[str, str] = {}
     for name in names:
-        if any("\udc80" <= letter <= "\udcff" for letter in name):
+        if not is_utf8(name):
             raise InputError(f"{where} has the class {name!a}, which is no UTF-8: rename it, or save a table as UTF-8")
         bare = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
         if not bare.isprintable():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from ..data import class_numbers
 from ..data.dataset import Dataset, Shard
+from ..data.fields.resolve import usual_fields
 from ..errors import RunError
 from ..files import write_durably
+from .field_files import listed_fields
 from .source_table import SourceTable
 from .spelling import SPLITS
 from .worker import Task, read_record
@@ -23,7 +26,7 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
     """Write the files beside the shards; return the report, which `dataset.json` keeps under `packed`."""
     shards: dict[str, list[Shard]] = {}
     items: dict[str, list[NDArray[np.int64]]] = {}
-    hashes, damaged = [], []
+    hashes, damaged, forms = [], [], []
     for task in tasks:
         record = read_record(work, task)
         damaged += record.damaged
@@ -34,6 +37,7 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
         shards.setdefault(task.split, []).append(record.shard)
         items.setdefault(task.split, []).append(record.items)
         hashes.append(record.hashes)
+        forms.append(record.forms)
     rows = {split: np.concatenate(parts) for split, parts in items.items()}
     if "train" not in rows:
         raise RunError("not one image to train on is whole: mend them")
@@ -50,7 +54,12 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
     if damaged:
         lines = "".join(json.dumps(image) + "\n" for image in damaged)
         write_durably(work / "dataset" / "damaged.jsonl", lines.encode())
+    if listing.fields:
+        report["classes"] = {about["name"]: about["classes"] for about in listing.fields if about["classes"]}
     dataset = Dataset(work / "dataset", listing.task, listing.names, shards, {**settings, **report})
+    if further := listed_fields(listing, forms):
+        found = {name: field.describe() for name, field in {**usual_fields(dataset), **further}.items()}
+        dataset = replace(dataset, fields=found)
     if listing.task == "single_label":
         path = work / "dataset" / class_numbers.file_name(dataset, "train")
         class_numbers.save(path, listing.values[rows["train"]], len(listing.names))
@@ -63,11 +72,14 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
         }
         for split, part in shards.items()
     }
-    return {"task": listing.task, "fingerprint": dataset.fingerprint, "splits": splits, **settings, **report}
+    about = {"task": listing.task, "fingerprint": dataset.fingerprint, "fields": dataset.fields, "splits": splits}
+    return {**about, **settings, **report}
 
 
 def _targets(listing: SourceTable, items: NDArray[np.int64]) -> dict[str, Any]:
     """Images of each class; for regression the mean, least and greatest of each number."""
+    if not listing.task:
+        return {}
     if listing.task == "regression":
         numbers = listing.values.reshape(-1, len(listing.names))[items]
         columns = zip(listing.names, numbers.mean(0), numbers.min(0), numbers.max(0), strict=True)

@@ -6,6 +6,7 @@ import csv
 import datetime
 import decimal
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -98,6 +99,7 @@ def _csv_rows(table: Path, wanted: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
         names, rows = _reader(table, file, delimiter)
         _check_columns(table, wanted, names)
         places, number = [names.index(name) for name in wanted], 0
+        pick = itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
         try:
             for row in rows:
                 if len(row) != len(names):
@@ -107,7 +109,7 @@ def _csv_rows(table: Path, wanted: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
                 elif not any(row):
                     continue
                 number += 1
-                yield tuple([row[place] for place in places])
+                yield pick(row)
         except csv.Error as error:
             why = "a cell is larger than 64 MB, or a quote is left open" if "limit" in str(error) else str(error)
             raise InputError(f"{table}: row {number + 1} cannot be read ({why}): mind its quotes") from None

@@ -30,6 +30,8 @@ from ..data.dataset import Shard
 from ..data.tar_index import ShardIndex
 from ..files import fsync_folder, write_durably
 from .encode import encode
+from .field_files import FieldMaker
+from .members import MOST_FORMS, Forms, add_forms
 from .source_table import SourceTable
 
 WRITE_BYTES = 1 << 20  # at a time
@@ -61,12 +63,14 @@ class Record(NamedTuple):
     damaged: list[dict[str, str]]  # path, split, error
     items: NDArray[np.int64]
     hashes: NDArray[np.uint64]
+    forms: list[Forms]  # of each further field
 
 
 def read_record(work: Path, task: Task) -> Record:
     with np.load(task.record(work), allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"]))
-        return Record(Shard(**about["shard"]), about["damaged"], arrays["items"], arrays["hashes"])
+        shard = Shard(**about["shard"])
+        return Record(shard, about["damaged"], arrays["items"], arrays["hashes"], about["forms"])
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,9 @@ class Worker:
 
     def start(self) -> None:
         """Initializer of the process."""
-        global _worker, _source
+        global _worker, _source, _makers
         _worker, _source = self, SourceTable(self.work / "listing")
+        _makers = [FieldMaker(about, _source.read, self.short_side, self.quality) for about in _source.fields]
         cv2.setNumThreads(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the decoders' own complaints; ours go back as exceptions
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -90,6 +95,7 @@ class Worker:
 
 _worker: Worker
 _source: SourceTable
+_makers: list[FieldMaker]  # of the further fields
 
 
 def _end_with_parent() -> None:
@@ -100,32 +106,45 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _sample(item: int, place: int) -> tuple[dict[str, bytes], int]:
-    """Members of one sample, and a 64-bit hash of its image as stored. Raises OSError or ValueError for damage."""
-    data = _source.read(item)
-    suffix, stored = encode(data, _worker.short_side, _worker.quality)
+def _sample(item: int, place: int, forms: list[Forms]) -> tuple[dict[str, bytes], int]:
+    """Members of one sample, and a 64-bit hash of its image as stored; what its fields hold goes into `forms`.
+
+    Raises OSError or ValueError for damage.
+    """
     path = _source.path(item)
-    slug = re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0] or path)[-60:]
+    image = encode(_source.read(path), _worker.short_side, _worker.quality)
     target = _source.target(item)
-    fields = {suffix: stored}
+    fields = {image.kind: image.data}
     if _source.task == "single_label":
         fields["cls"] = str(target[0]).encode()
-    else:
+    elif _source.task:
         fields["json"] = json.dumps({"labels" if _source.task == "multi_label" else "targets": target}).encode()
+    texts = [_source.text(number, item) for number in range(len(_makers))]
+    further = [maker.member(text, image) if text else None for maker, text in zip(_makers, texts, strict=True)]
+    for of_field, maker, member in zip(forms, _makers, further, strict=True):
+        if member:
+            fields[member.extension] = member.data
+            add_forms(of_field, member.forms, path, MOST_FORMS if maker.kind == "array" else 0)
+    slug = re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0] or path)[-60:]
     members = {f"{place:08d}_{slug}.{field}": fields[field] for field in sorted(fields)}
-    return members, int.from_bytes(hashlib.sha256(stored).digest()[:8], "big")
+    return members, int.from_bytes(hashlib.sha256(image.data).digest()[:8], "big")
 
 
-def estimate(items: list[int]) -> tuple[list[int], list[str]]:
-    """Bytes that the samples take in a tar, and what is wrong with those that are damaged."""
-    sizes, errors = list[int](), list[str]()
+def no_forms() -> list[Forms]:
+    """Of each further field."""
+    return [{} for _ in _makers]
+
+
+def estimate(items: list[int]) -> tuple[list[int], list[str], list[list[Forms]]]:
+    """Bytes that the samples take in a tar, what is wrong with those that are damaged, and what their fields hold."""
+    sizes, errors, forms = list[int](), list[str](), no_forms()
     for item in items:
         try:
-            members, _ = _sample(item, 0)
+            members, _ = _sample(item, 0, forms)
             sizes.append(sum(len(_member(name, data)) for name, data in members.items()))
         except (OSError, ValueError) as error:
             errors.append(f"{_source.path(item)} {describe(error)}")
-    return sizes, errors
+    return sizes, errors, [forms]
 
 
 def describe(error: OSError | ValueError) -> str:
@@ -158,6 +177,7 @@ def write_shard(task: Task) -> None:
     temporary = path.with_suffix(".tmp")
     order = np.load(_worker.work / f"{task.split}.npy", mmap_mode="r")
     kept, hashes, damaged, digest = list[int](), list[int](), list[dict[str, str]](), hashlib.sha256()
+    forms = no_forms()
     try:
         with temporary.open("wb", WRITE_BYTES) as file:
             for place, item in enumerate(order[task.first : task.last].tolist(), task.first):
@@ -166,7 +186,7 @@ def write_shard(task: Task) -> None:
                 with _worker.done.get_lock():
                     _worker.done.value += 1
                 try:
-                    members, fingerprint = _sample(item, place)
+                    members, fingerprint = _sample(item, place, forms)
                 except (OSError, ValueError) as error:
                     damaged.append({"path": _source.path(item), "split": task.split, "error": describe(error)})
                     continue
@@ -187,7 +207,7 @@ def write_shard(task: Task) -> None:
     fsync_folder(path.parent)
     ShardIndex.build(path).save(path.with_name(path.name + ".index"))
     shard = Shard(task.name, len(kept), path.stat().st_size, digest.hexdigest())
-    about = json.dumps({"shard": asdict(shard), "damaged": damaged})
+    about = json.dumps({"shard": asdict(shard), "damaged": damaged, "forms": forms})
     record = io.BytesIO()
     np.savez(record, items=np.array(kept, np.int64), hashes=np.array(hashes, np.uint64), about=about)
     write_durably(task.record(_worker.work), record.getvalue())

@@ -1,7 +1,7 @@
 """What a sample holds, field by field. Imports no torch: the decoding processes have it too."""
 
 from .base import SIDE, Field, Fields
-from .free import Array, Json, Text
+from .free import Array, Bytes, Json, Text
 from .plane import Boxes, Image, Mask
 from .resolve import check_sample, dataset_fields, from_description, resolve_fields, target_field
 from .targets import ClassIndex, MultiHot, Numbers
@@ -10,6 +10,7 @@ __all__ = [
     "SIDE",
     "Array",
     "Boxes",
+    "Bytes",
     "ClassIndex",
     "Field",
     "Fields",

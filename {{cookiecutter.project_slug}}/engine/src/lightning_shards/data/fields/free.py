@@ -1,4 +1,4 @@
-"""Fields that are text, JSON or arrays: handed over as they are, whatever the view."""
+"""Fields that are text, JSON, arrays or just bytes: handed over as they are, whatever the view."""
 
 from __future__ import annotations
 
@@ -62,6 +62,21 @@ class Json(Shipped):
 
 
 @dataclass(frozen=True)
+class Bytes(Shipped):
+    """A member's bytes as they are, such as a sound: in a list; none where it may be missing."""
+
+    kind: ClassVar[str] = "bytes"
+    dtype: ClassVar[np.dtype[Any]] = _OBJECT
+    shape: ClassVar[None] = None
+    missing: ClassVar[bytes] = b""
+    names: tuple[str, ...] = ("bin",)
+    required: bool = True
+
+    def decode(self, data: bytes, view: View | None, out: NDArray[Any] | None) -> bytes:
+        return data
+
+
+@dataclass(frozen=True)
 class Array(Shipped):
     """A NumPy file (.npy) of numbers: rows of `shape`, or with None arrays of any shape in a list.
 
@@ -96,7 +111,7 @@ class Array(Shipped):
         return np.zeros(0, self.dtype) if self.shape is None else 0
 
     def decode(self, data: bytes, view: View | None, out: NDArray[Any] | None) -> NDArray[Any]:
-        array = _read_npy(data)
+        array = read_npy(data)
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise DecodeError(f"its array holds {array.dtype}, not {self.dtype}")
         if self.shape is not None and array.shape != self.shape:
@@ -104,7 +119,7 @@ class Array(Shipped):
         return array.astype(self.dtype)
 
 
-def _read_npy(data: bytes) -> NDArray[Any]:
+def read_npy(data: bytes) -> NDArray[Any]:
     """The array in an .npy file, which reads `data`. Raises DecodeError."""
     start = 10 if data[6:7] == b"\x01" else 12
     found = _NPY.match(data, start) if data[:6] == b"\x93NUMPY" else None

@@ -9,12 +9,12 @@ from ...errors import InputError
 from ..dataset import Dataset
 from ..decode import DecodeError
 from .base import Field, Fields, in_plane, is_field
-from .free import Array, Json, Text
+from .free import Array, Bytes, Json, Text
 from .plane import Boxes, Image, Mask
 from .targets import ClassIndex, MultiHot, Numbers
 
 _KINDS: dict[str, Callable[..., Field]] = {
-    kind.kind: kind for kind in (Array, Boxes, ClassIndex, Image, Json, Mask, MultiHot, Numbers, Text)
+    kind.kind: kind for kind in (Array, Boxes, Bytes, ClassIndex, Image, Json, Mask, MultiHot, Numbers, Text)
 }
 WantedFields = Mapping[str, Field] | Callable[[Dataset], Mapping[str, Field]] | None
 
@@ -42,10 +42,15 @@ def target_field(dataset: Dataset) -> Field:
     return make(len(dataset.targets))
 
 
+def usual_fields(dataset: Dataset) -> dict[str, Field]:
+    """An image, and the target where the dataset has one."""
+    return {"image": Image(), **({"target": target_field(dataset)} if dataset.task else {})}
+
+
 def dataset_fields(dataset: Dataset) -> dict[str, Field]:
     """What the samples of a dataset hold: what its `dataset.json` describes, else an image and a target."""
     if not dataset.fields:
-        return {"image": Image(), "target": target_field(dataset)}
+        return usual_fields(dataset)
     found = {}
     for name, description in dataset.fields.items():
         try:

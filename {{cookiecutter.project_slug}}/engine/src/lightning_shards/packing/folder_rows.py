@@ -1,0 +1,134 @@
+"""The rows of a folder, or of a zip of one: class folders of images, or `images/` beside `masks/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..data.file_names import is_image_file
+from ..errors import InputError
+from .field_columns import FieldColumn, describe_listed
+from .image_files import walk
+from .source_table import Row
+from .spelling import SPLITS, clean, split_of
+
+Tree = dict[str, dict[str, dict[str, Any]]]  # folder -> folders in it -> folders in these
+Files = list[tuple[str, int]] | None  # of a zip, as `walk` gives them
+IMAGES, MASKS = "images", "masks"
+_MASK = FieldColumn("mask", MASKS, "mask")
+
+
+def folder_rows(root: Path, files: Files, about: dict[str, Any]) -> Iterator[Row]:
+    """The images of a folder, or of a zip's `files`, with or without split folders; `about` gets what is said of all.
+
+    Where there are folders `images` and `masks`, and no others, each image has the mask of the same name.
+    """
+    tree, lead = _tree(name for name, _ in files or walk(root)), ""
+    if len(tree) == 1 and all(tree.values()) and not split_of(next(iter(tree))):
+        lead, tree = f"{next(iter(tree))}/", next(iter(tree.values()))
+    about |= {"lead": lead, "ignored": 0, "ignored_example": ""}
+    if (depth := _depth_of_masks(tree)) is not None:
+        about |= {"task": "", "fields": [describe_listed(_MASK)]}
+        return _masked_rows(root, files, about, depth)
+    return _class_rows(root, files, about, _splits(root, lead, tree))
+
+
+def _tree(names: Iterable[str]) -> Tree:
+    tree: Tree = {}
+    for name in names:
+        place: dict[str, Any] = tree
+        for folder in name.split("/", 4)[:-1][:3]:
+            place = place.setdefault(folder, {})
+    return tree
+
+
+def _splits(root: Path, lead: str, tree: Tree) -> dict[str, str]:
+    """The split of each folder, if all are one."""
+    splits = {top: split for top in sorted(tree) if (split := split_of(top))}
+    if len(splits) > 1 and splits.keys() != tree.keys():
+        raise InputError(f"{root} has split folders beside {min(tree.keys() - splits)!r}: keep one or the other")
+    if not splits or splits.keys() != tree.keys():
+        return {}
+    if twice := [top for top in splits if list(splits.values()).count(splits[top]) > 1]:
+        raise InputError(f"{root} has the folders {', '.join(twice)} for one split: put their images into one folder")
+    if not any(tree[top] for top, split in splits.items() if split == "train"):
+        raise InputError(f"{root} has split folders, but no {lead}train/<class>/<image>: put images to train on there")
+    return splits
+
+
+def _class_rows(root: Path, files: Files, about: dict[str, Any], splits: dict[str, str]) -> Iterator[Row]:
+    lead, depth, seen, declared = about["lead"], bool(splits), set[str](), set[str]()
+    for name, stamp in files or walk(root):
+        parts = name.removeprefix(lead).split("/")
+        inside = len(parts) >= 2 + depth and name.startswith(lead)
+        if inside:
+            declared.add(parts[depth])
+        if inside and not name.endswith("/") and is_image_file(name):
+            seen.add(parts[depth])
+            split = SPLITS.index(splits[parts[0]]) if splits else -1
+            yield Row("/".join(parts), split, [clean(parts[depth])], stamp)
+        elif not name.endswith("/"):
+            _ignore(about, name)
+    if declared - seen:
+        raise InputError(f"{root}: class folder {min(declared - seen)!r} has no image; fill it or remove it")
+
+
+def _ignore(about: dict[str, Any], name: str) -> None:
+    about["ignored"] += 1
+    about["ignored_example"] = about["ignored_example"] or ascii(name)[1:-1]
+
+
+def _depth_of_masks(tree: Tree) -> int | None:
+    """0 for `images/` and `masks/`, which may have split folders in them; 1 for them in split folders; else None."""
+    if {top.lower() for top in tree} == {IMAGES, MASKS}:
+        return 0
+    within = {folder.lower() for folders in tree.values() for folder in folders}
+    return 1 if within == {IMAGES, MASKS} and all(map(split_of, tree)) else None
+
+
+def _masked_rows(root: Path, files: Files, about: dict[str, Any], depth: int) -> Iterator[Row]:
+    lead, stamp_of, masks, images = about["lead"], _stamps(root, files), 0, 0
+    for name, stamp in files or walk(root):
+        parts = name.removeprefix(lead).split("/")
+        kind = parts[depth].lower() if len(parts) > depth + 1 and name.startswith(lead) else ""
+        if kind == IMAGES and is_image_file(name) and parts[-1]:
+            images += 1
+            found = ((mask, stamp_of(lead + mask)) for mask in _masks_of(parts, depth))
+            mask, mask_stamp = next(((mask, when) for mask, when in found if when is not None), ("", 0))
+            if not mask:
+                wanted = lead + next(_masks_of(parts, depth))
+                raise InputError(f"{root}: {name} has no mask {wanted}: add it, or take the image away")
+            split = split_of(parts[0]) if depth else split_of(parts[1]) if len(parts) > 2 else None
+            yield Row("/".join(parts), SPLITS.index(split) if split else -1, [], stamp ^ mask_stamp, [mask])
+        elif kind == MASKS and name.lower().endswith(".png"):
+            masks += 1
+        elif parts[-1]:
+            _ignore(about, name)
+    if masks > images:
+        about["ignored"] += masks - images
+        about["ignored_example"] = about["ignored_example"] or f"{masks - images} masks without an image"
+
+
+def _masks_of(parts: list[str], depth: int) -> Iterator[str]:
+    """Where the mask of an image may lie: a PNG of the same name in the folder of masks."""
+    stem = parts[-1].rpartition(".")[0] or parts[-1]
+    for folder in (MASKS, MASKS.capitalize(), MASKS.upper()):
+        for suffix in ("png", "PNG"):
+            yield "/".join((*parts[:depth], folder, *parts[depth + 1 : -1], f"{stem}.{suffix}"))
+
+
+def _stamps(root: Path, files: Files) -> Callable[[str], int | None]:
+    """A function from a file's path to its stamp, None where there is no such file."""
+    if files is not None:
+        names = {name for name, _ in files}
+        return lambda name: 0 if name in names else None
+
+    def stamp(name: str) -> int | None:
+        with suppress(OSError):
+            stat = (root / name).stat()
+            return stat.st_mtime_ns ^ stat.st_size
+        return None
+
+    return stamp
