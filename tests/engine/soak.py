@@ -4,8 +4,8 @@
 
 A chain is one training: of train.py, or a loop in plain PyTorch over `ShardLoader` or `ShardSamples`; on a dataset, on
 a mixture of two, with balanced classes, or on images with their masks. It is struck again and again (SIGKILL, of
-train.py also SIGTERM and SIGINT; at a random time, or at a chosen moment: in validation, at an epoch's end, while a file
-is written) and goes on each time on other ranks, with another micro-batch, other workers, sometimes another global
+train.py also SIGTERM and SIGINT; at a random time, or at a chosen moment: in validation, at an epoch's end, while a
+file is written) and goes on each time on other ranks, with another micro-batch, other workers, sometimes another global
 batch, until it is done. `--only K` repeats chain K.
 """
 

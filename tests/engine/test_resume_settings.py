@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_shards.data import order
 from lightning_shards.train import resume_settings
 from lightning_shards.train.settings import with_files
 
@@ -19,11 +20,15 @@ def groups() -> list[tuple[float, float]]:
 
 
 @pytest.mark.usefixtures("project")
-def test_weight_decay_and_momentum_take_effect_and_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_decay_and_momentum_take_effect_and_go_back(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     assert start(monkeypatch, "--run", "a", "--model.optimizer", "sgd", "--trainer.max_epochs", "1") == 0
     assert groups() == [(0.05, 0.9), (0.0, 0.9)]
+    window = summary("a")["resolved"]["window_bytes"]
+    monkeypatch.setattr(order, "memory_bytes", lambda: 1 << 18)  # a smaller machine: the window stays
     changed = ["--model.weight_decay", "0.2", "--model.momentum", "0.5"]
     assert start(monkeypatch, "--resume", "a", "--trainer.max_epochs", "2", *changed, config=None) == 0
+    assert summary("a")["resolved"]["window_bytes"] == window
+    assert "more than a quarter of this machine's memory" in capfd.readouterr().out
     assert groups() == [(0.2, 0.5), (0.0, 0.5)]
     assert summary("a")["changed_on_resume"]["model.weight_decay"] == 0.2
     assert start(monkeypatch, "--resume", "a", "--trainer.max_epochs", "3", config=None) == 0

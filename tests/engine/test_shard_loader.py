@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_shards.data import Batch, Crop, Image, ShardLoader
+from lightning_shards.data import Batch, Crop, Image, ShardLoader, ShardSamples, order
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.train.datamodule import ShardDataModule
 
@@ -151,6 +151,41 @@ def test_states_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path) -> No
     assert loader.state_dict() == state
     with pytest.raises(InputError, match="no state"):
         ShardLoader(dataset, 8, split="val", crop=CROP).state_dict()
+
+
+def test_a_state_keeps_its_window_on_a_machine_with_less_memory(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mixture = {str(dataset): 0.5, str(write_dataset(tmp_path / "d", sizes=(30, 20, 10))): 0.5}
+    for settings in ({}, {"balance": 0.5}, {"mixture": mixture}):
+        first = ShardSamples(dataset, 8, **settings)  # type: ignore[arg-type]
+        state, whole = first.state_dict(), keys(first)
+        with monkeypatch.context() as change:
+            change.setattr(order, "memory_bytes", lambda: 1 << 18)
+            small = ShardSamples(dataset, 8, **settings)  # type: ignore[arg-type]
+            own = small.state_dict()
+            assert keys(small) != whole
+            small.load_state_dict(state)
+            assert "more than a quarter of this machine's memory" in capfd.readouterr().err
+            assert keys(small) == whole and small.state_dict() == state
+            small.load_state_dict(own)
+            assert keys(small) != whole
+            with pytest.raises(InputError, match="window_bytes"):
+                ShardSamples(dataset, 8, window_bytes=1 << 16, **settings).load_state_dict(state)  # type: ignore[arg-type]
+    loader = ShardLoader(dataset, 8, crop=CROP)
+    whole = ids(loader)
+    with monkeypatch.context() as change:
+        change.setattr(order, "memory_bytes", lambda: 1 << 18)
+        other = ShardLoader(dataset, 8, crop=CROP)
+        other.load_state_dict({**loader.state_dict(), "epoch": 0, "position": 24})
+        assert ids(other) == whole[24:]
+        data = ShardDataModule(str(dataset), global_batch_size=8, image_size=16)
+        data.load_checkpoint_state({**loader.state_dict(), "epoch": 0, "position": 24, "images_seen": 24})
+        assert data.order.ids(0, 0, 96).tolist() == whole and "memory" in (data.note or "")
+
+
+def keys(samples: ShardSamples) -> list[str]:
+    return [sample["__key__"] for sample in samples]
 
 
 def test_a_pass_ends_where_another_begins_and_a_closed_loader_is_refused(dataset: Path) -> None:

@@ -1,4 +1,4 @@
-"""A chain of train.py: on one dataset, on a mixture of two or with balanced classes; on forked ranks or launched ones."""
+"""A chain of train.py: on one dataset, on a mixture of two or with balanced classes; on ranks forked or launched."""
 
 from __future__ import annotations
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate, chain, pairwise, zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .order import MIXTURE, Order, permutation
+from .order import MIXTURE, Order, Remembering, permutation
 
 BLOCK = 4096
 _ONE = 1 << 32  # the sum of all shares
@@ -44,11 +43,13 @@ class Source:
     fingerprint: str
 
 
-class Mixture:
+class Mixture(Remembering):
     """An `Order` over several datasets, as long as all of their orders together.
 
     The ids and shard numbers of each source follow upon those of the source before.
     """
+
+    _REMEMBERED: ClassVar[Mapping[str, int]] = {"_block": 8, "_at_hand": 2}
 
     def __init__(self, sources: Sequence[Source], seed: int = 0) -> None:
         names = [source.fingerprint for source in sources]
@@ -73,18 +74,7 @@ class Mixture:
         for source, count in zip(sources, self.counts, strict=True):
             if not count:
                 raise InputError(f"a share of {source.share / total:.3g} gives not one of {self._length} positions")
-        self._make_caches()
-
-    def _make_caches(self) -> None:
-        self._block = lru_cache(maxsize=8)(self._make_block)
-        self._at_hand = lru_cache(maxsize=2)(self._find_shards)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_block", "_at_hand")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._make_caches()
+        self._remember()
 
     def __len__(self) -> int:
         return self._length
@@ -118,7 +108,7 @@ class Mixture:
         the next one's first."""
         return self._at_hand(epoch, start // BLOCK * BLOCK, min(self._length, -(-stop // BLOCK) * BLOCK))
 
-    def _find_shards(self, epoch: int, start: int, stop: int) -> list[int]:
+    def _at_hand(self, epoch: int, start: int, stop: int) -> list[int]:
         lists = []
         for source, _, runs in self._parts(epoch, start, stop):
             order, offset = self.sources[source].order, self._first_shards[source]
@@ -146,7 +136,7 @@ class Mixture:
         ends = [(limit * position + _ONE // 2) // _ONE for limit in self._limits]
         return [end - begin for begin, end in pairwise(ends)]
 
-    def _make_block(self, epoch: int, block: int) -> NDArray[np.int64]:
+    def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
         """The number of the source at each position of a block, (BLOCK,) or less at an epoch's end."""
         begin, end = self._before(block * BLOCK), self._before(min((block + 1) * BLOCK, self._length))
         numbers = np.repeat(np.arange(len(begin)), np.subtract(end, begin))

@@ -8,11 +8,9 @@ from typing import Any
 
 from ..errors import InputError
 from .dataset import Dataset
-from .order import Order, WindowedOrder, default_window_bytes
+from .order import Order
 from .remote import open_dataset
-from .training_order import open_mixture, training_order
-
-Balance = float | Mapping[str, float]
+from .training_order import OrderRecipe, open_mixture
 
 
 def open_split(
@@ -33,28 +31,23 @@ def open_split(
     return dataset, {str(path): 1.0}
 
 
-def shuffled(
+def recipe_or_order(
     dataset: Dataset,
     split: str,
     shares: Mapping[str, float],
     order: Order | None,
     seed: int,
     settings: Mapping[str, Any],
-) -> Order:
-    """`order`, or the one of `settings`: balance, fraction, window_samples, window_bytes; None is the default."""
+) -> tuple[OrderRecipe | None, Order]:
+    """`order` alone, or the one of `settings` and its recipe: balance, fraction, window_samples, window_bytes; None is
+    the default."""
     given = {name: value for name, value in settings.items() if value is not None}
     if order is not None:
         if given or len(shares) > 1:
             raise InputError(f"order and {', '.join(given) or 'mixture'} exclude each other: an order has its own")
-        return order
-    balance = given.pop("balance", None)
-    given = {"fraction": 1.0, "window_samples": 1 << 20, "window_bytes": default_window_bytes(), **given}
-    if split == "train":
-        return training_order(dataset, shares, balance, seed=seed, **given)
-    if balance is not None:
-        raise InputError(f"balance is for the split train, not for {split!r}")
-    shards = dataset.splits[split]
-    return WindowedOrder([shard.samples for shard in shards], [shard.bytes for shard in shards], seed, **given)
+        return None, order
+    recipe = OrderRecipe(dataset, split, shares, seed=seed, **given)
+    return recipe, recipe.make()
 
 
 def refuse_without_shuffle(settings: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,24 @@ class Order(Protocol):
         """Bytes at most of the shards at hand for `samples` positions in a row, in any epoch."""
 
 
-class WindowedOrder:
+class Remembering:
+    """Keeps the newest results of some of its methods; a pickled copy begins without them."""
+
+    _REMEMBERED: ClassVar[Mapping[str, int]] = {}  # method -> results to keep
+
+    def _remember(self) -> None:
+        for name, count in self._REMEMBERED.items():
+            vars(self)[name] = lru_cache(maxsize=count)(getattr(type(self), name).__get__(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in self._REMEMBERED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
+
+
+class WindowedOrder(Remembering):
     """The shuffled order of one split's samples, for every epoch.
 
     Args:
@@ -76,6 +93,8 @@ class WindowedOrder:
             epoch to epoch, as many as are needed to reach it.
         window_samples, window_bytes: a window is closed before either would be exceeded; it has at least one shard.
     """
+
+    _REMEMBERED: ClassVar[Mapping[str, int]] = {"_window": 2, "_plan": 2}
 
     def __init__(
         self,
@@ -102,22 +121,11 @@ class WindowedOrder:
         enough = int(np.searchsorted(reached, fraction * reached[-1] - 1e-9)) + 1 if len(reached) else 0
         self._subset = np.sort(subset[:enough])
         self._set_positions(self._samples)
-        self._make_caches()
+        self._remember()
 
     def _set_positions(self, positions: NDArray[np.int64]) -> None:
         """How many positions each shard has in an epoch."""
         self._positions, self._length = positions, int(positions[self._subset].sum())
-
-    def _make_caches(self) -> None:
-        self._window = lru_cache(maxsize=2)(self._make_window)
-        self._plan = lru_cache(maxsize=2)(self._make_plan)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_window", "_plan")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._make_caches()
 
     def __len__(self) -> int:
         return self._length
@@ -157,7 +165,7 @@ class WindowedOrder:
             start, window = min(stop, last), window + 1
         return np.concatenate(pieces, axis=1)
 
-    def _make_plan(self, epoch: int) -> tuple[NDArray[np.int64], list[int], NDArray[np.int64]]:
+    def _plan(self, epoch: int) -> tuple[NDArray[np.int64], list[int], NDArray[np.int64]]:
         """The epoch's shards, where each window begins among them, and at which position of the order."""
         shards = self._subset[permutation(len(self._subset), self.seed, _SHARDS, epoch)]
         counts = self._positions[shards]
@@ -171,7 +179,7 @@ class WindowedOrder:
         ends = np.concatenate([[0], np.cumsum(counts)])
         return shards, edges, ends[edges]
 
-    def _make_window(self, epoch: int, window: int) -> NDArray[np.int64]:
+    def _window(self, epoch: int, window: int) -> NDArray[np.int64]:
         shards, edges, _ = self._plan(epoch)
         rows = np.concatenate([self._samples_of(epoch, s) for s in shards[edges[window] : edges[window + 1]]], axis=1)
         return rows.take(permutation(rows.shape[1], self.seed, _WINDOW, epoch, window), axis=1)

@@ -18,22 +18,19 @@ from typing import Any, Never, TypeVar
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import InputError, RunError
-from ..machine import cache_folder
 from .batcher import PADDING
 from .cache import Cache
-from .checks import check_settings, refuse_unknown
-from .opening import Balance, open_split, refuse_without_shuffle, shuffled
 from .order import Order
-from .place import Place
-from .ranks import find_ranks
+from .passes import Passes
 from .sample_reader import SampleReader
 from .sampler import EvalSampler, TrainSampler
+from .training_order import Balance
 
 CODE = ("pyd", "pickle", "pkl", "pth", "pt")  # pickles, which run code when they are decoded
 Item = TypeVar("Item")
 
 
-class ShardSamples(IterableDataset[dict[str, Any]]):
+class ShardSamples(Passes, IterableDataset[dict[str, Any]]):
     """A split's samples: dictionaries of `__key__`, `__url__`, `__position__` in the order, and bytes by extension.
 
     Args:
@@ -66,32 +63,7 @@ class ShardSamples(IterableDataset[dict[str, Any]]):
         cache_bytes: int | None = None,
         **unknown: Never,
     ) -> None:
-        refuse_unknown(type(self), unknown)
-        check_settings(locals())
-        self.dataset, shares = open_split(path, split, mixture)
-        self.split, self.batch_size, ranks = split, batch_size, find_ranks(rank, world_size)
-        self.rank, self.world_size = ranks.rank, ranks.world
-        self._cache = (Path(cache) if cache else cache_folder(), cache_bytes)
-        drawn = {"balance": balance, "fraction": fraction}
-        drawn |= {"window_samples": window_samples, "window_bytes": window_bytes}
-        self._place: Place | None = None
-        self._sampler: TrainSampler | EvalSampler
-        if split == "train" if shuffle is None else shuffle:
-            order = shuffled(self.dataset, split, shares, order, seed, drawn)
-            self._place = Place(self.dataset, split, order, batch_size * ranks.world * accumulation)
-            self._sampler = TrainSampler(order, ranks.rank, ranks.world, batch_size, accumulation, (0, 0))
-        else:
-            refuse_without_shuffle({"order": order, **drawn, "accumulation": None if accumulation == 1 else 0})
-            self._sampler = EvalSampler(self.dataset.samples(split), ranks.rank, ranks.world, batch_size)
-
-    @property
-    def epoch(self) -> int:
-        return self._place.epoch if self._place else 0
-
-    @property
-    def position(self) -> int:
-        """In the epoch's order: how many of its samples were counted, on all ranks together."""
-        return self._place.position if self._place else 0
+        self._open(locals())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The samples of this process's batches, from the place on. It does not move: `counted` does that."""
@@ -141,25 +113,6 @@ class ShardSamples(IterableDataset[dict[str, Any]]):
                 f" {self.batch_size} samples: its last stage must batch {self.batch_size}, and none may drop or add any"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins, and what the order is made from: fits `ShardLoader` too."""
-        return self._saved().state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on there, on any number of ranks and workers and with any batch size."""
-        self._saved().load_state_dict(state)
-
-    def _at_place(self) -> TrainSampler | EvalSampler:
-        if self._place and isinstance(self._sampler, TrainSampler):
-            self._sampler.start = self._place.epoch, self._place.position
-            self._sampler.set_epoch(self._place.epoch)
-        return self._sampler
-
     def _first_position(self, sampler: TrainSampler | EvalSampler, number: int) -> int:
         begin = sampler.begin if isinstance(sampler, TrainSampler) else 0
-        return begin + (number * self.world_size + self.rank) * self.batch_size
-
-    def _saved(self) -> Place:
-        if self._place is None:
-            raise InputError("samples that are not shuffled have no state: each pass is whole")
-        return self._place
+        return begin + (number * self.world_size + self.rank) * sampler.micro

@@ -16,26 +16,23 @@ from typing import Any, Never
 import torch
 
 from ..errors import InputError
-from ..machine import cache_folder
 from ..terminal import say
 from .batch import Batch
-from .checks import check_settings, refuse_unknown
 from .crop import Crop
 from .fields.resolve import WantedFields, resolve_fields
 from .loader import EpochLoader, SkipLog
-from .opening import Balance, open_split, refuse_without_shuffle, shuffled
 from .order import Order
-from .place import Place
+from .passes import Passes
 from .ranks import find_ranks
-from .sampler import EvalSampler, TrainSampler
+from .sampler import TrainSampler
 from .spread import processes_and_threads
-from .training_order import check_cache
+from .training_order import Balance
 from .transform import Transform
 from .trial import try_fields
-from .worker import RING_SIZE, WorkerSpec
+from .worker import WorkerSpec
 
 
-class ShardLoader:
+class ShardLoader(Passes):
     """Batches of a packed dataset.
 
     Each iteration is the next epoch. One that was left early goes on where it was left; after `load_state_dict` the
@@ -59,7 +56,7 @@ class ShardLoader:
         seed: of the order and of all random crops.
         fraction: share of the samples to use; the same samples in every epoch.
         window_samples, window_bytes: samples that are mixed with each other at a time, and their bytes at most; None:
-            4 GiB, at most a quarter of the memory.
+            4 GiB, at most a quarter of the memory, or what the state says that is loaded.
         accumulation: batches between two steps of the optimizer: the state moves when all of them were handed out.
         rank, world_size: None: of torch.distributed or of torchrun, where there is one.
         workers: decoding threads; None: CPU cores / ranks on this host.
@@ -101,50 +98,22 @@ class ShardLoader:
         cache_bytes: int | None = None,
         **unknown: Never,
     ) -> None:
-        refuse_unknown(type(self), unknown)
-        check_settings(locals())
-        self.dataset, shares = open_split(path, split, mixture)
-        self._found, ranks = rank is None, find_ranks(rank, world_size)
-        self.rank, self.world_size = ranks.rank, ranks.world
-        count, shuffles = self.dataset.samples(split), split == "train" if shuffle is None else shuffle
-        drawn = {"balance": balance, "fraction": fraction}
-        drawn |= {"window_samples": window_samples, "window_bytes": window_bytes}
-        kept = (Path(cache) if cache else cache_folder(), cache_bytes)
-        processes, threads = processes_and_threads(self.dataset, split, workers, ranks.here)
-        self._place: Place | None = None
-        self._sampler: TrainSampler | EvalSampler
-        if shuffles:
-            order = shuffled(self.dataset, split, shares, order, seed, drawn)
-            self._place = Place(self.dataset, split, order, batch_size * ranks.world * accumulation)
-            self._sampler = TrainSampler(order, ranks.rank, ranks.world, batch_size, accumulation, (0, 0))
-            check_cache(self.dataset, split, order, kept, (RING_SIZE + 1) * batch_size * ranks.world)
-        else:
-            refuse_without_shuffle({"order": order, **drawn, "accumulation": None if accumulation == 1 else 0})
-            self._sampler = EvalSampler(count, ranks.rank, ranks.world, min(batch_size, count))
+        self._open(locals())
+        self._found, shuffles, count = rank is None, self._place is not None, self.dataset.samples(split)
+        processes, threads = processes_and_threads(self.dataset, split, workers, self._ranks.here)
+        if not shuffles:
             processes, threads = 1, processes * threads
         cut, drawn_with = crop if isinstance(crop, Crop) else Crop(crop), seed if shuffles else None
         what = resolve_fields(self.dataset, fields)
         for part, _ in self.dataset.parts(split):
             try_fields(part, split, what, cut, seed, transform)
-        job = WorkerSpec(self.dataset, split, cut, self._sampler.micro, drawn_with, threads, kept, what, transform)
-        skipped = _Skipped(Path(skipped_log) if skipped_log else None, max_skipped_fraction * count / ranks.world)
+        job = WorkerSpec(
+            self.dataset, split, cut, self._sampler.micro, drawn_with, threads, self._cache, what, transform
+        )
+        skipped = _Skipped(Path(skipped_log) if skipped_log else None, max_skipped_fraction * count / self.world_size)
         self._device = _device(device)
         self._epochs: EpochLoader | None = EpochLoader(job, self._sampler, skipped, self._device, processes)
         self._pass: object = None  # the newest
-
-    @property
-    def epoch(self) -> int:
-        return self._place.epoch if self._place else 0
-
-    @property
-    def position(self) -> int:
-        """In the epoch's order: how many of its samples were handed out, on all ranks together."""
-        return self._place.position if self._place else 0
-
-    def progress(self, epochs: int) -> float:
-        """Share of a training of `epochs` epochs that was handed out, 0..1: for schedules that fit any hardware."""
-        place = self._saved()
-        return (place.epoch + place.position / len(place.order)) / max(1, epochs)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, on each rank."""
@@ -152,7 +121,7 @@ class ShardLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch. A pass ends with an error where another was begun, or a state was loaded."""
-        epochs, place, sampler = self._epochs, self._place, self._sampler
+        epochs, place = self._epochs, self._place
         if epochs is None:
             raise InputError("this loader was closed: make another")
         if self._found and find_ranks() != find_ranks(self.rank, self.world_size):
@@ -161,9 +130,7 @@ class ShardLoader:
                 " torch.distributed: make it after the process group, or give it rank and world_size"
             )
         self._pass = current = object()
-        if place and isinstance(sampler, TrainSampler):
-            sampler.start = place.epoch, place.position
-            sampler.set_epoch(place.epoch)
+        sampler = self._at_place()
         for number, batch in enumerate(epochs, 1):
             if place and isinstance(sampler, TrainSampler) and number % sampler.accumulation == 0:
                 place.advance(place.step)
@@ -171,13 +138,8 @@ class ShardLoader:
             if self._pass is not current:
                 raise InputError("another pass over this loader was begun, or a state was loaded: end this one")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins, and what the order is made from: plain values, the same on every rank."""
-        return self._saved().state_dict()
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on there, on any number of ranks and with any batch size."""
-        self._saved().load_state_dict(state)
+        super().load_state_dict(state)
         self._pass = None
 
     def close(self) -> None:
@@ -185,11 +147,6 @@ class ShardLoader:
         if self._epochs:
             self._epochs.close()
         self._epochs = self._pass = None
-
-    def _saved(self) -> Place:
-        if self._place is None:
-            raise InputError("a loader that does not shuffle has no state: each of its passes is whole")
-        return self._place
 
 
 class _Skipped(SkipLog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from .class_numbers import class_numbers
 from .dataset import Dataset, Shard
 from .joined import join
 from .mixture import Mixture, Source
-from .order import Order, WindowedOrder
+from .order import Order, WindowedOrder, default_window_bytes
 from .remote import open_dataset
 
 MOST_REPEATS = 1000
+Balance = float | Mapping[str, float]
 
 
 def open_mixture(path: str, mixture: Mapping[str, float] | None) -> tuple[Dataset, dict[str, float]]:
@@ -42,31 +44,66 @@ def open_mixture(path: str, mixture: Mapping[str, float] | None) -> tuple[Datase
     return join(members) if mixture else members[0], shares
 
 
-def training_order(
-    dataset: Dataset, shares: Mapping[str, float], balance: float | Mapping[str, float] | None, **settings: Any
-) -> Order:
-    """The order of the training samples.
+@dataclass(frozen=True)
+class OrderRecipe:
+    """What a shuffled order is made from.
 
     Args:
         dataset, shares: of `open_mixture`.
+        split: mixtures and balance are for `train`.
         balance: the strength, 0..1, or class -> factor; None: each sample comes once.
-        settings: `seed`, `fraction`, `window_samples` and `window_bytes` of a `WindowedOrder`.
+        seed, fraction, window_samples, window_bytes: of a `WindowedOrder`; without `window_bytes`, this machine's
+            memory says how large a window is.
     """
-    if balance is not None and len(shares) > 1:
-        raise InputError("data.balance and data.mixture both decide how often an image comes: give one of them")
-    if balance is not None:
-        return _balanced(dataset, balance, settings)
-    sources = [
-        Source(
-            WindowedOrder([s.samples for s in shards], [s.bytes for s in shards], **settings),
-            share,
-            sum(s.samples for s in shards),
-            len(shards),
-            part.fingerprint,
-        )
-        for (part, shards), share in zip(dataset.parts("train"), shares.values(), strict=True)
-    ]
-    return Mixture(sources, settings["seed"]) if len(sources) > 1 else sources[0].order
+
+    dataset: Dataset
+    split: str
+    shares: Mapping[str, float]
+    balance: Balance | None = None
+    seed: int = 0
+    fraction: float = 1.0
+    window_samples: int = 1 << 20
+    window_bytes: int | None = None
+
+    def make(self, window_bytes: int | None = None) -> Order:
+        """The order; `window_bytes` takes the place of what the memory allows, not of what was set."""
+        settings: dict[str, Any] = {"seed": self.seed, "fraction": self.fraction, "window_samples": self.window_samples}
+        settings["window_bytes"] = self.window_bytes or window_bytes or default_window_bytes()
+        if self.balance is not None:
+            return self._balanced(self.balance, settings)
+        parts = self.dataset.parts(self.split)
+        orders = [
+            WindowedOrder([s.samples for s in shards], [s.bytes for s in shards], **settings) for _, shards in parts
+        ]
+        if len(orders) == 1:
+            return orders[0]
+        sources = [
+            Source(order, share, sum(s.samples for s in shards), len(shards), part.fingerprint)
+            for order, (part, shards), share in zip(orders, parts, self.shares.values(), strict=True)
+        ]
+        return Mixture(sources, self.seed)
+
+    def _balanced(self, balance: Balance, settings: Mapping[str, Any]) -> BalancedOrder:
+        dataset = self.dataset
+        if len(self.shares) > 1:
+            raise InputError("data.balance and data.mixture both decide how often an image comes: give one of them")
+        if self.split != "train":
+            raise InputError(f"balance is for the split train, not for {self.split!r}")
+        numbers = {name: number for number, name in enumerate(dataset.targets)}
+        wanted: float | dict[int, float]
+        if isinstance(balance, Mapping):
+            if unknown := [name for name in balance if name not in numbers]:
+                raise InputError(f"data.balance: {dataset.root} has no class {unknown[0]!r}")
+            for name, factor in balance.items():
+                if not 0 < factor <= MOST_REPEATS:
+                    raise InputError(f"data.balance: {name} is {factor}, it must be above 0 and at most {MOST_REPEATS}")
+            wanted = {numbers[name]: float(factor) for name, factor in balance.items()}
+        elif 0 <= balance <= 1:
+            wanted = float(balance)
+        else:
+            raise InputError(f"data.balance is {balance}, it must be between 0 and 1, or class names with factors")
+        shards, file = dataset.splits["train"], class_numbers(dataset, "train")
+        return BalancedOrder([s.samples for s in shards], [s.bytes for s in shards], file, wanted, **settings)
 
 
 def check_cache(
@@ -87,22 +124,15 @@ def check_cache(
         Cache(remote[0][0], *kept).check_capacity(sum(reach for *_, reach in remote), shards, held_out)
 
 
-def _balanced(dataset: Dataset, balance: float | Mapping[str, float], settings: Mapping[str, Any]) -> BalancedOrder:
-    numbers = {name: number for number, name in enumerate(dataset.targets)}
-    wanted: float | dict[int, float]
-    if isinstance(balance, Mapping):
-        if unknown := [name for name in balance if name not in numbers]:
-            raise InputError(f"data.balance: {dataset.root} has no class {unknown[0]!r}")
-        for name, factor in balance.items():
-            if not 0 < factor <= MOST_REPEATS:
-                raise InputError(f"data.balance: {name} is {factor}, it must be above 0 and at most {MOST_REPEATS}")
-        wanted = {numbers[name]: float(factor) for name, factor in balance.items()}
-    elif 0 <= balance <= 1:
-        wanted = float(balance)
-    else:
-        raise InputError(f"data.balance is {balance}, it must be between 0 and 1, or class names with factors")
-    shards, file = dataset.splits["train"], class_numbers(dataset, "train")
-    return BalancedOrder([s.samples for s in shards], [s.bytes for s in shards], file, wanted, **settings)
+def memory_note(order: Order, dataset: Dataset, split: str) -> str | None:
+    """A sentence where an order's window, made elsewhere, is more than this machine's page cache may keep."""
+    window = min(order.settings["window_bytes"], sum(shard.bytes for shard in dataset.splits[split]))
+    if window <= default_window_bytes():
+        return None
+    return (
+        f"the order's windows are those it was begun with, up to {window / 2**30:.3g} GiB, more than a quarter of this"
+        " machine's memory: shards may be read from the disk more than once"
+    )
 
 
 def describe(order: Order, dataset: Dataset, shares: Mapping[str, float]) -> str | None:

@@ -234,7 +234,7 @@ class TrainingCLI(LightningCLI):
         self.checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
         if checkpoint := self.run.last_checkpoint:
             place = state(checkpoint)
-            self.datamodule.check_order(place)
+            self.datamodule.take_order(place)
             best = self.run.best_checkpoint or checkpoint
             resume_settings.check(
                 self.model, load(checkpoint), place, self.run.changed(), trainer.max_epochs or 0, best

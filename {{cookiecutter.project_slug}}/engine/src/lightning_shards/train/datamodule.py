@@ -19,11 +19,11 @@ from ..data.crop import Crop
 from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import WantedFields, resolve_fields
 from ..data.loader import EpochLoader, SkipLog
-from ..data.order import default_window_bytes
+from ..data.place import order_of, order_state
 from ..data.ranks import Ranks, find_ranks
 from ..data.sampler import EvalSampler, TrainSampler
 from ..data.spread import processes_and_threads, small_images
-from ..data.training_order import check_cache, describe, open_mixture, training_order
+from ..data.training_order import OrderRecipe, check_cache, describe, memory_note, open_mixture
 from ..data.transform import Transform
 from ..data.trial import try_fields
 from ..data.worker import RING_SIZE, WorkerSpec
@@ -47,7 +47,7 @@ class ShardDataModule(L.LightningDataModule):
         balance: how far to even out the classes: 0 as they are, 1 all equally often, without a longer epoch; or
             how many times an epoch shows the images of some classes, such as {owl: 5}; null: each image once.
         window_samples: samples that are mixed with each other at a time.
-        window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory.
+        window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory where the run began.
         crop_scale: share of the image that a training crop covers, from and to.
         flip: probability of a mirrored image in training.
         eval_crop: share of the shorter side that validation and test look at, from the centre.
@@ -96,8 +96,10 @@ class ShardDataModule(L.LightningDataModule):
         self._transform: Transform | None = _on_class(type(self), "transform")
         for part, _ in self.dataset.parts("train"):
             try_fields(part, "train", self.sample_fields, self.crop, seed, self._transform)
-        windows = {"window_samples": window_samples, "window_bytes": window_bytes or default_window_bytes()}
-        self.order = training_order(self.dataset, shares, balance, seed=seed, fraction=fraction, **windows)
+        self._recipe = OrderRecipe(
+            self.dataset, "train", shares, balance, seed, fraction, window_samples, window_bytes or None
+        )
+        self.order = self._recipe.make()
         self.note = describe(self.order, self.dataset, shares)  # for the run's first lines
         if global_batch_size > len(self.order):
             raise InputError(
@@ -105,8 +107,7 @@ class ShardDataModule(L.LightningDataModule):
                 f" ({len(self.order)} samples): lower it, and model.learning_rate with it"
             )
         self._cache = (Path(cache) if cache else machine.cache_folder(), cache_bytes)
-        held_out = [s for split, shards in self.dataset.splits.items() if split != "train" for s in shards]
-        check_cache(self.dataset, "train", self.order, self._cache, (RING_SIZE + 1) * global_batch_size, held_out)
+        self._check_cache()
         self.epoch = self.position = self.images_seen = 0
         self._start = (0, 0)
         self._loaders: dict[str, EpochLoader] = {}
@@ -190,28 +191,18 @@ class ShardDataModule(L.LightningDataModule):
         place = {"epoch": self.epoch, "position": self.position, "images_seen": self.images_seen}
         return {**place, "order": self._order_state()}
 
-    def check_order(self, state: dict[str, Any]) -> None:
-        """Raise InputError where a saved place is one in another dataset or order."""
-        saved, now = state["order"], self._order_state()
-        if saved.get("fingerprint") != now["fingerprint"]:
-            raise InputError(
-                f"the dataset at {self.dataset.root} is not the one that this run began with: restore it,"
-                " or start a new run from its weights with --model.weights CHECKPOINT"
-            )
-        changed = [
-            f"{name} (was {saved.get(name)}, is {now.get(name)})"
-            for name in dict.fromkeys([*now, *saved])
-            if saved.get(name) != now.get(name)
-        ]
-        if changed:
-            raise InputError(
-                f"a run goes on with the order it began with, but these changed: {', '.join(changed)};"
-                " set them back or start a new run"
-            )
+    def take_order(self, state: dict[str, Any]) -> None:
+        """Go on with the order of a saved place. Raises InputError where it is one in another dataset or order."""
+        way_out = ": restore it, or start a new run from its weights with --model.weights CHECKPOINT"
+        order = order_of(state["order"], self.dataset, self.order, self._recipe, "this run began with", way_out)
+        if order is not self.order:
+            self.order = order
+            self._check_cache()
+            self.note = "\n".join(filter(None, (self.note, memory_note(order, self.dataset, "train")))) or None
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Go on at a saved place. Raises InputError where the dataset or the order is another."""
-        self.check_order(state)
+        self.take_order(state)
         self.epoch, self.position, self.images_seen = state["epoch"], state["position"], state["images_seen"]
         self._start = self.place
 
@@ -230,7 +221,12 @@ class ShardDataModule(L.LightningDataModule):
         return self._loaders["train"].wait_seconds if "train" in self._loaders else 0.0
 
     def _order_state(self) -> dict[str, Any]:
-        return {"fingerprint": self.dataset.fingerprint, **self.order.settings}
+        return order_state(self.dataset, self.order)
+
+    def _check_cache(self) -> None:
+        held_out = [s for split, shards in self.dataset.splits.items() if split != "train" for s in shards]
+        samples = (RING_SIZE + 1) * self.global_batch_size
+        check_cache(self.dataset, "train", self.order, self._cache, samples, held_out)
 
     def _eval_loader(self, split: str) -> EpochLoader | list[EpochLoader]:
         if not self.dataset.splits.get(split):

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..errors import InputError
 
 NEEDS_NEW_RUN = ("model.optimizer", "model.weights")  # and what makes other weights: `check` sees by names and shapes
-FIXED = (  # the order, which says what a place in the training means: the datamodule's `check_order` refuses others
+FIXED = (  # the order, which says what a place in the training means: the datamodule's `take_order` refuses others
     "seed_everything",
     "data.fraction",
     "data.window_samples",
