@@ -1,29 +1,311 @@
-"""Lightning's flags that a run cannot obey are refused in a sentence, before anything is written."""
+"""Each of Lightning's flags is tried: it does what Lightning documents, or is refused before anything is written."""
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, Timer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning_shards.train import flags
+from lightning_shards.train.flags import FLAGS
 
-from .test_train import project, start  # noqa: F401  (`project` is a fixture)
+from . import probe
+from .probe import STEPS, TEST, VAL, Seen, attempt
+
+BARE = ("--data.path", "bare")
+Check = Callable[[Seen], bool]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("fast_dev_run", "true"),
-        ("overfit_batches", "2"),
-        ("default_root_dir", "elsewhere"),
-        ("enable_checkpointing", "false"),
-        ("use_distributed_sampler", "true"),
-        ("barebones", "true"),
-    ],
-)
-@pytest.mark.usefixtures("project")
-def test_a_flag_that_is_not_obeyed_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capfd: Any, name: str, value: str
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with tiny datasets and a config; what flags change in the process is set back."""
+    probe.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    benchmark = torch.backends.cudnn.benchmark
+    yield tmp_path
+    torch.use_deterministic_algorithms(False)
+    torch.autograd.set_detect_anomaly(False)
+    torch.backends.cudnn.benchmark = benchmark
+
+
+def flag(**values: str) -> list[str]:
+    return [text for name, value in values.items() for text in (f"--trainer.{name}", value)]
+
+
+OBEYED: dict[str, tuple[list[str], dict[str, Check]]] = {  # what is tried in one training: arguments, and what is seen
+    "of a plain training": (
+        [
+            *BARE,
+            *flag(accelerator="cpu", strategy="auto", devices="auto", num_nodes="1", max_epochs="2", min_steps="2"),
+        ],
+        {
+            "accelerator": lambda s: s.trainer.strategy.root_device.type == "cpu",
+            "strategy": lambda s: isinstance(s.trainer.strategy, SingleDeviceStrategy),
+            "devices": lambda s: s.trainer.world_size == 1,
+            "num_nodes": lambda s: s.trainer.num_nodes == 1,
+            "max_epochs": lambda s: list(s.epochs) == [0, 1] and s.summary["epochs"] == 2,
+            "min_steps": lambda s: s.trainer.min_steps == 2,
+            "benchmark": lambda s: torch.backends.cudnn.benchmark,
+        },
+    ),
+    "of what is computed": (
+        [
+            *BARE,
+            *flag(precision="64-true", deterministic="true", detect_anomaly="true"),
+            *flag(gradient_clip_val="0.001", gradient_clip_algorithm="value"),
+        ],
+        {
+            "precision": lambda s: {p.dtype for p in s.cli.model.parameters()} == {torch.float64},
+            "deterministic": lambda s: torch.are_deterministic_algorithms_enabled(),
+            "benchmark": lambda s: not torch.backends.cudnn.benchmark,
+            "detect_anomaly": lambda s: s.probe.anomalies == {True},
+            "gradient_clip_val": lambda s: 0 < s.probe.steepest < 0.00101,
+            "gradient_clip_algorithm": lambda s: s.trainer.gradient_clip_algorithm == "value",
+        },
+    ),
+    "of what is shown": (
+        [
+            *BARE,
+            *flag(logger="false", enable_progress_bar="true", enable_model_summary="true", log_every_n_steps="0"),
+            *flag(enable_autolog_hparams="false", benchmark="true", deterministic="warn"),
+            *["--log.tensorboard", "true", "--trainer.callbacks+=Timer", "--trainer.callbacks.duration=01:00:00:00"],
+            *["--trainer.plugins", "lightning.pytorch.plugins.environments.LightningEnvironment"],
+        ],
+        {
+            "logger": lambda s: len(s.trainer.loggers) == 1 and "tensorboard" not in " ".join(s.files),
+            "callbacks": lambda s: any(isinstance(c, Timer) for c in s.trainer.callbacks),
+            "plugins": lambda s: (
+                isinstance(s.trainer.strategy.cluster_environment, LightningEnvironment)
+                if hasattr(s.trainer.strategy, "cluster_environment")
+                else True
+            ),
+            "enable_progress_bar": lambda s: isinstance(s.trainer.progress_bar_callback, ProgressBar),
+            "enable_model_summary": lambda s: (
+                any(isinstance(c, ModelSummary) for c in s.trainer.callbacks)
+                and logging.getLogger("lightning.pytorch.callbacks.model_summary").isEnabledFor(logging.INFO)
+            ),
+            "log_every_n_steps": lambda s: "train/loss" not in s.metrics,
+            "enable_autolog_hparams": lambda s: s.trainer.enable_autolog_hparams is False,
+            "benchmark": lambda s: torch.backends.cudnn.benchmark,
+            "deterministic": lambda s: torch.is_deterministic_algorithms_warn_only_enabled(),
+        },
+    ),
+    "of validation": (
+        [
+            *flag(num_sanity_val_steps="1", val_check_interval="2", limit_val_batches="1", limit_test_batches="0.5"),
+            *flag(inference_mode="false", reload_dataloaders_every_n_epochs="1", max_epochs="2", min_epochs="1"),
+        ],
+        {
+            "num_sanity_val_steps": lambda s: s.probe.sanity == 1,
+            "val_check_interval": lambda s: len(s.probe.validated) == 4,
+            "limit_val_batches": lambda s: set(s.probe.validated) == {1},
+            "limit_test_batches": lambda s: s.probe.tested == 1,
+            "inference_mode": lambda s: s.probe.inference == {False},
+            "reload_dataloaders_every_n_epochs": lambda s: (
+                len(s.probe.loaders) == 2
+                and [sorted(i for ids in batches for i in ids) for batches in s.epochs.values()] == 2 * [[*range(16)]]
+            ),
+            "min_epochs": lambda s: s.trainer.min_epochs == 1,
+        },
+    ),
+    "of seldom validation": (
+        flag(max_epochs="2", check_val_every_n_epoch="2", val_check_interval="0.5", limit_test_batches="0"),
+        {
+            "check_val_every_n_epoch": lambda s: s.probe.validated == [VAL, VAL],
+            "val_check_interval": lambda s: s.probe.validated == [VAL, VAL],
+            "limit_test_batches": lambda s: s.probe.tested == 0,
+        },
+    ),
+    "of validation by steps": (
+        flag(max_epochs="2", check_val_every_n_epoch="null", val_check_interval="3", num_sanity_val_steps="-1"),
+        {
+            "check_val_every_n_epoch": lambda s: s.probe.validated == [VAL, VAL],
+            "num_sanity_val_steps": lambda s: s.probe.sanity == VAL,
+            "inference_mode": lambda s: s.probe.inference == {True},
+        },
+    ),
+    "of no validation": (
+        flag(limit_val_batches="0", limit_train_batches="3"),
+        {
+            "limit_val_batches": lambda s: not s.probe.validated and s.probe.tested == TEST,
+            "limit_train_batches": lambda s: len(s.probe.trained) == 3 and s.summary["images_seen"] == 12,
+        },
+    ),
+    "of a share": (
+        [*BARE, *flag(limit_train_batches="0.5", max_epochs="2")],
+        {
+            "limit_train_batches": lambda s: (
+                [len(b) for b in s.epochs.values()] == [2, 2]
+                and s.epochs[0] != s.epochs[1]
+                and s.cli.data.progress(2) == 1.0
+            ),
+        },
+    ),
+    "of a few batches": (
+        [*flag(overfit_batches="2", max_epochs="3"), "--data.micro_batch_size", "2"],
+        {
+            "overfit_batches": lambda s: (
+                len({str(b) for b in s.epochs.values()}) == 1
+                and len(s.epochs[0]) == 2 * 2
+                and s.probe.validated == 3 * [2]
+            ),
+        },
+    ),
+    "of a share of the batches": (
+        [*BARE, *flag(overfit_batches="0.5", max_epochs="2")],
+        {"overfit_batches": lambda s: s.epochs[0] == s.epochs[1] and len(s.epochs[0]) == 2},
+    ),
+    "of a dry run": (
+        flag(fast_dev_run="true", max_epochs="5"),
+        {
+            "fast_dev_run": lambda s: (
+                (len(s.probe.trained), s.probe.validated, s.probe.tested) == (1, [1], 1)
+                and "nothing was written" in s.out
+                and not s.cli.run.folder.exists()
+            )
+        },
+    ),
+    "of a longer dry run": (
+        [*flag(fast_dev_run="2"), "--data.micro_batch_size", "2", "--trainer.callbacks+=ModelCheckpoint"],
+        {"fast_dev_run": lambda s: (len(s.probe.trained), s.probe.validated, s.probe.tested) == (4, [2], 2)},
+    ),
+    "of no time": (
+        [*BARE, *flag(max_time="00:00:00:00")],
+        {"max_time": lambda s: s.summary["status"] == "budget" and "--resume tried" in s.out},
+    ),
+    "of a profiler": (
+        [*BARE, *flag(profiler="simple")],
+        {"profiler": lambda s: "Profiler Report" in Path("runs/tried/profile/fit-profile.txt").read_text()},
+    ),
+    "of another profiler": (
+        [*BARE, *flag(profiler="advanced")],
+        {"profiler": lambda s: "Profile stats" in Path("runs/tried/profile/fit-profile.txt").read_text()},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBEYED)
+@pytest.mark.usefixtures("folder")
+def test_a_flag_is_obeyed(monkeypatch: pytest.MonkeyPatch, capfd: Any, name: str) -> None:
+    arguments, checks = OBEYED[name]
+    seen = attempt(monkeypatch, capfd, *arguments)
+    assert seen.status == 0, seen.err
+    assert {name: check(seen) for name, check in checks.items()} == dict.fromkeys(checks, True)
+    assert Path("runs").exists() != ("fast_dev_run" in checks)
+
+
+REFUSED: list[tuple[str, str, str]] = [
+    ("accelerator", "cuda8", "accelerator"),
+    ("strategy", "nonsense", "invalid strategy"),
+    ("strategy", "ddp_spawn", "take ddp"),
+    ("strategy", "deepspeed", "DeepSpeed"),
+    ("devices", "0", "devices"),
+    ("num_nodes", "2", "torchrun"),
+    ("precision", "transformer-engine", "transformer_engine"),
+    ("precision", "17", "precision is 17"),
+    ("logger", "Nonsense", "there is no Nonsense"),
+    ("callbacks", "Nonsense", "there is no Nonsense"),
+    ("callbacks", "team.model.ImageModel", "is no Callback"),
+    ("fast_dev_run", "-1", "fast_dev_run"),
+    ("max_epochs", "0", "at least 1"),
+    ("max_epochs", "-1", "at least 1"),
+    ("min_epochs", "3", "more than trainer.max_epochs"),
+    ("max_steps", "5", "use trainer.max_epochs"),
+    ("max_time", "soon", "DD:HH:MM:SS"),
+    ("limit_train_batches", "0", "leave something"),
+    ("limit_train_batches", "0.1", "none of an epoch's 4"),
+    ("limit_train_batches", "1.5", "share"),
+    ("limit_val_batches", "0.1", "none of the 2 batches of val"),
+    ("limit_val_batches", "-1", "share"),
+    ("limit_test_batches", "0.1", "none of the 2 batches of test"),
+    ("limit_predict_batches", "2", "predict"),
+    ("overfit_batches", "0.1", "none of an epoch's 4"),
+    ("overfit_batches", "-1", "share"),
+    ("val_check_interval", "5", "4 optimizer steps"),
+    ("val_check_interval", "0", "share"),
+    ("val_check_interval", "1.5", "share"),
+    ("val_check_interval", "soon", "val_check_interval"),
+    ("check_val_every_n_epoch", "0", "at least 1"),
+    ("num_sanity_val_steps", "-2", "at least -1"),
+    ("log_every_n_steps", "-1", "at least 0"),
+    ("enable_checkpointing", "false", "goes on from its checkpoints"),
+    ("accumulate_grad_batches", "2", "data.micro_batch_size"),
+    ("gradient_clip_val", "-1", "at least 0"),
+    ("gradient_clip_algorithm", "value", "gradient_clip_val"),
+    ("use_distributed_sampler", "true", "already"),
+    ("profiler", "xla", "TPUs"),
+    ("profiler", "nonsense", "simple"),
+    ("barebones", "true", "forecast"),
+    ("plugins", "TorchCheckpointIO", "durably"),
+    *([] if torch.cuda.is_available() else [("sync_batchnorm", "true", "GPUs only")]),
+    ("reload_dataloaders_every_n_epochs", "-1", "at least 0"),
+    ("default_root_dir", "elsewhere", "--run"),
+    ("model_registry", "somewhere", "uploaded"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), REFUSED, ids=[f"{n} {v}" for n, v, _ in REFUSED])
+def test_a_flag_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, name: str, value: str, sentence: str
 ) -> None:
-    assert start(monkeypatch, f"--trainer.{name}", value) == 2
-    assert f"trainer.{name} cannot be set" in capfd.readouterr().err and not Path("runs").exists()
+    before = sorted(folder.iterdir())
+    seen = attempt(monkeypatch, capfd, f"--trainer.{name}", value)
+    lines = [line for line in seen.err.splitlines() if line]
+    assert seen.status == 2 and len(lines) == 1 and sentence in lines[0] and lines[0].startswith("error: "), seen.err
+    assert len(lines[0]) < 300 and sorted(folder.iterdir()) == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_flags_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    for arguments, sentence in (
+        (flag(overfit_batches="1", limit_val_batches="1"), "both say how much"),
+        (["--patience", "2", *flag(limit_val_batches="0")], "there is no validation"),
+        (flag(check_val_every_n_epoch="null", val_check_interval="0.5"), "val_check_interval"),
+        (["--patience", "2", *BARE], "there is no validation"),
+    ):
+        seen = attempt(monkeypatch, capfd, *arguments)
+        assert seen.status == 2 and sentence in seen.err and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.usefixtures("folder")
+def test_each_precision_trains(monkeypatch: pytest.MonkeyPatch, capfd: Any, precision: str) -> None:
+    seen = attempt(monkeypatch, capfd, *flag(precision=precision))
+    assert seen.status == 0 and seen.summary["status"] == "done", seen.err
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_shortened_training_goes_on(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """It is resumed with what it had, or with all; one on the same batches only as it was."""
+    short = attempt(monkeypatch, capfd, *BARE, *flag(limit_train_batches="2"))
+    assert "the first 8 of 16 images (trainer.limit_train_batches)" in short.out
+    more = attempt(monkeypatch, capfd, *flag(max_epochs="2", limit_train_batches="null"), resume=True)
+    assert (more.status, more.summary["images_seen"], len(more.probe.trained)) == (0, 8 + 16, STEPS)
+    refused = attempt(monkeypatch, capfd, *flag(max_epochs="3", overfit_batches="2"), resume=True)
+    assert refused.status == 2 and "overfit_batches" in refused.err
+    refused = attempt(monkeypatch, capfd, *flag(fast_dev_run="true"), resume=True)
+    assert refused.status == 2 and "leave out --resume" in refused.err
+
+
+def test_the_table_has_every_flag_and_every_flag_is_tried() -> None:
+    assert set(FLAGS) == set(inspect.signature(L.Trainer).parameters), "a version of Lightning has other flags"
+    assert set(flags.DEFAULTS) <= set(FLAGS)
+    tried = {name for _, checks in OBEYED.values() for name in checks}
+    refused = {name for name, _, _ in REFUSED}
+    for name, kind in FLAGS.items():
+        assert name in (tried if kind.kind == "obeyed" else refused) or name == "sync_batchnorm", name
+        assert not kind.sentence or name in refused, f"what the table refuses of {name} is not tried"
+
+
+def test_the_documentation_has_the_table() -> None:
+    text = Path(flags.__file__).resolve().parents[3].joinpath("docs/flags.md").read_text()
+    for name, kind in FLAGS.items():
+        assert f"| `{name}` | {kind.kind} | {kind.note} |" in text

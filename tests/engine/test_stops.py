@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning_shards.train.ledger import read
 from team.model import ImageModel
 
+from .recorder import PLAIN
 from .test_train import ledger, project, start, summary  # noqa: F401  (`project` is a fixture)
 
 STEPS = 12  # of an epoch of 96 images with a global batch of 8
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("project")
 
 def cut(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Start the run `cut` of two epochs."""
-    return start(monkeypatch, "--run", "cut", "--ledger", "true", "--trainer.max_epochs", "2", *arguments)
+    plain = ["--run", "cut", "--ledger", "true", "--model.backbone", PLAIN, "--trainer.max_epochs", "2"]
+    return start(monkeypatch, *plain, *arguments)
 
 
 def paid(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -64,7 +66,7 @@ def test_early_stopping(monkeypatch: pytest.MonkeyPatch, interval: str) -> None:
     paid(monkeypatch, "--trainer.max_epochs", "2")
 
 
-@pytest.mark.parametrize("given", ["max_time"])
+@pytest.mark.parametrize("given", ["max_time", "Timer"])
 def test_a_limit_of_time_is_a_budget(monkeypatch: pytest.MonkeyPatch, capfd: Any, given: str) -> None:
     with monkeypatch.context() as patch:
         passed = iter(range(0, 10_000, 10))

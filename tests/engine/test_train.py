@@ -23,7 +23,7 @@ from lightning_shards.train import hardware, loggers, wandb_logger
 from lightning_shards.train.cli import TrainingCLI
 from lightning_shards.train.evaluate import evaluate
 from lightning_shards.train.ledger import read
-from lightning_shards.train.settings import SHOWN_IN_HELP
+from lightning_shards.train.parser import SHOWN_IN_HELP
 from team.model import ImageModel
 from wandb.proto import wandb_internal_pb2
 

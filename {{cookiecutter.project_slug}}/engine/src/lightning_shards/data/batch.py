@@ -12,7 +12,7 @@ from torch import Tensor
 Values = Tensor | list[Any]  # of a field: a row each
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: with a precision such as bf16-true, Lightning makes a copy and sets its fields
 class Batch:
     """B rows.
 

@@ -16,6 +16,7 @@ from .joined import join
 from .mixture import Mixture, Source
 from .order import Order, WindowedOrder, default_window_bytes
 from .remote import open_dataset
+from .shortened import Shortened
 
 MOST_REPEATS = 1000
 Balance = float | Mapping[str, float]
@@ -54,6 +55,7 @@ class OrderRecipe:
         balance: the strength, 0..1, or class -> factor; None: each sample comes once.
         seed, fraction, window_samples, window_bytes: of a `WindowedOrder`; without `window_bytes`, this machine's
             memory says how large a window is.
+        length, same: of a `Shortened` order; None: the whole.
     """
 
     dataset: Dataset
@@ -64,9 +66,15 @@ class OrderRecipe:
     fraction: float = 1.0
     window_samples: int = 1 << 20
     window_bytes: int | None = None
+    length: int | None = None
+    same: bool = False
 
     def make(self, window_bytes: int | None = None) -> Order:
         """The order; `window_bytes` takes the place of what the memory allows, not of what was set."""
+        whole = self._whole(window_bytes)
+        return whole if self.length is None else Shortened(whole, self.length, self.same)
+
+    def _whole(self, window_bytes: int | None) -> Order:
         settings: dict[str, Any] = {"seed": self.seed, "fraction": self.fraction, "window_samples": self.window_samples}
         settings["window_bytes"] = self.window_bytes or window_bytes or default_window_bytes()
         if self.balance is not None:

@@ -62,6 +62,8 @@ class Checkpoints(Checkpoint):
         self._is_best = False  # the checkpoint being written is the best one
         self._validated: tuple[int, int] | None = None  # (epoch, position) of the last validation that was completed
         self._saved_at = time.monotonic()
+        self.saved = False  # anything, in this attempt
+        self._told = False  # that nothing says which weights are best
 
     # -- what a checkpoint holds of this callback, and how a run goes on from it
     def state_dict(self) -> dict[str, Any]:
@@ -202,6 +204,9 @@ class Checkpoints(Checkpoint):
     # -- saving
     def save(self, trainer: L.Trainer) -> None:
         """Write `last.ckpt`, on all ranks, and let go of what is older than the last few."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self.saved = True
         ema.share_statistics(trainer)
         trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
         self._saved_at = time.monotonic()
@@ -214,6 +219,10 @@ class Checkpoints(Checkpoint):
     def _save_with_best(self, trainer: L.Trainer) -> None:
         """Save at a place that was just validated."""
         value = trainer.callback_metrics.get(self.monitor)
+        if value is None and self.best is None and not self._told and trainer.is_global_zero:
+            self._told = True
+            logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val"))) or "nothing"
+            say(f"the model logs no {self.monitor}, so the last weights count as the best ones; it logs {logged}")
         score = float(value) if value is not None else math.nan
         gain = math.nan if math.isnan(score) else math.inf if self.best is None else self.sign * (score - self.best)
         self._is_best = gain >= 0  # of equals, the later
@@ -228,7 +237,7 @@ class Checkpoints(Checkpoint):
 
     def _name(self, trainer: L.Trainer, name: str) -> None:
         """Give `last.ckpt` a second name."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             add_name(self.folder(trainer) / "last.ckpt", name)
 
     @staticmethod

@@ -7,58 +7,47 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..cost.prices import Prices
-from ..errors import InputError, RunError
+from ..errors import InputError
 from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
-from ..terminal import say
-from . import cluster, contract, hardware, loggers, own_callbacks, resume_settings
-from .checkpoint_io import DurableCheckpointIO, unwritten
+from . import cluster, contract, flags, hardware, loggers, own_callbacks, resume_settings, summary
+from .checkpoint_io import DurableCheckpointIO
 from .checkpoints import Checkpoints
-from .config_safety import check_config
+from .config_safety import check_config, check_functions
 from .cost_tracker import Budget, CostTracker
 from .datamodule import ShardDataModule
+from .dry_run import DryRun
 from .ema import WeightEMA
 from .eval_metrics import EvalPass
+from .explain import explained, refused_by_a_class, refused_by_lightning, smaller_batch
 from .gallery import Gallery
 from .ledger import Ledger
 from .module import Compile, LearningRate, ShardModule
 from .nan_guard import NanGuard
+from .parser import Parser, plain
 from .progress import AnyBar, progress_bar
 from .rank_watchdog import RankWatchdog
 from .run import Run
 from .run_name import choose, give_back
-from .settings import Parser, check, shorten, value_of, with_files
+from .settings import check, set_to_null, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
 from .trained_model import KeepSettings
 from .wandb_logger import Wandb
 
 PRICES = Path("prices.yaml")
-TRAINER_DEFAULTS = {
-    "max_epochs": 10,
-    "max_steps": -1,
-    "devices": 1,
-    "benchmark": True,
-    "log_every_n_steps": 50,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,  # its metrics could become the best ones
-    "use_distributed_sampler": False,  # the datamodule gives each rank its share
-}
 
 
 class TrainingCLI(LightningCLI):
@@ -96,7 +85,10 @@ class TrainingCLI(LightningCLI):
         self._callbacks, self._loggers = list(callbacks), list(loggers)
         arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
         if self.resumed:
-            check_config(self.resumed / "config.yaml", model_class.__module__)
+            file, left_out = self.resumed / "config.yaml", set_to_null(arguments)
+            content = check_config(file, model_class.__module__, left_out)
+            if left_out:  # a callback that is no longer wanted need not be there, either
+                arguments[arguments.index(str(file))] = yaml.safe_dump(content)
         self._flags = {name: value_of(arguments, f"--trainer.{name}") for name in ("devices", "num_nodes")}
         self._folder: Path | None = None  # of the run, once it has a name
         self._metrics: dict[str, float] = {}
@@ -107,7 +99,7 @@ class TrainingCLI(LightningCLI):
             run=False,
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=flags.DEFAULTS,
             parser_kwargs={"description": None},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -119,7 +111,7 @@ class TrainingCLI(LightningCLI):
         return super().init_parser(**kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        self.config = plain(parser.parse_args(args))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, kind, default, text in (
@@ -148,6 +140,9 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Keep what was asked for, then decide what was left to the hardware."""
         check(self.config)
+        flags.check(self.config.trainer)
+        if self.config.trainer.fast_dev_run and self.resumed:
+            raise InputError("trainer.fast_dev_run writes nothing, so it goes on with no run: leave out --resume")
         c, file = self.config, Path(self.config.prices)
         prices = Prices.read(file) if file.exists() or file != PRICES else None
         self.spending = CostTracker(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
@@ -165,13 +160,14 @@ class TrainingCLI(LightningCLI):
         self.device = device
         if self.config.trainer.sync_batchnorm and device != "cuda":
             raise InputError("trainer.sync_batchnorm works on NVIDIA GPUs only: set it false")
-        self.config.trainer.precision = self.config.trainer.precision or hardware.precision(device)
 
     def instantiate_classes(self) -> None:
         """As LightningCLI's, by the call of jsonargparse that stays in its version 5."""
-        self.config_init = self.parser.instantiate(self.config)
+        with refused_by_a_class():
+            self.config_init = self.parser.instantiate(self.config)
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         contract.check_instance(self.model)
+        flags.shorten(self.datamodule, self.config.trainer)
         self.compiles = self.decide_compile(self.config.trainer.max_epochs * len(self.datamodule.order))
         try:
             self.trainer = self.instantiate_trainer()
@@ -191,6 +187,9 @@ class TrainingCLI(LightningCLI):
                 f" data.global_batch_size to data.micro_batch_size x devices ({micro * self.trainer.world_size})"
             )
         self.trainer.accumulate_grad_batches = accumulation
+        flags.check_lengths(self.trainer, self.datamodule)
+        measured = bool(self.datamodule.dataset.splits.get("val")) and is_overridden("validation_step", self.model)
+        own_callbacks.check_measured(self.trainer, self.config.patience, measured)
         hardware.tune(self.trainer.strategy, accumulation)
         self.resolved = {
             "accelerator": self.device,
@@ -214,24 +213,26 @@ class TrainingCLI(LightningCLI):
         return [LearningRate(), *([Compile()] if self.compiles else [])]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
-        self._folder = folder
-        if goes_on:
-            self._metrics = earlier_metrics(folder)
         own, stop = self._get(self.config_init, "trainer"), StopRequest(self.spending.spent)
-        given = [*_listed(own["callbacks"]), *self._callbacks]
+        self.run = self._choose_run(stop)
+        folder, plugins = self.run.folder, listed(own["plugins"])
+        given = [*listed(own["callbacks"]), *self._callbacks]
         own_callbacks.check(given, folder, self.config.ema_decay)
+        check_functions(self.asked, "trainer")
+        self.checkpoints = self._make_checkpoints(stop)  # set up before those of the user
+        flags.check_plugins(plugins)
+        cluster.check_nodes(self.config.trainer.num_nodes)
+        dry = self.config.trainer.fast_dev_run
         trainer = self.build_trainer(
             default_root_dir=str(folder),
-            logger=loggers.build(self.config_init["log"], folder, own["logger"], self._loggers),
-            callbacks=[*given, *self._engine_callbacks(own, stop)],
-            plugins=[*_listed(own["plugins"]), *cluster.cluster(), DurableCheckpointIO()],
+            logger=loggers.build(self.config_init["log"], folder, False if dry else own["logger"], self._loggers),
+            callbacks=[self.checkpoints, *given, *self._engine_callbacks(own)],
+            plugins=[*plugins, *flags.clusters(plugins, cluster.cluster()), DurableCheckpointIO()],
+            fast_dev_run=dry,
         )
+        flags.keep_lengths(trainer)
         loggers.keep_profile(trainer, folder)
-        text = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
-        self.run = Run(folder, text, goes_on, self.facts, stop)
         self.watch = RankWatchdog(self.run.fail)
-        self.checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
         if checkpoint := self.run.last_checkpoint:
             place = state(checkpoint)
             self.datamodule.take_order(place)
@@ -241,15 +242,28 @@ class TrainingCLI(LightningCLI):
             )
         return trainer
 
+    def _choose_run(self, stop: StopRequest) -> Run:
+        if self.config.trainer.fast_dev_run:
+            return DryRun(int(self.config.trainer.fast_dev_run), self.facts, stop)
+        folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
+        self._folder = folder
+        if goes_on:
+            self._metrics = earlier_metrics(folder)
+        return Run(folder, yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True), goes_on, self.facts, stop)
+
     def _model_settings(self) -> dict[str, Any]:
         """What the model's constructor got, as plain values."""
         known = {action.dest for action in self.parser._actions}
         handed = {name: source for name, source in contract.HANDED_OVER.items() if f"model.{name}" in known}
         return self.asked.get("model", {}) | {name: getattr(self.datamodule, source) for name, source in handed.items()}
 
-    def _engine_callbacks(self, own: Any, stop: StopRequest) -> list[Callback]:
-        monitor, mode = contract.goal(self.model)
-        own_bar = any(isinstance(one, AnyBar) for one in (*_listed(own["callbacks"]), *self._callbacks))
+    def _make_checkpoints(self, stop: StopRequest) -> Checkpoints:
+        c = self.config
+        goal = contract.goal(self.model)
+        return Checkpoints(*goal, c.save_every_minutes, c.keep_checkpoints, c.patience, stop)
+
+    def _engine_callbacks(self, own: Any) -> list[Callback]:
+        own_bar = any(isinstance(one, AnyBar) for one in (*listed(own["callbacks"]), *self._callbacks))
         return [
             *self.model_callbacks(),
             self.meter,
@@ -260,26 +274,23 @@ class TrainingCLI(LightningCLI):
             Gallery(),
             KeepSettings(self._model_settings()),
             *([Ledger()] if self.config.ledger else []),
-            Checkpoints(
-                monitor,
-                mode,
-                self.config.save_every_minutes,
-                self.config.keep_checkpoints,
-                self.config.patience,
-                stop,
-            ),
         ]
 
     def build_trainer(self, **changes: Any) -> Trainer:
         """The trainer of the settings, with `changes`."""
-        try:
-            return super().instantiate_trainer(**changes)
-        except (MisconfigurationException, ValueError) as error:  # a setting that this machine or Lightning refuses
-            raise InputError(f"trainer: {shorten(str(error))}") from None
+        own = self._get(self.config_init, "trainer")
+        chosen = own["precision"] or any(isinstance(one, Precision) for one in listed(own["plugins"]))
+        precision = own["precision"] if chosen else hardware.precision(self.device)
+        with refused_by_lightning():
+            trainer = super().instantiate_trainer(
+                **{"precision": precision, **flags.for_trainer(self.config.trainer), **changes}
+            )
+        flags.check_trainer(trainer)
+        return trainer
 
     def start(self) -> None:
         """Train, from the begin or from where the run was left."""
-        self._announce()
+        summary.announce(self)
         checkpoint = self.run.last_checkpoint
         self.run.note_start(checkpoint)
         for logger in self.trainer.loggers:
@@ -292,93 +303,31 @@ class TrainingCLI(LightningCLI):
         if self.run.outcome == "budget":
             raise Stopped("budget")
 
-    @rank_zero_only
-    def _announce(self) -> None:
-        """What will happen, in two lines or three."""
-        r, data = self.resolved, self.data
-        parameters = sum(p.numel() for p in self.model.parameters())
-        lines = (
-            f"{self.run.folder}: {contract.title(self.model)} ({parameters / 1e6:.2g} million parameters),"
-            f" {len(data.order):,} images of {data.crop.size} pixels, {self.trainer.max_epochs} epochs,"
-            f" global batch {data.global_batch_size}"
-            f"\n{self.trainer.world_size} x {hardware.device_name(self.device)}: {r['precision']},"
-            f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
-            f" compile {'on' if r['compile'] else 'off'}",
-            *filter(None, (data.note, self.spending.note)),
-        )
-        say("\n".join(lines))
-
     def test(self) -> None:
         """Measure the best weights on the test split, if there is one and the model has a test_step."""
         if not self.data.dataset.splits.get("test") or not is_overridden("test_step", self.model):
             return
-        best = self.run.best_checkpoint
-        assert best is not None
-        self.model.load_state_dict(load(best)["state_dict"])
+        if best := self.run.best_checkpoint:
+            self.model.load_state_dict(load(best)["state_dict"])
         with self._explained():
             self.trainer.test(self.model, datamodule=self.data, verbose=False)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Too little memory, a full disk and the loss of another rank become a sentence."""
-        try:
-            yield
-        except BaseException as error:
-            self.watch.stand_down()
-            if isinstance(error, torch.OutOfMemoryError):
-                raise RunError(self._smaller_batch()) from None
-            if isinstance(error, RuntimeError) and (sentence := self.watch.explain(error)):
-                raise RunError(f"{sentence}. {self.run.how_to_go_on}") from None
-            if full := unwritten(error):
-                raise RunError(f"{full}. {self.run.how_to_go_on}") from None
-            raise
+    def _explained(self) -> Any:
+        return explained(
+            self.watch,
+            lambda: smaller_batch(self.resolved["micro_batch_size"], self.trainer.world_size, self.data),
+            lambda: self.run.how_to_go_on,
+            lambda: self.checkpoints.saved,
+        )
 
     def facts(self) -> dict[str, Any]:
-        """What `summary.json` says of the run so far."""
         self._note_metrics()
-        spent, expected = self.spending.total, self.spending.expected
-        monitor, mode = contract.goal(self.model)
-        return {
-            "images_seen": self.data.images_seen,
-            "steps": self.trainer.fit_loop.epoch_loop._batches_that_stepped,
-            "epochs": self.data.epoch,
-            "metrics": self._metrics,
-            "images_per_second": self.meter.images_per_second,
-            "data_wait_fraction": self.meter.data_wait_fraction,
-            "seconds": round(spent.seconds, 3),
-            "kwh": spent.kwh,
-            "cost": spent.cost,
-            "currency": spent.currency,
-            "energy_source": self.spending.source,
-            "expected": expected.facts() if expected else None,
-            "skipped": self.run.skipped,
-            "model": contract.title(self.model),
-            "monitor": monitor.removeprefix("val/"),
-            "mode": mode,
-            "dataset": {"path": str(self.data.dataset.root), "fingerprint": self.data.dataset.fingerprint},
-            "devices": self.trainer.world_size,
-            "precision": str(self.trainer.precision),
-            "hardware": hardware.device_name(self.device),
-            "resolved": self.resolved,
-            "versions": hardware.versions(),
-            "git": hardware.git_state(Path.cwd()),
-        }
+        return summary.facts(self, self._metrics)
 
     def _note_metrics(self) -> None:
         self._metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
-    def _smaller_batch(self) -> str:
-        micro, world = self.resolved["micro_batch_size"], self.trainer.world_size
-        share = self.data.global_batch_size // world
-        smaller = next((m for m in range(micro // 2, 0, -1) if share % m == 0), None)
-        if smaller is None:
-            return "the device has no memory left even for one image; take a smaller model.backbone or data.image_size"
-        return (
-            f"the device has no memory left with a micro-batch of {micro}: try --data.micro_batch_size {smaller}"
-            f" (the global batch stays {self.data.global_batch_size}, gradients are accumulated)"
-        )
 
-
-def _listed(given: Any) -> list[Any]:
+def listed(given: Any) -> list[Any]:
     """What a setting that takes one or several has: none, one or several."""
     return list(given) if isinstance(given, (list, tuple)) else [given] if given else []

@@ -55,6 +55,15 @@ def check_flags(found: tuple[int, int], devices: str | None, num_nodes: str | No
             )
 
 
+def check_nodes(num_nodes: int, environment: Environment = os.environ) -> None:
+    """Raise InputError for several machines that nobody says the way to: Lightning would wait for them."""
+    if num_nodes > 1 and layout(environment) is None and not {"MASTER_ADDR", "NODE_RANK"} <= environment.keys():
+        raise InputError(
+            f"trainer.num_nodes is {num_nodes}, but this start knows of no other machine: start train.py by torchrun or"
+            " srun on each of them"
+        )
+
+
 def cluster(environment: Environment = os.environ) -> list[ClusterEnvironment]:
     """What Lightning is to take for the cluster in a Slurm allocation; empty elsewhere, it finds that out itself.
 

@@ -14,7 +14,7 @@ import re
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,24 @@ _SECTIONS = ("data", "log", "model", "trainer")
 _MOST_FILES = 100
 
 
-def check_config(path: Path, team: str) -> None:
-    """Raise InputError, before anything is called, where the `config.yaml` of a run names what it may not.
+def check_config(path: Path, team: str, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings in the `config.yaml` of a run. Raises InputError, before anything is called, where it names what it
+    may not.
 
-    `team` is the name of a module in the team's package.
+    Args:
+        path: the file.
+        team: the name of a module in the team's package.
+        without: names of settings that are left out.
     """
     content = read_settings(path)
+    for section, _, name in (setting.partition(".") for setting in without):
+        if isinstance(content.get(section), dict):
+            content[section].pop(name, None)
     for name in ("config", *_SECTIONS):
         if name in content and (name == "config" or not isinstance(content[name], (dict, type(None)))):
             raise InputError(f"{path}: {name} must not be another file")
     check_names(content, path, team)
+    return content
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -57,6 +65,19 @@ def check_names(content: Any, path: Path, team: str) -> None:
     for setting, text in _texts(content, "", [_MOST_FILES]):
         if setting not in _PLAIN and _DOTTED.fullmatch(text.strip()):
             _check_name(text.strip(), setting, path, team.partition(".")[0])
+
+
+def check_functions(content: Any, section: str) -> None:
+    """Raise InputError where a setting of the section names a function: a run with it in its config could not go on."""
+    for setting, text in _texts(content.get(section), section, [0]):
+        name = text.strip()
+        if not _DOTTED.fullmatch(name) or not _is_there(name.partition(".")[0]):
+            continue
+        if (found := _imported(name)) is not None and callable(found) and not inspect.isclass(found):
+            raise InputError(
+                f"{setting} names {name}, a function, which a run's config may not: write a class that calls it, or"
+                " give the callback in train.py, to TrainingCLI(callbacks=[...])"
+            )
 
 
 def _texts(value: Any, setting: str, files: list[int]) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,4 @@
-"""The LightningDataModule: turns settings into loaders, and owns the place in the training.
-
-The place is (epoch, position in the epoch's order). It moves at optimizer steps, goes into checkpoints without anything
-of ranks, workers or micro-batches, and on a resume the loaders start there: a jump, not a replay.
-"""
+"""The LightningDataModule: turns settings into loaders that start at the place in the training (`place`)."""
 
 from __future__ import annotations
 
@@ -19,18 +15,19 @@ from ..data.crop import Crop
 from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import WantedFields, resolve_fields
 from ..data.loader import EpochLoader, SkipLog
-from ..data.place import order_of, order_state
 from ..data.ranks import Ranks, find_ranks
 from ..data.sampler import EvalSampler, TrainSampler
+from ..data.shortened import Shortened
 from ..data.spread import processes_and_threads, small_images
-from ..data.training_order import OrderRecipe, check_cache, describe, memory_note, open_mixture
+from ..data.training_order import OrderRecipe, check_cache, describe, open_mixture
 from ..data.transform import Transform
 from ..data.trial import try_fields
 from ..data.worker import RING_SIZE, WorkerSpec
 from ..errors import InputError
+from .place import PlaceInOrder
 
 
-class ShardDataModule(L.LightningDataModule):
+class ShardDataModule(PlaceInOrder, L.LightningDataModule):
     """Images and targets of a packed dataset.
 
     Args:
@@ -108,8 +105,6 @@ class ShardDataModule(L.LightningDataModule):
             )
         self._cache = (Path(cache) if cache else machine.cache_folder(), cache_bytes)
         self._check_cache()
-        self.epoch = self.position = self.images_seen = 0
-        self._start = (0, 0)
         self._loaders: dict[str, EpochLoader] = {}
 
     @property
@@ -147,28 +142,6 @@ class ShardDataModule(L.LightningDataModule):
         """(processes, threads of each) that decode for each of `devices` on this host."""
         return processes_and_threads(self.dataset, "train", self.workers, devices)
 
-    def progress(self, epochs: int) -> float:
-        """Share of a training of `epochs` epochs that is done, 0..1: what schedules follow."""
-        return (self.epoch + self.position / len(self.order)) / max(1, epochs)
-
-    def advance(self) -> None:
-        """An optimizer step was taken: its global batch is done."""
-        self.position += self.global_batch_size
-        self.images_seen += self.global_batch_size
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """(epoch, position in its order)."""
-        return self.epoch, self.position
-
-    def batches(self, accumulation: int) -> tuple[int, int]:
-        """Micro-batches of this epoch before and behind the place, counted from the epoch's end."""
-        whole, left = (n // self.global_batch_size for n in (len(self.order), len(self.order) - self.position))
-        return (whole - left) * accumulation, left * accumulation
-
-    def finish_epoch(self) -> None:
-        self.epoch, self.position = self.epoch + 1, 0
-
     def train_dataloader(self) -> EpochLoader:
         ranks = self._ranks
         micro, accumulation = self.split_batch(ranks.world)
@@ -181,30 +154,6 @@ class ShardDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> EpochLoader | list[EpochLoader]:
         return self._eval_loader("test")
-
-    def checkpoint_state(self) -> dict[str, Any]:
-        """The place in the training and what the order was made from; nothing about ranks, workers or micro-batches.
-
-        `Checkpoints` keeps it under a fixed key: Lightning would keep a `state_dict` under the name of this class, and
-        leave it out without a word where the class is another one on a resume.
-        """
-        place = {"epoch": self.epoch, "position": self.position, "images_seen": self.images_seen}
-        return {**place, "order": self._order_state()}
-
-    def take_order(self, state: dict[str, Any]) -> None:
-        """Go on with the order of a saved place. Raises InputError where it is one in another dataset or order."""
-        way_out = ": restore it, or start a new run from its weights with --model.weights CHECKPOINT"
-        order = order_of(state["order"], self.dataset, self.order, self._recipe, "this run began with", way_out)
-        if order is not self.order:
-            self.order = order
-            self._check_cache()
-            self.note = "\n".join(filter(None, (self.note, memory_note(order, self.dataset, "train")))) or None
-
-    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on at a saved place. Raises InputError where the dataset or the order is another."""
-        self.take_order(state)
-        self.epoch, self.position, self.images_seen = state["epoch"], state["position"], state["images_seen"]
-        self._start = self.place
 
     def teardown(self, stage: str) -> None:
         for loader in self._loaders.values():
@@ -220,21 +169,22 @@ class ShardDataModule(L.LightningDataModule):
         """Time that this process has waited for training batches."""
         return self._loaders["train"].wait_seconds if "train" in self._loaders else 0.0
 
-    def _order_state(self) -> dict[str, Any]:
-        return order_state(self.dataset, self.order)
-
     def _check_cache(self) -> None:
         held_out = [s for split, shards in self.dataset.splits.items() if split != "train" for s in shards]
         samples = (RING_SIZE + 1) * self.global_batch_size
-        check_cache(self.dataset, "train", self.order, self._cache, samples, held_out)
+        order = self.order.whole if isinstance(self.order, Shortened) else self.order
+        check_cache(self.dataset, "train", order, self._cache, samples, held_out)
 
     def _eval_loader(self, split: str) -> EpochLoader | list[EpochLoader]:
         if not self.dataset.splits.get(split):
             return []
         ranks = self._ranks
-        micro = min(self.split_batch(ranks.world)[0], self.dataset.samples(split))
-        sampler = EvalSampler(self.dataset.samples(split), ranks.rank, ranks.world, micro)
-        return self._loader(split, sampler, None)
+        return self._loader(split, self.held_out(split, ranks.rank, ranks.world), None)
+
+    def held_out(self, split: str, rank: int, world: int) -> EvalSampler:
+        """Which samples of a split to measure on are this rank's, batch by batch."""
+        samples = self.dataset.samples(split)
+        return EvalSampler(samples, rank, world, min(self.split_batch(world)[0], samples))
 
     def new_cache(self) -> Cache | None:
         """Where the shards of the first dataset behind a URL are kept; None where all are in folders."""
@@ -262,8 +212,12 @@ class ShardDataModule(L.LightningDataModule):
             self.sample_fields,
             self._transform,
         )
-        self._loaders[split] = EpochLoader(job, sampler, skipped, device, processes)
-        return self._loaders[split]
+        before = self._loaders.get(split)
+        loader = self._loaders[split] = EpochLoader(job, sampler, skipped, device, processes)
+        if before:  # the trainer asks for another one every trainer.reload_dataloaders_every_n_epochs epochs
+            before.close()
+            loader.wait_seconds = before.wait_seconds
+        return loader
 
     @property
     def _ranks(self) -> Ranks:

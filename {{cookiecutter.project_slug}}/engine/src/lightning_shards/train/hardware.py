@@ -50,9 +50,11 @@ def quiet() -> None:
     """Keep back what Lightning and torch tell their developers, and what our own first lines say."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.callbacks").setLevel(logging.INFO)  # what a user has asked them to say
     for message in (
         ".*LeafSpec.*",
         ".*your dataloader is not resumable.*",
+        ".*across ranks is zero.*",  # there is no val or no test
         ".*smaller than the logging interval.*",
         ".*srun. command is available.*",  # on any machine that has Slurm installed
         ".*but have no `validation_step`.*",  # a model need not have one

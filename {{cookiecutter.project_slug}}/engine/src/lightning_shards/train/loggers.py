@@ -71,11 +71,14 @@ def build(settings: LogSettings, folder: Path, own: Any = None, more: Sequence[L
     """The loggers of the run in `folder`. Nothing is written before the first metric.
 
     Args:
-        own: of the setting trainer.logger: loggers, or true for TensorBoard, Lightning's own.
+        own: of the setting trainer.logger: loggers, true for TensorBoard, Lightning's own, or false for metrics.csv
+            alone.
         more: those that the code adds.
     """
     added = [*(own if isinstance(own, (list, tuple)) else [own] if isinstance(own, Logger) else []), *more]
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
+    if own is False:
+        return loggers
     taken = any(isinstance(logger, WandbLogger) for logger in added)  # a process has one W&B run
     if settings.wandb and os.environ.get("WANDB_MODE") != "disabled" and not taken:
         loggers.append(wandb_logger.make(folder, settings.project, settings.entity))

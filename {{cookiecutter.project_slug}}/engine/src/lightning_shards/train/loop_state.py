@@ -13,8 +13,6 @@ from typing import Any
 
 import lightning as L
 
-from ..errors import InputError
-
 
 def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int, begun: bool) -> None:
     """Make the saved state of Lightning's fit loop that of a run in which `epoch` has got so far.
@@ -67,8 +65,6 @@ def at_start(trainer: L.Trainer, validated: bool) -> None:
     accumulation = trainer.accumulate_grad_batches
     steps = int(trainer.num_training_batches) // accumulation
     if isinstance(trainer.val_check_batch, int):  # not where validation is timed
-        if isinstance(interval, int) and interval > steps and trainer.check_val_every_n_epoch is not None:
-            raise InputError(f"trainer.val_check_interval {interval} is more than an epoch's {steps} optimizer steps")
         every = interval if isinstance(interval, int) else max(1, int(steps * float(interval)))  # type: ignore[arg-type]
         trainer.val_check_batch = every * accumulation
     assert trainer.fit_loop._data_fetcher is not None

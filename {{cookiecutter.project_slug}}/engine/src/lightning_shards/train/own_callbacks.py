@@ -1,6 +1,7 @@
 """The callbacks that a user adds: each works as Lightning documents it, or is refused with what to use in its place.
 
 Refused are those that cannot be combined with an exact resume, and those that the engine's own settings replace.
+docs/flags.md has the same rows for people.
 """
 
 from __future__ import annotations
@@ -9,25 +10,48 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
 
 from ..errors import InputError
 
 REFUSED = {  # class, by its name in lightning.pytorch.callbacks -> why, and what to do
-    "LearningRateFinder": "its trial steps would move the place in the data; compare a few values of"
-    " --model.learning_rate over a short --data.fraction",
+    "BackboneFinetuning": "it sets learning rates behind the schedule's back; freeze layers in the model, with"
+    " requires_grad",
+    "BaseFinetuning": "it adds parameter groups in the middle of a training; freeze layers in the model, with"
+    " requires_grad",
+    "BasePredictionWriter": "a training predicts nothing; the command predict writes predictions",
     "BatchSizeFinder": "what fits into memory is set by --data.micro_batch_size; where it is too large, the training"
     " names a smaller one",
     "GradientAccumulationScheduler": "gradients are accumulated up to data.global_batch_size: set"
     " --data.micro_batch_size",
-    "StochasticWeightAveraging": "it adds epochs and sets learning rates behind the schedule's back; --ema_decay"
-    " averages weights",
+    "LearningRateFinder": "its trial steps would move the place in the data; compare a few values of"
+    " --model.learning_rate over a short --data.fraction",
     "ModelPruning": "its masks are not in checkpoints, so a resumed run would be another one; prune the weights after"
     " the training",
-    "BackboneFinetuning": "it sets learning rates behind the schedule's back; freeze layers in the model, with"
-    " requires_grad",
     "OnExceptionCheckpoint": "it saves in the middle of a step; the run's own checkpoints lose nothing before the last"
     " one: set --save_every_minutes",
+    "StochasticWeightAveraging": "it adds epochs and sets learning rates behind the schedule's back; --ema_decay"
+    " averages weights",
+}
+OBEYED = {  # how each of the others is meant here
+    "Callback": "",
+    "Checkpoint": "called after the run's own checkpoints",
+    "DeviceStatsMonitor": "",
+    "EMAWeightAveraging": "in place of `ema_decay`",
+    "EarlyStopping": "in the middle of an epoch the rest of it is owed to a resume",
+    "LambdaCallback": "in train.py, not in a config, which may name no functions",
+    "LearningRateMonitor": "",
+    "ModelCheckpoint": "beside the run's own checkpoints, in `ModelCheckpoint/` of the run's folder or its `dirpath`; a"
+    " resume does not look at its files",
+    "ModelSummary": "",
+    "ProgressBar": "in place of the run's own",
+    "RichModelSummary": "",
+    "RichProgressBar": "in place of the run's own",
+    "SpikeDetection": "what it ends is a failed run, which a resume goes on with",
+    "TQDMProgressBar": "in place of the run's own",
+    "ThroughputMonitor": "in train.py, not in a config, which may name no functions",
+    "Timer": "a budget as `trainer.max_time`",
+    "WeightAveraging": "in place of `ema_decay`",
 }
 
 
@@ -48,6 +72,31 @@ def check(callbacks: Sequence[Callback], folder: Path, ema_decay: float | None =
                 raise InputError(
                     f"in {folder}/checkpoints the run keeps its own checkpoints: give ModelCheckpoint another dirpath"
                 )
+
+
+def check_measured(trainer: L.Trainer, patience: int | None, measured: bool) -> None:
+    """Raise InputError where what counts validations would wait for the first one in vain.
+
+    Args:
+        patience: of the settings.
+        measured: there is a split to validate on, and the model does.
+    """
+    if measured and trainer.limit_val_batches:
+        return
+    counts = "there is no validation: the dataset, the model or trainer.limit_val_batches leaves it out"
+    if patience is not None:
+        raise InputError(f"patience counts validations, but {counts}")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, EarlyStopping):
+            continue
+        at_end = callback._check_on_train_epoch_end
+        if at_end is None:  # as the callback itself will decide
+            at_end = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+        if not at_end or callback.monitor.startswith("val"):
+            raise InputError(
+                f"EarlyStopping looks at {callback.monitor} after a validation, but {counts}; a metric of the training"
+                " needs check_on_train_epoch_end"
+            )
 
 
 def arrange(trainer: L.Trainer, ours: Checkpoint) -> None:

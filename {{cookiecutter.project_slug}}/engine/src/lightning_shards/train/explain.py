@@ -1,0 +1,110 @@
+"""Errors that settings, the model's size or another rank have caused, as a sentence in place of a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.fabric.utilities.spike import TrainingSpikeException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ..errors import InputError, RunError
+from .checkpoint_io import unwritten
+from .datamodule import ShardDataModule
+from .parser import shorten
+from .rank_watchdog import RankWatchdog
+
+_BY_LIGHTNING = (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError, NotImplementedError)
+
+
+@contextmanager
+def refused_by_lightning() -> Iterator[None]:
+    """While a trainer is made: what Lightning or this machine refuses of the settings is bad input."""
+    try:
+        yield
+    except _BY_LIGHTNING as error:
+        raise InputError(f"trainer: {_first_sentences(error)}") from None
+
+
+@contextmanager
+def refused_by_a_class() -> Iterator[None]:
+    """While the objects of the settings are made: of a callback, logger or plugin the parser says too much."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        if error.__cause__ is None or "any of the Union subtypes" not in str(error):
+            raise
+        raise InputError(f"trainer: {_first_sentences(error.__cause__)}") from None
+
+
+@contextmanager
+def explained(
+    watch: RankWatchdog, smaller_batch: Callable[[], str], how_to_go_on: Callable[[], str], saved: Callable[[], bool]
+) -> Iterator[None]:
+    """While a trainer trains or tests.
+
+    Args:
+        watch: knows whether another rank has gone.
+        smaller_batch: what to do about too little memory.
+        how_to_go_on: the command that does.
+        saved: whether anything was, so that what Lightning refuses now is no bad input that has left nothing behind.
+    """
+    try:
+        yield
+    except BaseException as error:
+        watch.stand_down()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunError(smaller_batch()) from None
+        if isinstance(error, RuntimeError) and (sentence := watch.explain(error)):
+            raise RunError(f"{sentence}. {how_to_go_on()}") from None
+        if full := unwritten(error):
+            raise RunError(f"{full}. {how_to_go_on()}") from None
+        if isinstance(error, Exception) and (sentence := _of_a_flag(error)):
+            raise RunError(f"{sentence}. {how_to_go_on()}") from None
+        if isinstance(error, _BY_LIGHTNING) and _raised_by_lightning(error):
+            refusal = f"trainer: {_first_sentences(error)}"
+            raise (RunError(f"{refusal}. {how_to_go_on()}") if saved() else InputError(refusal)) from None
+        raise
+
+
+def _of_a_flag(error: Exception) -> str | None:
+    """What a flag that looks for trouble has found."""
+    text = str(error)
+    if isinstance(error, TrainingSpikeException):
+        return f"the callback SpikeDetection ended the training: {_first_sentences(error)}"
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
+        return f"trainer.deterministic: {text.split(',')[0]}; trainer.deterministic warn takes what there is"
+    if isinstance(error, RuntimeError) and "returned nan values" in text:
+        return (
+            f"trainer.detect_anomaly: {text.splitlines()[0].rstrip('.')}; the traceback above shows where it was made"
+        )
+    return None
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised it, as it does where settings do not go together; not code that it called."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def _first_sentences(error: BaseException) -> str:
+    return shorten(str(error)).rstrip(".") or type(error).__name__
+
+
+def smaller_batch(micro: int, world: int, data: ShardDataModule) -> str:
+    """What to try where the device has too little memory for a micro-batch of `micro`."""
+    share = data.global_batch_size // world
+    smaller = next((m for m in range(micro // 2, 0, -1) if share % m == 0), None)
+    if smaller is None:
+        return "the device has no memory left even for one image; take a smaller model.backbone or data.image_size"
+    return (
+        f"the device has no memory left with a micro-batch of {micro}: try --data.micro_batch_size {smaller}"
+        f" (the global batch stays {data.global_batch_size}, gradients are accumulated)"
+    )

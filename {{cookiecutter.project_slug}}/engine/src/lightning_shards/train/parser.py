@@ -1,0 +1,138 @@
+"""How the command line speaks: a short help, and errors of one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import LightningEnum
+
+from ..errors import InputError
+
+SHOWN_IN_HELP = [  # what most trainings touch, beside all that the model has; --help-all has the rest
+    "config",
+    "run",
+    "resume",
+    "ledger",
+    "seed_everything",
+    "log.wandb",
+    "log.tensorboard",
+    "data.path",
+    "data.global_batch_size",
+    "data.micro_batch_size",
+    "data.image_size",
+    "data.workers",
+    "data.fraction",
+    "data.mixture",
+    "data.balance",
+    "data.crop_scale",
+    "model",
+    "ema_decay",
+    "patience",
+    "trainer.max_epochs",
+    "trainer.devices",
+    "trainer.precision",
+    "trainer.gradient_clip_val",
+    "trainer.val_check_interval",
+    "max_hours",
+    "max_kwh",
+    "max_cost",
+    "prices",
+]
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "NoneType": "null",
+}
+
+
+def plain(value: Any) -> Any:
+    """Parsed settings with the values of enums in their place, such as the default interval of Lightning's Timer, which
+    the parser could not write down again."""
+    if isinstance(value, Namespace):
+        for name, inner in vars(value).items():
+            setattr(value, name, plain(inner))
+        return value
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return value.value if isinstance(value, LightningEnum) else value
+
+
+class Parser(LightningArgumentParser):
+    """Short help, and errors of one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise InputError(shorten(message, [action.dest for action in self._actions])) from None
+
+    def format_help(self, formatter: Any = None) -> str:
+        if "--help-all" in sys.argv:
+            return super().format_help(formatter)
+        lines = ["usage: uv run train.py [--config FILE]... [--run NAME] [--resume RUN] [any setting]", ""]
+        known = {action.dest: action for action in self._actions}
+        for action in (action for name in SHOWN_IN_HELP for action in _of(name, known)):
+            name = action.dest
+            default = "" if action.default is None or name == "config" else f" [{action.default}]"
+            text = " ".join(str(action.help or "").split())
+            text = re.sub(r"\s*\((required, )?type:.*\)$", "", text) + default
+            lines.append(f"  --{name:<26} {textwrap.shorten(text, 88, placeholder=' ...')}")
+        lines += [
+            "",
+            "--help-all shows every setting; the files in configs/ say what they are for.",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _of(name: str, known: dict[str, Any]) -> list[Any]:
+    """The setting of this name, if there is one; of the model, all that the command line sets."""
+    if name != "model":
+        return [known[name]] if name in known else []
+    return [known[of] for of in known if of.startswith("model.") and known[of].default != argparse.SUPPRESS]
+
+
+def shorten(message: str, known: Sequence[str] = ()) -> str:
+    """The parser's message as one sentence: the setting, its value, and what it may be.
+
+    `known` are the names of all settings, from which the nearest to an unknown one is proposed.
+    """
+    text = " ".join(message.split())
+    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|(?:Option|Key|key) ['\"]([\w.]+)['\"] is not \w+", text)
+    if unknown:
+        name = unknown[1] or unknown[2]
+        near = difflib.get_close_matches(name, known, 1)
+        return f"{name} is no setting; " + (f"did you mean {near[0]}?" if near else "--help-all lists them")
+    setting = re.match(r"Parser key \"([\w.]+)\": ", text)
+    expected = re.findall(r"Expected a (?:typing\.Literal\[([^\]]*)\]|<class '(\w+)'>)", text)
+    if not setting or not expected:
+        return textwrap.shorten(text, 240, placeholder=" ...")
+    value = text.rpartition("value: ")[2]
+    if of_class := _of_class(text, value):
+        return textwrap.shorten(f"{setting[1]}: {of_class}", 240, placeholder=" ...")
+    literals = [f"one of {values}".replace("'", "") for values, _ in expected if values]
+    allowed = literals + [_WORDS.get(kind, kind) for values, kind in expected if not values]
+    return textwrap.shorten(f"{setting[1]} is {value}, it must be {' or '.join(allowed)}", 240, placeholder=" ...")
+
+
+def _of_class(text: str, value: str) -> str | None:
+    """What is wrong with a setting that names a class, such as a callback; None for others."""
+    first = re.search(r"Errors: - (.*?) - ", text)
+    if not first or "class" not in text.partition("Errors: ")[0]:
+        return None
+    if missing := re.search(r"arguments are required: ([\w, ]+?)(?: - |$)", text):
+        return f"it needs {missing[1]}"
+    if kind := re.search(r"not correspond to a subclass of (\w+)", text):
+        return f"{value} is no {kind[1]}"
+    if "Expected a dot import path string" in text:
+        return f"there is no {value}: give the name of a class, with its module if it is not Lightning's"
+    return first[1] if "is no setting" in first[1] or "it must be" in first[1] else None
