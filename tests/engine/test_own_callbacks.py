@@ -87,7 +87,7 @@ def test_a_callback_of_functions_is_given_in_code(monkeypatch: pytest.MonkeyPatc
     assert begun == ["train"] and "train/samples" in Path("runs/code/metrics.csv").read_text()
     function = added("ThroughputMonitor", batch_size_fn="builtins.len")
     config = yaml.safe_load(Path("small.yaml").read_text())
-    hooked = {"class_path": "LambdaCallback", "init_args": {"on_train_start": "team.data.fields"}}
+    hooked = {"class_path": "LambdaCallback", "init_args": {"on_train_start": "builtins.print"}}
     Path("hooked.yaml").write_text(yaml.safe_dump(config | {"trainer": config["trainer"] | {"callbacks": [hooked]}}))
     for arguments in (function, ["--config", "hooked.yaml"]):
         seen = attempt(monkeypatch, capfd, *arguments)
