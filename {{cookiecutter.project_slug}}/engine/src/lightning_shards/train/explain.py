@@ -62,8 +62,8 @@ def explained(
             raise RunError(f"{sentence}. {how_to_go_on()}") from None
         if full := unwritten(error):
             raise RunError(f"{full}. {how_to_go_on()}") from None
-        if isinstance(error, Exception) and (sentence := _of_a_flag(error)):
-            raise RunError(f"{sentence}. {how_to_go_on()}") from None
+        if isinstance(error, Exception) and (found := _of_a_flag(error)):
+            raise RunError(f"{found}. {how_to_go_on()}") from None
         if isinstance(error, _BY_LIGHTNING) and _raised_by_lightning(error):
             refusal = f"trainer: {_first_sentences(error)}"
             raise (RunError(f"{refusal}. {how_to_go_on()}") if saved() else InputError(refusal)) from None
