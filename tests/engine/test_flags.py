@@ -14,8 +14,11 @@ import torch
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, Timer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning_shards.data.dataset import Dataset
+from lightning_shards.data.training_order import OrderRecipe
 from lightning_shards.train import flags
 from lightning_shards.train.flags import FLAGS
+from team.model import ImageModel
 
 from . import probe
 from .probe import STEPS, TEST, VAL, Seen, attempt
@@ -309,3 +312,33 @@ def test_the_documentation_has_the_table() -> None:
     text = Path(flags.__file__).resolve().parents[3].joinpath("docs/flags.md").read_text()
     for name, kind in FLAGS.items():
         assert f"| `{name}` | {kind.kind} | {kind.note} |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "sentence"),
+    [
+        ("detect_anomaly", lambda loss: loss + torch.sqrt(0 * loss), "returned nan values"),
+        ("deterministic", lambda loss: loss + torch.zeros(1).put_(torch.tensor([0]), torch.ones(1)).sum(), "put_"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_what_a_flag_finds_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any, name: str, step: Callable[[torch.Tensor], torch.Tensor], sentence: str
+) -> None:
+    original = ImageModel.training_step
+    monkeypatch.setattr(ImageModel, "training_step", lambda *given: step(original(*given)))
+    seen = attempt(monkeypatch, capfd, *BARE, f"--trainer.{name}", "true")
+    errors = [line for line in seen.err.splitlines() if line.startswith("error: ")]
+    assert seen.status == 1 and len(errors) == 1 and f"trainer.{name}" in errors[0] and sentence in errors[0], seen.err
+    assert seen.summary["status"] == "failed"
+
+
+def test_a_shortened_order_is_made_again_with_another_window(folder: Path) -> None:
+    """As on a machine with other memory, where a run goes on with the window that it began with."""
+    dataset = Dataset.open(folder / "bare")
+    for same in (False, True):
+        recipe = OrderRecipe(dataset, "train", {"bare": 1.0}, length=8, same=same)
+        one, other = recipe.make(), recipe.make(1)
+        assert len(one) == len(other) == 8 and other.settings["window_bytes"] == 1
+        assert (other.ids(0, 0, 8).tolist() == other.ids(1, 0, 8).tolist()) == same
+        assert ("overfit_batches" in other.settings) == same
