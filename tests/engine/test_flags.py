@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from lightning_shards.train import flags
 from lightning_shards.train.flags import FLAGS
 from team.model import ImageModel
 
-from . import probe
+from . import probe, starts
 from .probe import STEPS, TEST, VAL, Seen, attempt
+from .starts import Strike
+from .test_train import ledger
 
 BARE = ("--data.path", "bare")
 Check = Callable[[Seen], bool]
@@ -296,6 +300,26 @@ def test_a_shortened_training_goes_on(monkeypatch: pytest.MonkeyPatch, capfd: An
     assert refused.status == 2 and "overfit_batches" in refused.err
     refused = attempt(monkeypatch, capfd, *flag(fast_dev_run="true"), resume=True)
     assert refused.status == 2 and "leave out --resume" in refused.err
+
+
+@pytest.mark.parametrize("name", ["limit_train_batches", "overfit_batches"])
+def test_a_shortened_epoch_is_owed_to_a_resume_on_any_devices(folder: Path, name: str) -> None:
+    """Killed in the middle of one, begun on one rank and gone on with on two."""
+    context = starts.server()
+    begin = ["--config", "small.yaml", "--run", "cut", "--ledger", "true", *flag(max_epochs="3", **{name: "3"})]
+    begin += ["--model.backbone", "small_cnn", "--save_every_minutes", "0.00001"]
+    killed = starts.Forked(context, folder, begin, strikes=[Strike("batch", 6)])
+    assert starts.wait(killed, 900) == [-signal.SIGKILL]
+    again = ["--resume", "cut", "--data.micro_batch_size", "1"]
+    assert starts.wait(starts.Forked(context, folder, again, devices=2), 900) == [0, 0]
+    summary = json.loads(Path("runs/cut/summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["images_seen"]) == ("done", 9, 36)
+    steps = ledger("cut")
+    order = OrderRecipe(Dataset.open(folder / "data"), "train", {"data": 1.0}).make()
+    assert {place for place, ids in steps.items() if ids} == {(epoch, step) for epoch in range(3) for step in (0, 4, 8)}
+    for (epoch, position), ids in steps.items():
+        begun_in = 0 if name == "overfit_batches" else epoch
+        assert not ids or sorted(ids) == sorted(order.ids(begun_in, position, position + 4).tolist())
 
 
 def test_the_table_has_every_flag_and_every_flag_is_tried() -> None:

@@ -171,7 +171,9 @@ BAD = [
     (["--data.path", "nowhere"], "no packed dataset"),
     (["--data.batchsize", "3"], "data.batchsize is no setting"),
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
-    (["--trainer.limit_train_batches", "0"], "before it can be measured"),
+    (["--trainer.limit_train_batches", "0"], "leave something to train on"),
+    (["--trainer.max_time", "00:00:00:00"], "before it can be measured"),
+    (["--trainer.fast_dev_run", "true"], "nothing to forecast"),
     (["--prices", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     (["--prices", "negative.yaml"], "electricity is -1"),
 ]

@@ -86,6 +86,8 @@ class Bench(TrainingCLI):
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
+        if self.config.trainer.fast_dev_run:
+            raise InputError("trainer.fast_dev_run tries a training out and leaves nothing to forecast: set it false")
         self.prices = Prices.read(self.config.prices)
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
