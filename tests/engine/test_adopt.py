@@ -15,7 +15,7 @@ from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.remote import open_dataset
 from lightning_shards.data.sample_reader import SampleReader
 from lightning_shards.errors import InputError
-from lightning_shards.packing import adopt, survey
+from lightning_shards.packing import adopt, journal, survey
 from lightning_shards.packing.verify import verify
 from team import __main__ as commands
 
@@ -65,7 +65,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     root = tmp_path / "theirs"
     write_foreign(root)
     read: list[str] = []
-    look = survey._survey
+    look = survey.survey
 
     def breaks(tar: Path, *more: Any) -> survey.Found:
         read.append(tar.name)
@@ -73,7 +73,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         return look(tar, *more)
 
-    monkeypatch.setattr(survey, "_survey", breaks)
+    monkeypatch.setattr(journal, "survey", breaks)
     with pytest.raises(KeyboardInterrupt):
         adopt.adopt(str(root), None, {}, None, 1)
     assert not (root / "dataset.json").exists()
@@ -82,7 +82,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     adopt.adopt(str(root), None, {}, None, 1)
     assert read[first:] == ["part-0000.tar", "part-0003.tar", "part-0004.tar"]
     assert Dataset.open(root).samples("train") == 40
-    assert not (root / survey.JOURNAL).exists()
+    assert not (root / journal.JOURNAL).exists()
 
 
 def test_patterns_folders_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

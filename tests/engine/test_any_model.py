@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning_shards import cli as commands
+from lightning_shards.data import Dataset, Image
 from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError
 from lightning_shards.train import ShardModule, TrainingCLI, load_model
@@ -23,6 +25,7 @@ from lightning_shards.train.trained_model import best_model
 from team.model import ImageModel
 from torch import Tensor, nn
 
+from .conftest import write_dataset
 from .in_place import PROJECT
 
 SETTINGS: dict[str, Any] = {
@@ -214,6 +217,14 @@ def test_what_cannot_be_trained_is_one_sentence(folder: Path, model_class: Any, 
     with pytest.raises(InputError, match=sentence) as error:
         train(model_class)
     assert "\n" not in str(error.value) and not Path("runs").exists()
+
+
+def test_a_model_of_targets_is_refused_where_there_are_none(folder: Path) -> None:
+    images = replace(Dataset.open(write_dataset(Path("images"))), task="", targets=[])
+    replace(images, fields={"image": Image().describe()}).save()
+    with pytest.raises(InputError, match=r"images has no target, by which this model is trained, only image: "):
+        train(ImageModel, "--data.path", "images")
+    assert not Path("runs").exists()
 
 
 # -- what the model decides

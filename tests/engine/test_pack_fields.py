@@ -19,8 +19,8 @@ from lightning_shards.data import Dataset, Image, Mask, ShardLoader, dataset_fie
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.packing.adopt import adopt
 from lightning_shards.packing.field_columns import parse_fields
+from lightning_shards.packing.journal import JOURNAL
 from lightning_shards.packing.pack import pack
-from lightning_shards.packing.survey import JOURNAL
 from lightning_shards.packing.table_rows import TableColumns
 from lightning_shards.packing.verify import verify
 from team import __main__ as commands

@@ -21,8 +21,9 @@ from ..data.fields.resolve import usual_fields
 from ..errors import InputError
 from .field_columns import FieldColumn
 from .foreign_tars import find_tars, split_of_shard
+from .journal import Journal
 from .members import ALWAYS_SEEN, Forms, add_forms, describe, usual, width
-from .survey import UNREADABLE, Found, Journal, Members, kind_of
+from .survey import UNREADABLE, Found, Members, kind_of
 
 
 def adopt(

@@ -13,8 +13,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,40 +119,16 @@ def pack(
     if (work / "old").exists() and not dest.exists():
         (work / "old").rename(dest)  # killed between the two renames of `_publish`
     _check_places(source, dest, images, force)
-    made = [folder for folder in (work, *work.parents) if not folder.exists()]
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{dest} cannot be made ({error.strerror}): choose another place") from None
-    try:
-        with locked(work / "lock", stop=lambda: True):
-            started = time.monotonic()
-            listing, sizes, digest = _prepare(source, work, recipe)
-            with Pool(work, recipe.short_side, recipe.quality, workers) as pool:
-                tasks = pool.tasks(listing, sizes, recipe.shard_bytes)
-                _forget_other_plans(work, json.dumps([asdict(recipe), digest, tasks], default=str))
-                finished = pool.write(tasks, max_damaged_fraction, progress)
-            report = finish(work, listing, tasks, _settings(source, recipe, listing, sizes))
-            report["listed"] = unlimited(listing, {"val": recipe.val, "test": recipe.test})
-            _publish(work, dest)
-        shutil.rmtree(work)
-    except BlockingIOError:
-        raise InputError(f"another process is packing into {dest}: wait for it, or choose another name") from None
-    except InputError:
-        for folder in made:
-            shutil.rmtree(folder) if folder == work else folder.rmdir()
-        raise
-    except BrokenProcessPool:
-        what, remedy = (
-            "a worker process was killed (out of memory?)",
-            "run the same command with fewer --workers",
-        )
-        raise RunError(f"{what}; finished shards are kept: {remedy}") from None
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        what, remedy = f"{dest.parent}: {error.strerror}", "make room and run the same command again"
-        raise RunError(f"{what}; finished shards are kept: {remedy}") from None
+    with _working(work, dest):
+        started = time.monotonic()
+        listing, sizes, digest = _prepare(source, work, recipe)
+        with Pool(work, recipe.short_side, recipe.quality, workers) as pool:
+            tasks = pool.tasks(listing, sizes, recipe.shard_bytes)
+            _forget_other_plans(work, json.dumps([asdict(recipe), digest, tasks], default=str))
+            finished = pool.write(tasks, max_damaged_fraction, progress)
+        report = finish(work, listing, tasks, _settings(source, recipe, listing, sizes))
+        report["listed"] = unlimited(listing, {"val": recipe.val, "test": recipe.test})
+        _publish(work, dest)
     seconds = time.monotonic() - started
     packed_now = sum(sizes.values()) - finished
     return {
@@ -161,6 +138,37 @@ def pack(
         "images_per_second": round(packed_now / seconds),
         "packed_before": finished,
     }
+
+
+@contextmanager
+def _working(work: Path, dest: Path) -> Iterator[None]:
+    """The folder that is worked in, for this process alone: gone when all is done, and where nothing is to be written.
+
+    Of whatever else ends the work, what is finished stays there, and a person is told how to go on.
+    """
+    made = [folder for folder in (work, *work.parents) if not folder.exists()]
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{dest} cannot be made ({error.strerror}): choose another place") from None
+    kept = "finished shards are kept: "
+    try:
+        with locked(work / "lock", stop=lambda: True):
+            yield
+        shutil.rmtree(work)
+    except BlockingIOError:
+        raise InputError(f"another process is packing into {dest}: wait for it, or choose another name") from None
+    except InputError:
+        for folder in made:
+            shutil.rmtree(folder) if folder == work else folder.rmdir()
+        raise
+    except BrokenProcessPool:
+        what = "a worker process was killed (out of memory?)"
+        raise RunError(f"{what}; {kept}run the same command with fewer --workers") from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise RunError(f"{dest.parent}: {error.strerror}; {kept}make room and run the same command again") from None
 
 
 def _prepare(source: Path, work: Path, recipe: PackOptions) -> tuple[SourceTable, dict[str, int], str]:

@@ -1,14 +1,12 @@
-"""What is in a tar that others packed: one pass over it, and the journal of the passes that are done."""
+"""What is in a tar that others packed, by one pass over it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,20 +14,17 @@ import numpy as np
 
 from ..data.dataset import Shard
 from ..data.file_names import IMAGE_FIELDS
-from ..data.remote import Remote
 from ..data.shard_file import save_index
 from ..data.tar_index import ShardIndex
 from ..errors import InputError
 from .field_columns import LIKE_MASKS, FieldColumn
-from .members import ALWAYS_SEEN, MOST_FORMS, NOT_OF_THIS_KIND, TO_SEE, Forms, add_forms, describe, forms_of, width
+from .members import MOST_FORMS, NOT_OF_THIS_KIND, TO_SEE, Forms, add_forms, forms_of
 
 CODE = {"pkl", "pickle", "pyd", "pth", "pt"}  # extensions of what other readers would execute
 MOST_BYTES = 1 << 28  # of a member that is looked into
-JOURNAL = ".adopting.jsonl"
 UNREADABLE = "unreadable"
-_SHA256 = re.compile("[0-9a-f]{64}")
 _USABLE = re.compile(r"\w[\w.+-]*")  # of extensions: others are left alone
-_TASKS = {"class": "single_label", "labels": "multi_label", "numbers": "regression"}
+TASK_OF = {"class": "single_label", "labels": "multi_label", "numbers": "regression"}
 _SIMPLE_NAMES = {"txt": "text", "npy": "array"}
 _KINDS = {"cls": "class", "txt": "text", "npy": "array", "json": "json", **dict.fromkeys(IMAGE_FIELDS, "image")}
 
@@ -58,97 +53,12 @@ class Found:
     lacking: list[str]  # keys of samples without image, without a target where others have one, or with a damaged field
     fields: dict[str, Members]
 
-    @classmethod
-    def parse(cls, line: bytes) -> Found:
-        """Of the journal, which may be anybody's. Raises for what is none whatever that leads to."""
-        row = json.loads(line)
-        shard, fields = Shard(**row["shard"]), {name: Members(**about) for name, about in row["fields"].items()}
-        found = cls(**{**row, "shard": shard, "fields": fields})
-        right = found.task in (*_TASKS.values(), UNREADABLE, "")
-        numbers = [shard.samples, shard.bytes, found.mtime_ns, found.images, *(m.samples for m in fields.values())]
-        texts = [shard.name, shard.sha256, found.asked, found.task, *found.extensions, *found.lacking]
-        texts += [text for members in fields.values() for text in (members.kind, *members.names)]
-        lists = [found.extensions, found.lacking, *(members.names for members in fields.values())]
-        forms = [found.targets, *(members.forms for members in fields.values())]
-        right &= all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
-        right &= _SHA256.fullmatch(shard.sha256) is not None
-        right &= all({*m.names} & {*found.extensions} for m in fields.values() if m.samples)
-        right &= all(isinstance(text, str) for text in texts) and all(isinstance(one, list) for one in lists)
-        for count, first in (entry for part in forms for entry in part.values()):
-            right &= type(count) is int and isinstance(first, str)
-        needs = [(found.task in ("single_label", "regression"), found.targets)]
-        needs += [(bool(m.samples) and m.kind in ALWAYS_SEEN, m.forms) for m in fields.values()]
-        if not right or any(seen and not forms for seen, forms in needs):
-            raise ValueError("something in it is missing, or of another type")
-        width(found.targets)
-        for name, members in fields.items():
-            describe(name, members.kind, members.names, True, members.forms)
-        return found
 
+def survey(tar: Path, name: str, digest: str, mtime_ns: int, asked: Sequence[FieldColumn]) -> Found:
+    """Look into the shard `name`, which lies at `tar`; its sidecar is stored unless `mtime_ns` is 0.
 
-class Journal:
-    """The shards that earlier, interrupted passes have finished. What is torn or somebody else's is left out."""
-
-    def __init__(self, folder: Path, asked: Sequence[FieldColumn]) -> None:
-        self._path, self.asked, self._done = folder / JOURNAL, asked, dict[str, Found]()
-        if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
-            raise InputError(f"{self._path} is no plain file: remove it")
-        try:
-            lines = self._path.read_bytes().splitlines() if self._path.exists() else []
-            self._file: BinaryIO = self._path.open("ab")
-        except OSError as error:
-            raise InputError(f"{self._path} cannot be written ({error.strerror}): give another folder") from None
-        for line in lines:
-            try:
-                found = Found.parse(line)
-            except (*NOT_OF_THIS_KIND, AttributeError, InputError):
-                continue
-            if found.asked == str(tuple(asked)):
-                self._done[found.shard.name] = found
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def look(self, root: Path | str, folder: Path, name: str) -> Found:
-        """The pass over a shard, unless it was made before. Raises InputError for what is no shard."""
-        before = self._done.get(name)
-        if isinstance(root, str):
-            return before or _fetch_and_look(Remote(root), folder, name, self.asked)
-        tar = root / name
-        try:
-            stat = tar.stat()
-            if before and (before.shard.bytes, before.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-                return before
-            with tar.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise InputError(f"{tar} cannot be read ({error.strerror})") from None
-        return _survey(tar, name, digest, stat.st_mtime_ns, self.asked)
-
-    def add(self, found: Found) -> None:
-        if self._done.get(found.shard.name) is not found:
-            self._file.write(json.dumps(asdict(found)).encode() + b"\n")
-            self._file.flush()
-
-    def remove(self) -> None:
-        self._path.unlink()
-
-
-def _fetch_and_look(remote: Remote, folder: Path, name: str, asked: Sequence[FieldColumn]) -> Found:
-    """One pass over a remote tar, through a file that is gone afterwards."""
-    digest = hashlib.sha256()
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".adopting-", suffix=".tar") as file:
-        for piece in remote.pieces(name):
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        return _survey(Path(file.name), name, digest.hexdigest(), 0, asked)
-
-
-def _survey(tar: Path, name: str, digest: str, mtime_ns: int, asked: Sequence[FieldColumn]) -> Found:
+    Raises InputError for what is no shard.
+    """
     index = ShardIndex.build(tar)
     code = CODE.intersection(field.rpartition(".")[2] for field in index.fields)
     if code:
@@ -261,4 +171,4 @@ def _target(extension: str, data: bytes) -> tuple[str, list[str]]:
         if key is None:
             return "", []
         kind = "labels" if key == "labels" else "numbers"
-    return _TASKS[kind], forms_of(kind, data, key)
+    return TASK_OF[kind], forms_of(kind, data, key)

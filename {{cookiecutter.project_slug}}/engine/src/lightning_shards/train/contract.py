@@ -16,7 +16,7 @@ from .module import ShardModule
 
 HANDED_OVER = {  # constructor parameter -> attribute of the datamodule; a model has those that it wants
     "targets": "targets",
-    "task": "task",
+    "task": "model_task",
     "fields": "field_shapes",
 }
 

@@ -112,6 +112,16 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         return self.dataset.task
 
     @property
+    def model_task(self) -> str:
+        """The same for a model that takes it. Raises InputError where the samples have no target."""
+        if not self.task:
+            raise InputError(
+                f"{self.dataset.root} has no target, by which this model is trained, only"
+                f" {', '.join(self.sample_fields)}: give TrainingCLI a model for these"
+            )
+        return self.task
+
+    @property
     def targets(self) -> list[str]:
         """Class names, or the names of the numbers."""
         return list(self.dataset.targets)
