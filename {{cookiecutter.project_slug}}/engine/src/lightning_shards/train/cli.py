@@ -22,32 +22,24 @@ from ..cost.prices import Prices
 from ..errors import InputError
 from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
-from . import cluster, contract, flags, hardware, loggers, own_callbacks, resume_settings, summary
+from . import cluster, contract, flags, hardware, loggers, own_callbacks, resume_settings, summary, trainer_checks
 from .checkpoint_io import DurableCheckpointIO
 from .checkpoints import Checkpoints
 from .config_safety import check_config, check_functions
 from .cost_tracker import Budget, CostTracker
 from .datamodule import ShardDataModule
 from .dry_run import DryRun
-from .ema import WeightEMA
-from .eval_metrics import EvalPass
+from .engine_callbacks import engine_callbacks
 from .explain import explained, refused_by_a_class, refused_by_lightning, smaller_batch
-from .gallery import Gallery
-from .ledger import Ledger
 from .module import Compile, LearningRate, ShardModule
-from .nan_guard import NanGuard
-from .parser import Parser, plain
-from .progress import AnyBar, progress_bar
+from .parser import PRICES, Parser, add_settings, plain
 from .rank_watchdog import RankWatchdog
 from .run import Run
 from .run_name import choose, give_back
 from .settings import check, set_to_null, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
-from .trained_model import KeepSettings
 from .wandb_logger import Wandb
-
-PRICES = Path("prices.yaml")
 
 
 class TrainingCLI(LightningCLI):
@@ -114,28 +106,7 @@ class TrainingCLI(LightningCLI):
         self.config = plain(parser.parse_args(args))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for name, kind, default, text in (
-            ("run", str | None, None, "Name of the run's folder; null: the date and time."),
-            ("resume", str | None, None, "Go on with this run; `last` is the newest."),
-            ("ledger", bool, False, "Write down which samples each step was made of."),
-            ("save_every_minutes", float, 10.0, "Time between checkpoints within an epoch."),
-            ("keep_checkpoints", int, 2, "How many of the last checkpoints stay, beside the best one."),
-            ("patience", int | None, None, "End after so many epochs in which validation did not get better."),
-            ("ema_decay", float | None, None, "Evaluate a moving average of the weights: 0.999 is usual; null: off."),
-            ("max_hours", float | None, None, "Stop, with everything saved, after so long in all attempts."),
-            ("max_kwh", float | None, None, "The same by energy."),
-            ("max_cost", float | None, None, "The same by money, in the currency of the prices."),
-            ("prices", str, str(PRICES), "File of prices and watts, by which energy and money are counted."),
-        ):
-            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-        parser.add_class_arguments(loggers.LogSettings, "log")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        known = {action.dest for action in parser._actions}
-        if "model.image_size" in known:
-            parser.link_arguments("data.image_size", "model.image_size")
-        for name, source in contract.HANDED_OVER.items():
-            if f"model.{name}" in known:
-                parser.link_arguments(f"data.{source}", f"model.{name}", apply_on="instantiate")
+        add_settings(parser)
 
     def before_instantiate_classes(self) -> None:
         """Keep what was asked for, then decide what was left to the hardware."""
@@ -187,7 +158,7 @@ class TrainingCLI(LightningCLI):
                 f" data.global_batch_size to data.micro_batch_size x devices ({micro * self.trainer.world_size})"
             )
         self.trainer.accumulate_grad_batches = accumulation
-        flags.check_lengths(self.trainer, self.datamodule)
+        trainer_checks.check_lengths(self.trainer, self.datamodule)
         measured = bool(self.datamodule.dataset.splits.get("val")) and is_overridden("validation_step", self.model)
         own_callbacks.check_measured(self.trainer, self.config.patience, measured)
         hardware.tune(self.trainer.strategy, accumulation)
@@ -219,18 +190,22 @@ class TrainingCLI(LightningCLI):
         given = [*listed(own["callbacks"]), *self._callbacks]
         own_callbacks.check(given, folder, self.config.ema_decay)
         check_functions(self.asked, "trainer")
-        self.checkpoints = self._make_checkpoints(stop)  # set up before those of the user
-        flags.check_plugins(plugins)
+        c = self.config
+        self.checkpoints = Checkpoints(
+            *contract.goal(self.model), c.save_every_minutes, c.keep_checkpoints, c.patience, stop
+        )
+        engine = [*self.model_callbacks(), *engine_callbacks(c, given, self.meter, self._model_settings())]
+        trainer_checks.check_plugins(plugins)
         cluster.check_nodes(self.config.trainer.num_nodes)
         dry = self.config.trainer.fast_dev_run
         trainer = self.build_trainer(
             default_root_dir=str(folder),
             logger=loggers.build(self.config_init["log"], folder, False if dry else own["logger"], self._loggers),
-            callbacks=[self.checkpoints, *given, *self._engine_callbacks(own)],
-            plugins=[*plugins, *flags.clusters(plugins, cluster.cluster()), DurableCheckpointIO()],
+            callbacks=[self.checkpoints, *given, *engine],  # checkpoints: set up before those of the user
+            plugins=[*plugins, *trainer_checks.clusters(plugins, cluster.cluster()), DurableCheckpointIO()],
             fast_dev_run=dry,
         )
-        flags.keep_lengths(trainer)
+        trainer_checks.keep_lengths(trainer)
         loggers.keep_profile(trainer, folder)
         self.watch = RankWatchdog(self.run.fail)
         if checkpoint := self.run.last_checkpoint:
@@ -257,25 +232,6 @@ class TrainingCLI(LightningCLI):
         handed = {name: source for name, source in contract.HANDED_OVER.items() if f"model.{name}" in known}
         return self.asked.get("model", {}) | {name: getattr(self.datamodule, source) for name, source in handed.items()}
 
-    def _make_checkpoints(self, stop: StopRequest) -> Checkpoints:
-        c = self.config
-        goal = contract.goal(self.model)
-        return Checkpoints(*goal, c.save_every_minutes, c.keep_checkpoints, c.patience, stop)
-
-    def _engine_callbacks(self, own: Any) -> list[Callback]:
-        own_bar = any(isinstance(one, AnyBar) for one in (*listed(own["callbacks"]), *self._callbacks))
-        return [
-            *self.model_callbacks(),
-            self.meter,
-            *([progress_bar(self.meter)] if own["enable_progress_bar"] is not False and not own_bar else []),
-            NanGuard(),
-            *([WeightEMA(self.config.ema_decay)] if self.config.ema_decay else []),
-            EvalPass(),
-            Gallery(),
-            KeepSettings(self._model_settings()),
-            *([Ledger()] if self.config.ledger else []),
-        ]
-
     def build_trainer(self, **changes: Any) -> Trainer:
         """The trainer of the settings, with `changes`."""
         own = self._get(self.config_init, "trainer")
@@ -285,7 +241,7 @@ class TrainingCLI(LightningCLI):
             trainer = super().instantiate_trainer(
                 **{"precision": precision, **flags.for_trainer(self.config.trainer), **changes}
             )
-        flags.check_trainer(trainer)
+        trainer_checks.check_strategy(trainer)
         return trainer
 
     def start(self) -> None:

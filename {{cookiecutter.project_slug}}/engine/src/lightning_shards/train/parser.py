@@ -1,4 +1,4 @@
-"""How the command line speaks: a short help, and errors of one sentence."""
+"""The command line: the settings beside those of Trainer, model and data, a short help, and errors of one sentence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -15,7 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import LightningEnum
 
 from ..errors import InputError
+from . import contract, loggers
 
+PRICES = Path("prices.yaml")
 SHOWN_IN_HELP = [  # what most trainings touch, beside all that the model has; --help-all has the rest
     "config",
     "run",
@@ -56,6 +59,32 @@ _WORDS = {
     "list": "a list",
     "NoneType": "null",
 }
+
+
+def add_settings(parser: LightningArgumentParser) -> None:
+    """The settings that stand alone, `log`, and what the data and the model have in common."""
+    for name, kind, default, text in (
+        ("run", str | None, None, "Name of the run's folder; null: the date and time."),
+        ("resume", str | None, None, "Go on with this run; `last` is the newest."),
+        ("ledger", bool, False, "Write down which samples each step was made of."),
+        ("save_every_minutes", float, 10.0, "Time between checkpoints within an epoch."),
+        ("keep_checkpoints", int, 2, "How many of the last checkpoints stay, beside the best one."),
+        ("patience", int | None, None, "End after so many epochs in which validation did not get better."),
+        ("ema_decay", float | None, None, "Evaluate a moving average of the weights: 0.999 is usual; null: off."),
+        ("max_hours", float | None, None, "Stop, with everything saved, after so long in all attempts."),
+        ("max_kwh", float | None, None, "The same by energy."),
+        ("max_cost", float | None, None, "The same by money, in the currency of the prices."),
+        ("prices", str, str(PRICES), "File of prices and watts, by which energy and money are counted."),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    parser.add_class_arguments(loggers.LogSettings, "log")
+    parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+    known = {action.dest for action in parser._actions}
+    if "model.image_size" in known:
+        parser.link_arguments("data.image_size", "model.image_size")
+    for name, source in contract.HANDED_OVER.items():
+        if f"model.{name}" in known:
+            parser.link_arguments(f"data.{source}", f"model.{name}", apply_on="instantiate")
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,61 @@
+"""What shows only once plugins, a trainer and the number of devices are there: whether a run can be made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+
+from ..errors import InputError
+from .datamodule import ShardDataModule
+
+
+def keep_lengths(trainer: Trainer) -> None:
+    """Undo what `fast_dev_run` says of the training's length, in micro-batches: the order has it in global batches."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer.limit_train_batches = 1.0
+        trainer.fit_loop.epoch_loop.max_steps = -1
+
+
+def check_plugins(plugins: list[Any]) -> None:
+    """Raise InputError for a plugin that cannot stand beside the run's own."""
+    if io := next((one for one in plugins if isinstance(one, CheckpointIO)), None):
+        raise InputError(
+            f"trainer.plugins: {type(io).__name__} cannot be used, a run writes its checkpoints durably itself"
+        )
+
+
+def clusters(plugins: list[Any], ours: list[ClusterEnvironment]) -> list[ClusterEnvironment]:
+    """What is known of the cluster, unless the user says it."""
+    return [] if any(isinstance(one, ClusterEnvironment) for one in plugins) else ours
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Raise InputError for a strategy whose checkpoints fit no other number of devices."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
+        raise InputError(
+            f"trainer.strategy {type(strategy).__name__} cannot be used: a run's checkpoints are whole, for any number"
+            " of devices; take auto or ddp"
+        )
+    method = getattr(strategy, "_start_method", None)
+    if method not in (None, "popen"):
+        raise InputError(f"trainer.strategy ddp_{method} cannot be used: its processes hand nothing back; take ddp")
+
+
+def check_lengths(trainer: Trainer, data: ShardDataModule) -> None:
+    """Raise InputError where the flags leave nothing to measure on, or come to no validation."""
+    steps, interval = len(data.order) // data.global_batch_size, trainer.val_check_interval
+    if isinstance(interval, int) and interval > steps and trainer.check_val_every_n_epoch is not None:
+        raise InputError(f"trainer.val_check_interval {interval} is more than an epoch's {steps} optimizer steps")
+    for split, limit in (("val", trainer.limit_val_batches), ("test", trainer.limit_test_batches)):
+        if not isinstance(limit, float) or not limit or not data.dataset.splits.get(split):
+            continue
+        batches = len(data.held_out(split, 0, trainer.world_size))
+        if not int(batches * limit):
+            raise InputError(
+                f"trainer.limit_{split}_batches {limit:g} leaves none of the {batches} batches of {split}:"
+                " give a larger share, a number, or 0"
+            )
