@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_shards.data import Dataset, Image, Mask, ShardLoader, dataset_fields
+from lightning_shards.data.fields import from_description
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.packing.adopt import adopt
-from lightning_shards.packing.field_columns import parse_fields
+from lightning_shards.packing.field_columns import ColumnReader, FieldColumn, parse_fields
 from lightning_shards.packing.journal import JOURNAL
+from lightning_shards.packing.members import NOT_OF_THIS_KIND, TO_SEE, Forms, add_forms, describe, forms_of
+from lightning_shards.packing.options import KINDS
 from lightning_shards.packing.pack import pack
 from lightning_shards.packing.table_rows import TableColumns
 from lightning_shards.packing.verify import verify
@@ -141,7 +145,8 @@ def test_images_beside_masks(files: dict[str, bytes], splits: dict[str, int], fo
     assert {split: part["images"] for split, part in report["splits"].items()} == splits
     assert report["task"] == "" and report["ignored"] == 1
     fields = dataset_fields(Dataset.open(tmp_path / "d"))
-    assert list(fields.values()) == [Image(), Mask(4, names=("mask.png",))] and list(fields) == ["image", "mask"]
+    assert list(fields) == ["image", "mask"]
+    assert fields["image"] == Image() and fields["mask"] == Mask(4, names=("mask.png",))
     assert verify(tmp_path / "d", 1, lambda done, total: None)["damages"] == []
 
 
@@ -365,3 +370,31 @@ def test_names_that_are_no_utf8_are_named_or_left_alone(
     Path(source, "a.tar").rename(Path(source, "a\udcff.tar"))
     with pytest.raises(InputError, match="is no UTF-8"):
         adopt(source, tmp_path / "e", {}, None, 1)
+
+
+NPY = npy(np.zeros((2, 3), np.float128)) if hasattr(np, "float128") else npy(np.zeros((2, 3)))
+PIECES = [b"[", b"{", b"}", b"]", b'"boxes"', b'"labels"', b":", b",", b"1", b"-1", b"9" * 5000, b"1e400", b"NaN",
+          b"null", b'"x"', b" ", b"\0", b"\xff", NPY, NPY[:70], png(np.zeros((3, 3), np.uint8))]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from(KINDS), data=st.lists(st.sampled_from(PIECES) | st.binary(max_size=9), max_size=9))
+def test_any_bytes_of_any_kind_are_described_or_damage(kind: str, data: list[bytes]) -> None:
+    """The same looks into what `pack` stores and what `adopt` finds."""
+    forms: Forms = {}
+    with suppress(*NOT_OF_THIS_KIND):
+        add_forms(forms, forms_of(kind, b"".join(data)) if kind in TO_SEE else [], "a.tar: sample 'x'")
+    with suppress(InputError):
+        field = describe("x", kind, ["x.y"], True, forms)
+        assert from_description(json.loads(json.dumps(field.describe()))) == field
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from(KINDS), cells=st.lists(st.text(max_size=9) | st.lists(st.text(max_size=4)), max_size=4))
+def test_any_cells_of_any_kind_are_read_or_a_sentence(kind: str, cells: list[Any]) -> None:
+    reader = ColumnReader(FieldColumn("x", "y", kind), Path("/pictures"))
+    try:
+        texts = [reader.read("t.csv: row 1", cell) for cell in cells]
+        assert all(isinstance(text, str) for text in texts) and reader.about()["kind"] == kind
+    except InputError as error:
+        assert str(error)

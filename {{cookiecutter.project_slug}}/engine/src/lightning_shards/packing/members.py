@@ -116,7 +116,7 @@ def describe(name: str, kind: str, names: Sequence[str], required: bool, forms: 
 def _array(forms: Forms, settings: Mapping[str, Any]) -> Field:
     """Of the type that all have, else float32; of the shape that all have, else ragged."""
     types, shapes = zip(*(form.split(" ") for form in forms), strict=True) if forms else ((), ())
-    dtype = types[0] if len(set(types)) == 1 else "float32"
+    dtype = types[0] if len(set(types)) == 1 and types[0] not in ("float96", "float128") else "float32"
     shape = tuple(int(size) for size in shapes[0].split(",") if size) if len(set(shapes)) == 1 else None
     if shape is not None and math.prod(shape) > MOST_CLASSES:  # too much for memory that is shared
         shape = None
