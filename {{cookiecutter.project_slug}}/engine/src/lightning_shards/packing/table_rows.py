@@ -35,13 +35,14 @@ def table_rows(table: Path, task: str, columns: TableColumns, readers: Sequence[
     """A path, no target or one or more, and the fields of `readers` a row."""
     root, row, first, number = columns.images or table.parent, f"{table}: row ", 1 + bool(columns.split), 0
     wanted = [columns.path, *([columns.split] if columns.split else []), *columns.targets]
+    none: list[str] = []
     last, known, classes = len(wanted), dict[Cell, list[Any]](), task in ("single_label", "multi_label")
     rows = read_cells(table, [*wanted, *(reader.field.column for reader in readers)])
     while chunk := list(islice(rows, CHUNK)):
         plain = are_plain([cells[0] for cells in chunk])
         for cells in chunk:
             number += 1
-            path, split, fields = cells[0], -1, list[str]()
+            path, split, fields = cells[0], -1, none
             if not plain:
                 path = below(root, single(f"{row}{number}", path), f"{row}{number}")
             if columns.split:
