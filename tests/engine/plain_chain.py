@@ -27,7 +27,7 @@ class PlainChain(Chain):
         super().__init__(context, folder, seed, number)
         self.door, self.kind, self.state = door, kind, folder / plain.STATE
         self.ended = False  # a start has come to the training's end
-        self.largest = 0  # samples of a step, over all starts
+        self.step = self.largest = 0  # samples of a step: of the newest start, and the most of all starts
         pick = self.random.choice
         self.epochs = pick([1, 2, 3])
         which = self.random.randrange(len(SIZES))
@@ -46,7 +46,8 @@ class PlainChain(Chain):
         pick = self.random.choice
         ranks, batch, accumulation = pick([1, 1, 2, 3]), pick([1, 2, 3, 4]), pick([1, 1, 2])
         workers = pick([0, 1, 2, 3]) if self.door == "ShardSamples" else pick([1, 2, 3])
-        self.largest = max(self.largest, ranks * batch * accumulation)
+        self.step = ranks * batch * accumulation
+        self.largest = max(self.largest, self.step)
         self.story.append(f"{ranks}x{batch}x{accumulation}/{workers}")
         data = {**self.data, "batch_size": batch, "accumulation": accumulation}
         return [json.dumps({"door": self.door, "data": data, "epochs": self.epochs, "workers": workers})], ranks
@@ -81,17 +82,25 @@ class PlainChain(Chain):
     def _check_begin(self, before: tuple[int, int], rows: int) -> None:
         steps = self._load()["steps"]
         own = [step for step in steps if steps and step["attempt"] == steps[-1]["attempt"]]
+        if self._length() - before[1] < self.step:  # less than a step of this start waits for another epoch
+            before = before[0] + 1, 0
         if self._rows() != rows and (begin := (own[0]["epoch"], own[0]["position"])) != before:
             self.wrong.append(f"a start began at {begin}, the state stood at {before}")
+
+    def _length(self) -> int:
+        """Of an epoch."""
+        place = plain.open_source("ShardSamples", {**self.data, "batch_size": 1})._place
+        assert place is not None
+        return len(place.order)
 
     def _done(self) -> bool:
         return self.ended
 
     def _examine(self) -> None:
         """Each sample of each epoch once, in the order of positions, with the pixels of a training that was not cut."""
-        one = plain.open_source(self.door, {**self.data, "batch_size": 1})
+        one, steps = plain.open_source(self.door, {**self.data, "batch_size": 1}), self._load()["steps"]
         assert one._place is not None
-        order, steps = one._place.order, self._load()["steps"]
+        order = one._place.order
         made = [proofs.Step(s["epoch"], s["position"], tuple(s["ids"]), s["attempt"]) for s in steps]
         self.lost, self.repeated, self.wrong = proofs.check_ids(made, order, self.epochs, self.largest)
         seen: dict[int, list[tuple[int, int]]] = {}

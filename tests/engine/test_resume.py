@@ -63,6 +63,8 @@ class Trial:
             started.send(KILL)
         assert None not in statuses, "it hangs"
         assert not started.left_behind()
+        if 1 in statuses:  # shown where a test fails
+            print(*(f"{log}:\n{log.read_text()[-3000:]}" for log in self.folder.glob("output-*.log")), sep="\n")
         return statuses
 
     def finish(self, batch: int, devices: int = 1, accumulation: int = 1) -> None:

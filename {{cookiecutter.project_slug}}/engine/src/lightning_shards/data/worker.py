@@ -134,8 +134,11 @@ class DecodeWorker:
         try:
             answer = self._connection.recv()
         except (EOFError, OSError):
-            status = self._process.wait(GRACE)
-            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            try:
+                status = self._process.wait(GRACE)
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            except subprocess.TimeoutExpired:  # on a machine that is busy with others
+                how = f"has closed its end and not ended in {GRACE} seconds"
             raise RunError(f"the process that decodes images {how}; is there memory enough?") from None
         if isinstance(answer, BaseException):
             raise answer
