@@ -139,6 +139,14 @@ OBEYED: dict[str, tuple[list[str], dict[str, Check]]] = {  # what is tried in on
             "inference_mode": lambda s: s.probe.inference == {True},
         },
     ),
+    "of validation by the clock": (
+        [
+            *flag(val_check_interval="00:00:00:00"),
+            *["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
+            *["--trainer.callbacks.patience=9", "--trainer.callbacks+=ModelCheckpoint"],
+        ],
+        {"val_check_interval": lambda s: s.probe.validated == STEPS * [VAL]},
+    ),
     "of no validation": (
         flag(limit_val_batches="0", limit_train_batches="3"),
         {

@@ -95,7 +95,7 @@ def test_a_callback_of_functions_is_given_in_code(monkeypatch: pytest.MonkeyPatc
     assert not Path("runs/tried").exists()
 
 
-NEEDED = {  # what the parser asks for of those that are refused
+NEEDED: dict[str, dict[str, Any]] = {  # what the parser asks for of those that are refused
     "GradientAccumulationScheduler": {"scheduling": '{"0": 2}'},
     "ModelPruning": {"pruning_fn": "l1_unstructured"},
     "OnExceptionCheckpoint": {"dirpath": "here"},
@@ -123,6 +123,8 @@ def test_a_callback_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any, name
         (added("LearningRateMonitor", logging_interval="hour"), 2, "logging_interval"),
         (added("TQDMProgressBar"), 2, "enable_progress_bar=False"),
         ([*added("EMAWeightAveraging"), "--ema_decay", "0.9"], 2, "give one of them"),
+        ([*added("WeightAveraging"), *flag(precision="bf16-true")], 2, "kept in float32"),
+        (["--ema_decay", "0.9", *flag(precision="64-true")], 2, "kept in float32"),
         (added("ModelCheckpoint", dirpath="runs/tried/checkpoints"), 2, "keeps its own checkpoints"),
     ],
 )

@@ -159,6 +159,7 @@ class TrainingCLI(LightningCLI):
             )
         self.trainer.accumulate_grad_batches = accumulation
         trainer_checks.check_lengths(self.trainer, self.datamodule)
+        trainer_checks.check_averages(self.trainer)
         measured = bool(self.datamodule.dataset.splits.get("val")) and is_overridden("validation_step", self.model)
         own_callbacks.check_measured(self.trainer, self.config.patience, measured)
         hardware.tune(self.trainer.strategy, accumulation)

@@ -93,7 +93,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "val_check_interval": Flag(
         "obeyed",
-        "a share of the epoch, a number of optimizer steps, or a time",
+        "a share of the epoch, a number of optimizer steps, or on one device a time",
         lambda value: isinstance(value, (int, float)) and (value <= 0 or (isinstance(value, float) and value > 1)),
         "must be a share of the epoch up to 1.0, or a number of steps",
     ),

@@ -43,12 +43,17 @@ def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int, begun: b
     }
 
 
+def interval(trainer: L.Trainer) -> int | float | None:
+    """Steps or a share of the epoch between two validations; None where they come by the clock."""
+    return getattr(trainer, "val_check_interval", None)
+
+
 def validations(trainer: L.Trainer, steps: int, epochs: int) -> int:
     """How many validations `epochs` epochs of `steps` optimizer steps have; 0 where they come by the clock."""
-    interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
-    if not isinstance(interval, (int, float)) or not trainer.limit_val_batches:
+    given, every = interval(trainer), trainer.check_val_every_n_epoch
+    if given is None or not trainer.limit_val_batches:
         return 0
-    between = interval if isinstance(interval, int) else max(1, int(steps * interval))
+    between = given if isinstance(given, int) else max(1, int(steps * given))
     return steps * epochs // between if every is None else steps // between * (epochs // every)
 
 
@@ -61,11 +66,11 @@ def at_start(trainer: L.Trainer, validated: bool) -> None:
     A validation between two optimizer steps would measure weights that belong to no place, and its checkpoint would
     hold half of the gradients of a global batch.
     """
-    loop, interval = trainer.fit_loop.epoch_loop, trainer.val_check_interval
+    loop, given = trainer.fit_loop.epoch_loop, interval(trainer)
     accumulation = trainer.accumulate_grad_batches
     steps = int(trainer.num_training_batches) // accumulation
-    if isinstance(trainer.val_check_batch, int):  # not where validation is timed
-        every = interval if isinstance(interval, int) else max(1, int(steps * float(interval)))  # type: ignore[arg-type]
+    if isinstance(trainer.val_check_batch, int) and given is not None:  # not where validation is timed
+        every = given if isinstance(given, int) else max(1, int(steps * given))
         trainer.val_check_batch = every * accumulation
     assert trainer.fit_loop._data_fetcher is not None
     if trainer.fit_loop.restarting and loop._should_check_val_fx(trainer.fit_loop._data_fetcher):

@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
 
 from ..errors import InputError
+from .loop_state import interval
 
 REFUSED = {  # class, by its name in lightning.pytorch.callbacks -> why, and what to do
     "BackboneFinetuning": "it sets learning rates behind the schedule's back; freeze layers in the model, with"
@@ -91,7 +92,7 @@ def check_measured(trainer: L.Trainer, patience: int | None, measured: bool) -> 
             continue
         at_end = callback._check_on_train_epoch_end
         if at_end is None:  # as the callback itself will decide
-            at_end = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+            at_end = interval(trainer) == 1.0 and trainer.check_val_every_n_epoch == 1
         if not at_end or callback.monitor.startswith("val"):
             raise InputError(
                 f"EarlyStopping looks at {callback.monitor} after a validation, but {counts}; a metric of the training"

@@ -5,18 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from ..errors import InputError
+from . import loop_state
 from .datamodule import ShardDataModule
 
 
 def keep_lengths(trainer: Trainer) -> None:
-    """Undo what `fast_dev_run` says of the training's length, in micro-batches: the order has it in global batches."""
+    """Undo what `fast_dev_run` says of the training's length, in micro-batches: the order has it in global batches.
+
+    A time between validations leaves an attribute out that Lightning's own callbacks read.
+    """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.limit_train_batches = 1.0
         trainer.fit_loop.epoch_loop.max_steps = -1
+    trainer.val_check_interval = loop_state.interval(trainer)  # type: ignore[assignment]
 
 
 def check_plugins(plugins: list[Any]) -> None:
@@ -45,10 +51,24 @@ def check_strategy(trainer: Trainer) -> None:
         raise InputError(f"trainer.strategy ddp_{method} cannot be used: its processes hand nothing back; take ddp")
 
 
+def check_averages(trainer: Trainer) -> None:
+    """Raise InputError where weights are averaged that are not of float32: Lightning makes the average before it casts
+    the model, and in half a precision an average would stand still."""
+    averaged = any(isinstance(one, WeightAveraging) for one in trainer.callbacks)  # type: ignore[attr-defined]
+    if averaged and trainer.precision in ("64-true", "bf16-true", "16-true"):
+        raise InputError(
+            f"an average of the weights is kept in float32, which trainer.precision {trainer.precision} is not: take a"
+            " mixed precision or 32-true"
+        )
+
+
 def check_lengths(trainer: Trainer, data: ShardDataModule) -> None:
     """Raise InputError where the flags leave nothing to measure on, or come to no validation."""
-    steps, interval = len(data.order) // data.global_batch_size, trainer.val_check_interval
-    if isinstance(interval, int) and interval > steps and trainer.check_val_every_n_epoch is not None:
+    steps, interval = len(data.order) // data.global_batch_size, loop_state.interval(trainer)
+    if interval is None and trainer.world_size > 1:
+        raise InputError("trainer.val_check_interval cannot be a time with several ranks, whose clocks would not agree")
+    in_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
+    if isinstance(interval, int) and interval > steps and in_epoch:
         raise InputError(f"trainer.val_check_interval {interval} is more than an epoch's {steps} optimizer steps")
     for split, limit in (("val", trainer.limit_val_batches), ("test", trainer.limit_test_batches)):
         if not isinstance(limit, float) or not limit or not data.dataset.splits.get(split):
