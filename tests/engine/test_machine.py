@@ -6,6 +6,8 @@ import csv
 import errno
 import fcntl
 import os
+import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -202,6 +204,45 @@ def test_a_proxy_of_the_environment_is_asked(web: Web, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match="no such file"):  # the proxy's answer: it has no folder of this name
         open_dataset("http://shards.invalid/colours")
     assert any("shards.invalid" in path for path in web.gets)
+    monkeypatch.setenv("no_proxy", "shards.invalid")
+    web.gets.clear()
+    with pytest.raises((InputError, RunError), match=r"shards\.invalid"):  # there is no such host to go to without it
+        open_dataset("http://shards.invalid/other")
+    assert not web.gets
+
+
+def test_a_certificate_of_ones_own_is_trusted_where_ssl_cert_file_names_it(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl here to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    new = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    new += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(new, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    web.server.socket = context.wrap_socket(web.server.socket, server_side=True)
+    url = web.url.replace("http:", "https:")
+    with pytest.raises(InputError, match=r"certificate is not trusted .*SSL_CERT_FILE"):
+        open_dataset(url)
+    code = "import sys; from lightning_shards.data.remote import open_dataset; print(open_dataset(sys.argv[1]).task)"
+    environment = {**os.environ, "SSL_CERT_FILE": str(certificate)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, url], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "single_label\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("fault", ["short", "long", "endless"])

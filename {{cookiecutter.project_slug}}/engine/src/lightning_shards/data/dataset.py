@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import write_durably
+from .dataset_checks import check_content
 
 FORMAT = "lightning-shards/1"
 WITH_FIELDS = "lightning-shards/2"
@@ -98,10 +99,13 @@ class Dataset:
     def open(cls, root: Path | str) -> Dataset:
         """Read `dataset.json` in a folder. Raises InputError where it is missing, damaged or of another version."""
         try:
-            return cls.parse((Path(root) / "dataset.json").read_bytes(), Path(root))
+            text = (Path(root) / "dataset.json").read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             why = f"{root} is no packed dataset (no dataset.json): make it with `pack SOURCE {root}`"
             raise InputError(why) from None
+        except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+            raise InputError(f"{root}/dataset.json cannot be read ({error})") from None
+        return cls.parse(text, Path(root))
 
     @classmethod
     def parse(cls, text: bytes, root: Path | str) -> Dataset:
@@ -109,21 +113,20 @@ class Dataset:
         path = f"{root}/dataset.json"
         try:
             content = json.loads(text)
-            if content["format"] not in (FORMAT, WITH_FIELDS):
-                wrong = f"{path} has format {content['format']!r}, this version reads {WITH_FIELDS!r}: pack it again"
+            if isinstance(content, dict) and content.get("format") not in (FORMAT, WITH_FIELDS):
+                found = str(content.get("format"))[:80]
+                wrong = f"{path} has format {found!r}, this version reads {WITH_FIELDS!r}: pack it again"
                 raise InputError(wrong)
-            splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
-            if isinstance(root, Path) and (place := content.get("shards_at")):  # never out of a file from elsewhere
-                root = str(place) if "://" in place else Path(place)
-            fields = content["fields"] if content["format"] == WITH_FIELDS else {}
-            dataset = cls(root, content["task"], content["targets"], splits, content["packed"], fields)
-            described = all(isinstance(about, dict) for about in fields.values())
-            names = [Path(shard.name) for shards in splits.values() for shard in shards]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged ({error}): pack the dataset again") from None
-        known = dataset.task in TASKS or (dataset.task == "" and dataset.fields)
-        if not known or not described or any(name.is_absolute() or ".." in name.parts for name in names):
-            raise InputError(f"{path} is damaged: unknown task or field, or a shard outside the dataset's folder")
+            check_content(content)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is damaged ({str(error)[:300]}): pack the dataset again") from None
+        splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+        if isinstance(root, Path) and (place := content.get("shards_at")):  # never out of a file from elsewhere
+            root = place if "://" in place else Path(place)
+        fields = content.get("fields", {}) if content["format"] == WITH_FIELDS else {}
+        dataset = cls(root, content["task"], content["targets"], splits, content["packed"], fields)
+        if dataset.task not in TASKS and (dataset.task or not fields):
+            raise InputError(f"{path} is damaged: there is no task {dataset.task[:80]!r}")
         if dataset.fingerprint != content.get("fingerprint"):
             raise InputError(f"{path} was changed after packing: its fingerprint does not fit; pack the dataset again")
         return dataset

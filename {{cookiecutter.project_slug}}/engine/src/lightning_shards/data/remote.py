@@ -7,6 +7,7 @@ What waiting cannot mend (no such file, no access, no library for the protocol) 
 from __future__ import annotations
 
 import random
+import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -101,6 +102,10 @@ class Remote:
         status = getattr(cause, "status", None)  # fsspec says "not found" for every failure of an http server
         gone = status in (404, 410) if url.startswith("http") else isinstance(error, FileNotFoundError)
         denied = isinstance(error, PermissionError) or (isinstance(status, int) and 400 <= status < 500)
+        if why := _mistrust(error):
+            raise InputError(
+                f"{url} cannot be read: {why}; SSL_CERT_FILE names a file of certificates to trust"
+            ) from None
         if gone or isinstance(error, ImportError) or (denied and status not in (408, 425, 429)):
             why = "there is no such file" if gone else "access is denied" if denied else str(error)
             raise InputError(f"{url} cannot be read: {why}; check data.path and the store's credentials") from None
@@ -110,6 +115,16 @@ class Remote:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * random.uniform(0.5, 1.5)
         if self.stop.wait(pause):
             raise CancelledError
+
+
+def _mistrust(error: BaseException | None) -> str:
+    """What is wrong with the server's certificate; empty where that is not the trouble."""
+    while error is not None:
+        found = getattr(error, "certificate_error", error)  # aiohttp's
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({found.verify_message})"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _http_options() -> dict[str, Any]:

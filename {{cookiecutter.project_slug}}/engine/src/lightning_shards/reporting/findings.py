@@ -16,6 +16,7 @@ _GROUPS = {  # kind of example -> its heading, for classes and for numbers
 _PAIRS = 8  # confusions that are listed
 _ROWS = 1000  # of a table
 _CHARTED = 6  # numbers that get charts
+_SHOWN = 100  # images of a kind
 
 
 def of(run: RunFiles) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def of(run: RunFiles) -> dict[str, Any]:
         title = f"{'Test' if told['split'] == 'test' else 'Validation'} split, {told['images']:,} images"
         found = _numbers(told, names) if told["task"] == "regression" else _classes(told, names)
         return nothing | found | {"title": title, "groups": _groups(told, names)}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         run.missing.append(f"evaluation/ is damaged ({type(error).__name__}: {error}): what it found is not shown")
         return nothing
 
@@ -103,7 +104,7 @@ def _groups(told: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
         images = [
             {"url": example["image"], "place": f"{example['shard']}, sample {example['number']}"}
             | dict(zip(("said", "actual"), caption(example, names), strict=True))
-            for example in told["examples"].get(kind, [])
+            for example in told["examples"].get(kind, [])[:_SHOWN]
             if str(example["image"]).startswith("data:image/")
         ]
         if images:

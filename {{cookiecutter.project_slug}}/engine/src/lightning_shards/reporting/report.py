@@ -12,6 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..files import write_durably
 from ..runs.files import RunFiles, read
+from ..runs.values import is_count, is_number
+from ..terminal import plain_lines, printable
 from . import charts, findings, numbers
 
 _STATUS = {  # what a status means for whoever opens the report
@@ -22,12 +24,13 @@ _STATUS = {  # what a status means for whoever opens the report
     "unfinished": "The run goes on still, or was killed.",
 }
 _SKIPPED_SHOWN = 50
+_MOST_CHARTS = 50  # a metric more is in metrics.csv
 
 
 def write(folder: Path) -> Path:
     """Make the report of the run in `folder` from its files; there is the old one or the new one, never half of one."""
     path = folder / "report.html"
-    write_durably(path, render(read(folder)).encode())
+    write_durably(path, plain_lines(render(read(folder))).encode())
     return path
 
 
@@ -49,7 +52,7 @@ def render(run: RunFiles) -> str:
     found = findings.of(run)  # before `missing` is read: it may add to it
     return environment.get_template("report.html").render(
         run=run,
-        name=run.folder.name,
+        name=printable(run.folder.name),
         status=run.status,
         status_text=_STATUS.get(run.status, ""),
         resume=f"uv run train.py --resume {shlex.quote(run.folder.name)}"
@@ -84,7 +87,7 @@ def _headline(run: RunFiles) -> dict[str, str] | None:
     split, _, metric = name.partition("/")
     images = run.evaluation.get("images") if run.evaluation.get("split") == split else None
     note = f"best weights, {split} split" if split == "test" else "best validation so far"
-    if isinstance(images, int) and images > 0:
+    if is_count(images) and images:
         note += f" of {images:,} images"
         if metric == "accuracy" and 0 <= value <= 1:
             low, high = numbers.interval(value, images)
@@ -107,6 +110,7 @@ def _metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
 def _tiles(run: RunFiles) -> list[dict[str, str]]:
     told = run.summary
     expected = told["expected"].get("seconds") if isinstance(told.get("expected"), dict) else None
+    expected = expected if is_number(expected) else None
     rate, wait, epochs = (told.get(name) for name in ("images_per_second", "data_wait_fraction", "epochs"))
     tiles = [
         ("Images seen", numbers.count(told.get("images_seen")), f"{epochs:g} whole epochs" if epochs else ""),
@@ -129,7 +133,7 @@ def _learning(run: RunFiles) -> list[str]:
     last = max((points[-1][0] for points in curves.values() if points), default=0)
     names = ["loss", *(name[4:] for name in curves if name.startswith("val/") and name[4:] not in ("loss", "skipped"))]
     drawn = []
-    for name in names:
+    for name in names[:_MOST_CHARTS]:
         lines = {split: curves[f"{split}/{name}"] for split in ("train", "val") if curves.get(f"{split}/{name}")}
         test = metrics.get(f"test/{name}")
         text = "" if test is None else f"test {numbers.metric(name, test)}"
@@ -142,13 +146,15 @@ def _learning(run: RunFiles) -> list[str]:
     for name in curves:  # what a model logs by names of its own
         if curves[name] and name not in {*known, "epoch"} and not name.startswith(("speed/", "cost/", "test/")):
             drawn.append(charts.lines(name.replace("_", " "), {"": curves[name]}, name in numbers.SHARES))
+            if len(drawn) >= _MOST_CHARTS:
+                break
     return drawn
 
 
 def _speed(run: RunFiles) -> list[str]:
     """Charts of everything that was logged of speed. Energy and money grow by the step: their sums say it all."""
     drawn = []
-    for name, points in run.curves.items():
+    for name, points in list(run.curves.items())[:_MOST_CHARTS]:
         kind, _, short = name.partition("/")
         if kind == "speed" and points:
             title = {"data_wait_fraction": "Share of time waiting for data"}.get(short, short.replace("_", " "))

@@ -15,6 +15,8 @@ from rich.text import Text
 from ..errors import InputError
 from ..runs.files import HEADLINES, RunFiles, read
 from ..runs.folder import RUNS
+from ..runs.values import LONGEST_TEXT
+from ..terminal import printable
 from . import numbers
 
 _COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "budget": "yellow", "unfinished": "yellow"}
@@ -94,7 +96,7 @@ def render(table: list[dict[str, Any]]) -> str:
         metric = row["metric"]
         shown.add_row(
             (row["when"] or numbers.NOT_KNOWN)[:16].replace("T", " "),
-            Text(row["run"]),
+            Text(printable(row["run"])),
             Text(row["status"], style=_COLOURS.get(row["status"], "")),
             Text(
                 f"{numbers.metric(metric['name'], metric['value'])} {metric['name']}" if metric else numbers.NOT_KNOWN
@@ -104,9 +106,9 @@ def render(table: list[dict[str, Any]]) -> str:
             numbers.rate(row["images_per_second"]),
             numbers.energy(row["kwh"]),
             numbers.money(row["cost"], row["currency"]),
-            Text(" ".join(f"{short[name]}={value}" for name, value in row["settings"].items())),
+            Text(" ".join(f"{short[name]}={value}" for name, value in row["settings"].items())[:LONGEST_TEXT]),
         )
-    notes = [f"{row['run']}: {'; '.join(row['missing'])}" for row in table if row["missing"]]
+    notes = [f"{printable(row['run'])}: {'; '.join(row['missing'])}" for row in table if row["missing"]]
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, force_terminal=terminal)
     known = terminal or "COLUMNS" in os.environ

@@ -15,10 +15,10 @@ from typing import Any
 from ..entry import rank
 from ..errors import InputError
 from ..terminal import say
+from .values import is_count
 
 KEY = "lightning_shards"
 FORMAT = 1
-_TYPES = {"epoch": int, "position": int, "images_seen": int, "order": dict}
 
 
 def newest(folder: Path) -> Path | None:
@@ -26,7 +26,8 @@ def newest(folder: Path) -> Path | None:
 
     Says which are passed over. Raises InputError where there are some and none will do.
     """
-    found = sorted(folder.glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime_ns))
+    files = [path for path in folder.glob("*.ckpt") if path.is_file()]
+    found = sorted(files, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime_ns))
     passed: dict[int, str] = {}
     for path in reversed(found):
         if path.stat().st_ino in passed:
@@ -62,7 +63,8 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether a file that torch.save wrote, a zip archive, has all its parts and their checksums are right."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())  # no bomb
+            return stored and archive.testzip() is None
     except Exception:  # whatever a damaged header makes of it
         return False
 
@@ -80,6 +82,10 @@ def load(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
+def _counts(found: dict[str, Any]) -> bool:
+    return all(is_count(found.get(name)) for name in ("epoch", "position", "images_seen"))
+
+
 def state(checkpoint: Path) -> dict[str, Any]:
     """The place in the training at which `checkpoint` stands. Raises InputError where it has none."""
     return state_in(load(checkpoint), checkpoint)
@@ -89,11 +95,12 @@ def state_in(content: dict[str, Any], name: object) -> dict[str, Any]:
     """The same for the content of the file `name`."""
     found = content.get(KEY)
     anew = f"start a new run from its weights with --model.weights {name}"
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in _TYPES.items()):
+    states = all(isinstance(content.get(name), dict) for name in ("callbacks", "loops"))  # else Lightning skips them
+    if not states or not isinstance(found, dict) or not isinstance(found.get("order"), dict) or not _counts(found):
         raise InputError(
             f"{name} does not say where in the training it stands: it is of an earlier version or of another program;"
             f" {anew}"
         )
     if found.get("format") != FORMAT:
-        raise InputError(f"{name} has format {found.get('format')!r}, this version reads {FORMAT}: {anew}")
+        raise InputError(f"{name} has format {str(found.get('format'))[:80]!r}, this version reads {FORMAT}: {anew}")
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,28 +13,17 @@ from typing import Any
 
 from ..yaml_text import parse_yaml
 from .metrics import Curves, curves, read_table
+from .values import LONGEST_TEXT, flat, is_count, is_number, plain
 
 HEADLINES = {"accuracy": max, "average_precision": max, "mean_absolute_error": min}  # what the tasks are judged by
-_NUMBERS = (
-    "images_seen",
-    "steps",
-    "epochs",
-    "images_per_second",
-    "data_wait_fraction",
-    "seconds",
-    "kwh",
-    "cost",
-    "skipped",
-)
-_TYPES = dict.fromkeys(_NUMBERS, (int, float)) | {
-    "status": str,
-    "metrics": dict,
-    "devices": int,
-    "precision": str,
-    "hardware": str,
-    "resolved": dict,
-    "versions": dict,
+_NUMBERS = ("images_seen", "steps", "epochs", "images_per_second", "data_wait_fraction", "seconds", "kwh", "cost")
+_RULES: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys((*_NUMBERS, "skipped"), is_number),
+    **{name: lambda value: isinstance(value, str) for name in ("status", "precision", "hardware")},
+    **{name: lambda value: isinstance(value, dict) for name in ("metrics", "resolved", "versions")},
+    "devices": is_count,
 }
+_EXPECTED = [name for name in _RULES if name != "steps"]
 
 
 @dataclass
@@ -64,7 +54,9 @@ class RunFiles:
             return datetime.fromisoformat(str(self.summary["began"]))
         except (KeyError, ValueError):
             config = self.folder / "config.yaml"
-            return datetime.fromtimestamp(config.stat().st_mtime) if config.exists() else None
+            with suppress(OSError, ValueError, OverflowError):  # the file's time may be anything
+                return datetime.fromtimestamp(config.stat().st_mtime)
+            return None
 
     @property
     def status(self) -> str:
@@ -101,31 +93,29 @@ def read(folder: Path, images: bool = True) -> RunFiles:
     return run
 
 
-def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by their dotted names."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def skipped_samples(folder: Path) -> list[dict[str, Any]]:
     """The samples that were skipped, on all ranks and in all attempts; lines that a kill has torn are left out."""
     passes: set[tuple[Any, ...]] = set()
     samples: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path in sorted(folder.glob("skipped/rank-*.jsonl")):
-        for line in path.read_text(errors="replace").splitlines():
+        for line in _lines(path):
             try:
-                row = json.loads(line)
+                row = plain(json.loads(line))
                 place = row["shard"], row["key"]
-                seen = (row["epoch"], *place)
-            except (ValueError, KeyError, TypeError):
+                if (seen := (row["epoch"], *place)) in passes:
+                    continue
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
-            if seen not in passes:
-                passes.add(seen)
-                samples.setdefault(place, {"error": ""} | row | {"times": 0})["times"] += 1
+            passes.add(seen)
+            samples.setdefault(place, {"error": ""} | row | {"times": 0})["times"] += 1
     return list(samples.values())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").split("\n")
+    except OSError:
+        return []
 
 
 _WHY = {  # what it means that a file is not there
@@ -136,10 +126,10 @@ _WHY = {  # what it means that a file is not there
 }
 
 
-def _parsed(run: RunFiles, name: str, parse: Any, language: str) -> dict[str, Any]:
+def _parsed(run: RunFiles, name: str, parse: Any, language: str, longest: int = LONGEST_TEXT) -> dict[str, Any]:
     """A file of the run as a dictionary; empty, and named as missing, where it cannot be had."""
     try:
-        content = parse((run.folder / name).read_bytes())
+        content = plain(parse((run.folder / name).read_bytes()), longest)
     except FileNotFoundError:
         run.missing.append(f"{name} is not there: {_WHY[name]}")
     except OSError as error:
@@ -155,19 +145,21 @@ def _parsed(run: RunFiles, name: str, parse: Any, language: str) -> dict[str, An
 
 def _checked_summary(run: RunFiles, content: dict[str, Any]) -> dict[str, Any]:
     """Without values of a wrong type; keys that are not there are named."""
-    wrong = [name for name, kind in _TYPES.items() if content.get(name) is not None and not _is(content[name], kind)]
-    absent = [name for name in _TYPES if content and name not in content and name != "steps"]
+    wrong = [name for name, is_right in _RULES.items() if content.get(name) is not None and not is_right(content[name])]
+    absent = [name for name in _EXPECTED if content and name not in content]
     if wrong:
         run.missing.append(f"summary.json is damaged at {', '.join(wrong)}")
     if absent:
         run.missing.append(f"summary.json does not say {', '.join(absent)}: it is of another version of this project")
     kept = {name: value for name, value in content.items() if name not in wrong and value is not None}
     metrics = kept.get("metrics", {})
-    return kept | {"metrics": {str(name): value for name, value in metrics.items() if _is(value, (int, float))}}
+    return kept | {"metrics": _metrics(metrics)}
 
 
-def _is(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _metrics(found: Any) -> dict[str, float]:
+    """By name; infinite ones and NaN are a training's own."""
+    values = found.items() if isinstance(found, dict) else ()
+    return {plain(name): value for name, value in values if isinstance(value, float) or is_number(value)}
 
 
 def _curves(run: RunFiles) -> Curves:
@@ -186,19 +178,24 @@ def _evaluation(run: RunFiles) -> dict[str, Any]:
     found = []
     for split in ("val", "test"):
         if (run.folder / "evaluation" / f"{split}.json").exists():
-            told = _parsed(run, f"evaluation/{split}.json", json.loads, "JSON")
+            told = _parsed(run, f"evaluation/{split}.json", json.loads, "JSON", longest=1 << 20)  # pictures are texts
             if told.get("format") == 1:
                 found.append(told)
             elif told:
                 run.missing.append(f"evaluation/{split}.json is of another version of this project: it is not shown")
     if not found and not (run.folder / "evaluation").exists():
         run.missing.append(f"evaluation/ is not there: {_WHY['evaluation/']}")
-    return max(found, key=lambda told: (told.get("images_seen", 0), told.get("split") == "test"), default={})
+
+    def last(told: dict[str, Any]) -> tuple[float, bool]:
+        seen: Any = told.get("images_seen")
+        return float(seen) if is_number(seen) else 0.0, bool(told.get("split") == "test")
+
+    return max(found, key=last, default={})
 
 
 def earlier_metrics(folder: Path) -> dict[str, float]:
     """The metrics that an earlier attempt summed up; empty where there is no summary."""
     try:
-        return dict(json.loads((folder / "summary.json").read_bytes())["metrics"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _metrics(json.loads((folder / "summary.json").read_bytes())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

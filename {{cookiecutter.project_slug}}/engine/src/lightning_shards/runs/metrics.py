@@ -6,10 +6,10 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..terminal import printable
+from .values import plain
 
-LONGEST_LINE = 100_000  # characters; csv itself refuses cells of a little more
-MOST_COLUMNS = 1_000
+LONGEST_LINE = 1 << 20  # characters
+MOST_CURVES = 1_000
 LARGEST_STEP = 1 << 53
 LARGEST_VALUE = 1e300  # sums and axes of larger ones are infinite
 
@@ -23,12 +23,15 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """
     text = path.read_text(errors="replace").replace("\0", "").replace("\r", "")
     lines = [line for line in text[: text.rfind("\n") + 1].split("\n") if line and len(line) <= LONGEST_LINE]
-    columns = [printable(name) for name in _cells(lines[0])[:MOST_COLUMNS]] if lines else []
+    columns = [plain(name) for name in _cells(lines[0])] if lines else []
     return columns, [dict(zip(columns, _cells(line), strict=False)) for line in lines[1:]]
 
 
 def _cells(line: str) -> list[str]:
-    return next(csv.reader([line]), []) if '"' in line else line.split(",")
+    try:
+        return next(csv.reader([line]), []) if '"' in line else line.split(",")
+    except csv.Error:  # a cell without measure
+        return []
 
 
 def curves(rows: list[dict[str, str]]) -> Curves:
@@ -39,6 +42,8 @@ def curves(rows: list[dict[str, str]]) -> Curves:
             continue
         for name, cell in row.items():
             if not name or name == "step" or not cell:
+                continue
+            if name not in found and len(found) >= MOST_CURVES:
                 continue
             points = found.setdefault(name, [])
             while points and points[-1][0] >= step:

@@ -7,11 +7,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import textwrap
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from ..errors import InputError, RunError
 from ..files import fsync_folder, replacing
@@ -36,6 +39,21 @@ def unwritten(error: BaseException, path: object = None) -> Unwritten | None:
     if not isinstance(cause, OSError) or (path is None and cause.errno not in _NO_ROOM):
         return None
     return Unwritten(f"{path or cause.filename or 'a file'} could not be written ({cause.strerror or cause})")
+
+
+def unfit(error: BaseException) -> str:
+    """Why Lightning could not go on from a checkpoint that it had read; empty for an error that is of something else.
+
+    What a checkpoint holds beside the weights and the place (the state of optimizers, loops, callbacks) is taken over
+    by many hands, each of which stumbles in its own way over what somebody else has put there.
+    """
+    if isinstance(error, (InputError, RunError, KeyboardInterrupt, SystemExit)) or unwritten(error):
+        return ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        of = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if of[0] == checkpoint_connector.__name__ and of[1].startswith(("restore", "resume", "_restore")):
+            return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    return ""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 
 from ..errors import InputError
 from ..runs.checkpoints import FORMAT, KEY, state_in
+from ..runs.values import is_count
 from ..terminal import say
 from . import ema, loop_state, own_callbacks, resume_settings
 from .checkpoint_io import add_name
@@ -72,6 +73,8 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self._validated, self.waited = (state_dict[name] for name in ("best", "validated", "waited"))
+        if not isinstance(self.best, float | None) or not is_count(self.waited):
+            raise ValueError(f"best is {self.best!r}, waited {self.waited!r}")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         _data(trainer)

@@ -15,6 +15,7 @@ from ..cost.energy import EnergyMeter
 from ..cost.prices import Prices
 from ..cost.usage import JOULES_PER_KWH, Usage
 from ..errors import InputError
+from ..runs.values import is_number
 from . import hardware
 
 CHECK_EVERY = 1.0  # seconds between looks at the budget: some counters take a millisecond to read
@@ -121,8 +122,11 @@ class CostTracker:
         return {"seconds": seconds, "joules": joules, "cost": cost, "expected": expected}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._earlier = state["seconds"], state.get("joules"), state.get("cost")
-        self.expected = Usage(**state["expected"]) if state.get("expected") else None
+        counted, expected = (state["seconds"], state.get("joules"), state.get("cost")), state.get("expected")
+        of_both = [*counted, *(expected[name] for name in ("seconds", "kwh", "cost") if expected)]
+        if not all(value is None or is_number(value) for value in of_both) or counted[0] is None:
+            raise ValueError(f"spending is {state}")
+        self._earlier, self.expected = counted, Usage(**expected) if expected else None
 
     def _amount(self, seconds: float, joules: float | None, cost: float | None) -> Usage:
         kwh = None if joules is None else joules / JOULES_PER_KWH

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.spike import TrainingSpikeException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..errors import InputError, RunError
-from .checkpoint_io import unwritten
+from .checkpoint_io import unfit, unwritten
 from .datamodule import ShardDataModule
 from .parser import shorten
 from .rank_watchdog import RankWatchdog
@@ -60,6 +60,9 @@ def explained(
             raise RunError(smaller_batch()) from None
         if isinstance(error, RuntimeError) and (sentence := watch.explain(error)):
             raise RunError(f"{sentence}. {how_to_go_on()}") from None
+        if why := unfit(error):
+            anew = "start a new run from its weights with --model.weights CHECKPOINT"
+            raise InputError(f"the run cannot go on from what its last checkpoint holds ({why}): {anew}") from None
         if full := unwritten(error):
             raise RunError(f"{full}. {how_to_go_on()}") from None
         if isinstance(error, Exception) and (found := _of_a_flag(error)):

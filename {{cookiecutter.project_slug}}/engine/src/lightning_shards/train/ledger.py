@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import lightning as L
 
 from ..files import append_to
+from ..runs.values import is_count
 from .checkpoint_io import Unwritten
 
 
@@ -28,7 +31,8 @@ class Ledger(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.default_root_dir) / "ledger"
-        before = max((row["attempt"] for path in folder.glob("rank-*.jsonl") for row in read(path)), default=0)
+        attempts: Iterator[Any] = (row.get("attempt") for path in folder.glob("rank-*.jsonl") for row in read(path))
+        before = max((int(attempt) for attempt in attempts if is_count(attempt)), default=0)
         self._attempt = trainer.strategy.broadcast(before, src=0) + 1
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank-{trainer.global_rank}.jsonl"
@@ -71,11 +75,10 @@ class Ledger(L.Callback):
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ledger file; lines that a kill has torn are left out."""
+    """The lines of a ledger file; those that a kill has torn, and what is no line of one, are left out."""
     rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in path.read_text(errors="replace").split("\n"):
+        with suppress(ValueError, RecursionError):
+            if isinstance(row := json.loads(line), dict):
+                rows.append(row)
     return rows

@@ -90,6 +90,9 @@ class PlaceInOrder:
             self.order = order
             self._check_cache()
             self._add_note(memory_note(order, self.dataset, "train"))
+        whole = self.order.whole if isinstance(self.order, Shortened) else self.order
+        if state["position"] > len(whole):
+            raise InputError(f"the checkpoint stands at image {state['position']} of an epoch of {len(whole)}")
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Go on at a saved place. Raises InputError where the dataset or the order is another."""

@@ -28,10 +28,10 @@ def note_start(folder: Path, checkpoint: Path | None) -> None:
     epoch, position = _place(checkpoint)
     in_vain = 0
     for row in reversed(read(path) if path.exists() else []):
-        if [row["epoch"], row["position"]] != [epoch, position]:
+        if [row.get("epoch"), row.get("position")] != [epoch, position]:
             break
         in_vain += 1
-        if not row["requeued"]:
+        if not row.get("requeued"):
             break
     if requeued() and in_vain >= IN_VAIN:
         raise RunError(

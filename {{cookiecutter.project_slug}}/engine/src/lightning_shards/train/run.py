@@ -23,7 +23,8 @@ from ..entry import rank
 from ..errors import InputError
 from ..files import write_durably
 from ..runs.checkpoints import is_whole, newest
-from ..runs.files import flat, skipped_samples
+from ..runs.files import skipped_samples
+from ..runs.values import flat
 from ..terminal import printable, say
 from ..yaml_text import parse_yaml
 from . import wandb_logger

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cost.usage import Usage
+from ..runs.values import is_number
 from ..terminal import say
 from . import loop_state
 from .cost_tracker import CostTracker
@@ -58,7 +59,10 @@ class Throughput(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.spending.load_state_dict(state_dict["spending"])
-        self._totals, self._before = dict(state_dict["totals"]), dict(state_dict["totals"])
+        totals = {name: state_dict["totals"][name] for name in self._totals}
+        if not all(map(is_number, totals.values())):
+            raise ValueError(f"totals are {totals}")
+        self._totals, self._before = totals, dict(totals)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.spending.start()

@@ -11,11 +11,14 @@ import lightning as L
 import numpy as np
 from jsonargparse import ArgumentParser
 
+from ..data.checks import check_settings
 from ..errors import InputError
 from ..runs.checkpoints import load
 from ..runs.folder import find
+from ..runs.values import is_count
 from .config_safety import check_names, read_settings
 from .datamodule import ShardDataModule
+from .parser import shorten
 from .run import Run
 
 SETTINGS = "model_settings"  # key of a checkpoint
@@ -66,10 +69,39 @@ def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any,
         if not isinstance(config.get(section), dict):
             raise InputError(f"{folder / 'config.yaml'} has no settings of {section}: it is of another program")
     config["data"] = {p.name: p.default for p in known if p.default is not p.empty} | config["data"]
+    config["data"] = _checked_data(config["data"], folder / "config.yaml")
+    config["trainer"] = {"accelerator": "auto"} | config["trainer"]
     config["trained_on"] = {
         name: saved.get(name, (saved.get("hyper_parameters") or {}).get(name)) for name in ("task", "targets", "fields")
     }
+    _check_trained_on(config["trained_on"], checkpoint)
+    config["trained_on"]["targets"] = list(config["trained_on"]["targets"] or [])
     return model, config
+
+
+def _checked_data(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of `data` of a run's config. Raises InputError where the datamodule would not take them."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ShardDataModule, "data")
+    try:
+        checked: dict[str, Any] = parser.parse_object({"data": settings}).data.as_dict()
+    except Exception as error:  # the parser's, and what a value makes of it
+        raise InputError(f"{path}: {shorten(str(error))}") from None
+    check_settings(checked, "data.")
+    return checked
+
+
+def _check_trained_on(known: dict[str, Any], checkpoint: Path) -> None:
+    """Raise InputError where a checkpoint says of its dataset what cannot be."""
+    task, targets, fields = (known[name] for name in ("task", "targets", "fields"))
+    texts = isinstance(targets, list | tuple) and all(isinstance(name, str) for name in targets)
+    if not isinstance(task, str | None) or not (targets is None or texts):
+        raise InputError(f"{checkpoint} does not say which targets it was trained for")
+    rows = fields.values() if isinstance(fields, dict) else [] if fields is None else [None]
+    for row in rows:
+        shape = row[0] if isinstance(row, list | tuple) and len(row) == 2 and isinstance(row[1], str) else 0
+        if not (shape is None or (isinstance(shape, list | tuple) and all(map(is_count, shape)))):
+            raise InputError(f"{checkpoint} does not say which fields it was trained on")
 
 
 def _restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkpoint: Path) -> L.LightningModule:
