@@ -76,16 +76,24 @@ def open_files() -> int:
 
 def cache_folder() -> Path:
     """Slurm's folder for the job on this node, else the user's cache; of a user without a home the temporary folder."""
-    own = Path(tempfile.gettempdir()) / f"lightning-shards-{os.getuid()}"
     local = os.environ.get("TMPDIR") if "SLURM_JOB_ID" in os.environ else None
     if place := local or os.environ.get("XDG_CACHE_HOME"):
         return Path(place) / "lightning-shards"
     try:
         home = Path.home()  # RuntimeError for a user id without an entry in the password file
     except RuntimeError:
-        return own
+        return _own_folder()
     parent = next(path for path in (home / ".cache", home, *home.parents) if path.exists())
-    return home / ".cache" / "lightning-shards" if os.access(parent, os.W_OK) else own
+    return home / ".cache" / "lightning-shards" if os.access(parent, os.W_OK) else _own_folder()
+
+
+def _own_folder() -> Path:
+    """Of this user among the temporary files; whether it can be written is seen when something is."""
+    try:
+        place = tempfile.gettempdir()
+    except OSError:  # no folder for temporary files can be written
+        place = "/tmp"
+    return Path(place) / f"lightning-shards-{os.getuid()}"
 
 
 def lock(descriptor: int, shared: bool = False, wait: bool = True) -> bool | None:
