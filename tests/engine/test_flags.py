@@ -174,8 +174,8 @@ OBEYED: dict[str, tuple[list[str], dict[str, Check]]] = {  # what is tried in on
             ),
         },
     ),
-    "of a share of the batches": (
-        [*BARE, *flag(overfit_batches="0.5", max_epochs="2")],
+    "of batches by a number with a point": (
+        [*BARE, *flag(overfit_batches="2.0", max_epochs="2")],
         {"overfit_batches": lambda s: s.epochs[0] == s.epochs[1] and len(s.epochs[0]) == 2},
     ),
     "of a dry run": (
@@ -232,6 +232,10 @@ REFUSED: list[tuple[str, str, str]] = [
     ("fast_dev_run", "-1", "fast_dev_run"),
     ("max_epochs", "0", "at least 1"),
     ("max_epochs", "-1", "at least 1"),
+    ("min_epochs", "-1", "at least 0"),
+    ("min_steps", "-1", "at least 0"),
+    ("limit_train_batches", ".nan", "share"),
+    ("gradient_clip_val", ".nan", "at least 0"),
     ("min_epochs", "3", "more than trainer.max_epochs"),
     ("max_steps", "5", "use trainer.max_epochs"),
     ("max_time", "soon", "DD:HH:MM:SS"),

@@ -50,7 +50,11 @@ def refused(note: str, wrong: Callable[[Any], bool] = _given) -> Flag:
 
 def _no_share(value: Any) -> bool:
     """Neither null, nor a share 0.0..1.0, nor a whole number of batches."""
-    return isinstance(value, (int, float)) and (value < 0 or (value > 1 and value % 1 != 0))
+    return isinstance(value, (int, float)) and not (0 <= value <= 1 or (value > 1 and value % 1 == 0))
+
+
+def _below_0(value: Any) -> bool:
+    return not (value or 0) >= 0  # nan, too
 
 
 _SHARE = "must be a share from 0.0 to 1.0, or a number of batches"
@@ -66,7 +70,7 @@ FLAGS: dict[str, Flag] = {
     "fast_dev_run": Flag(
         "obeyed",
         "so many global batches of training, and batches of val and test; nothing is kept",
-        lambda value: value < 0,
+        _below_0,
         "must be at least 0",
     ),
     "max_epochs": Flag(
@@ -75,9 +79,14 @@ FLAGS: dict[str, Flag] = {
         lambda value: not value or value < 1,
         "must be at least 1: the learning rate is computed from it",
     ),
-    "min_epochs": Flag("obeyed", "before which nothing ends the training early; at most `trainer.max_epochs`"),
+    "min_epochs": Flag(
+        "obeyed",
+        "before which nothing ends the training early; at most `trainer.max_epochs`",
+        _below_0,
+        "must be at least 0",
+    ),
     "max_steps": refused("use trainer.max_epochs, a resume counts in epochs", lambda value: value != -1),
-    "min_steps": Flag("obeyed", "as `trainer.min_epochs`, in optimizer steps"),
+    "min_steps": Flag("obeyed", "as `trainer.min_epochs`, in optimizer steps", _below_0, "must be at least 0"),
     "max_time": Flag("obeyed", "a budget: everything is saved and a resume goes on; `max_hours` counts all attempts"),
     "limit_train_batches": Flag(
         "obeyed",
@@ -106,9 +115,7 @@ FLAGS: dict[str, Flag] = {
     "num_sanity_val_steps": Flag(
         "obeyed", "0 where it is not set", lambda value: (value or 0) < -1, "must be at least -1"
     ),
-    "log_every_n_steps": Flag(
-        "obeyed", "0: no metrics of the training", lambda value: (value or 0) < 0, "must be at least 0"
-    ),
+    "log_every_n_steps": Flag("obeyed", "0: no metrics of the training", _below_0, "must be at least 0"),
     "enable_checkpointing": refused(
         "a run goes on from its checkpoints; keep_checkpoints says how many stay", lambda value: value is False
     ),
@@ -120,7 +127,7 @@ FLAGS: dict[str, Flag] = {
         lambda value: value != 1,
         "cannot be set: use data.micro_batch_size",
     ),
-    "gradient_clip_val": Flag("obeyed", "", lambda value: (value or 0) < 0, "must be at least 0"),
+    "gradient_clip_val": Flag("obeyed", "", _below_0, "must be at least 0"),
     "gradient_clip_algorithm": Flag("obeyed", "beside `trainer.gradient_clip_val`"),
     "deterministic": Flag("obeyed"),
     "benchmark": Flag("obeyed", "true where neither it nor `trainer.deterministic` is set"),
@@ -141,7 +148,7 @@ FLAGS: dict[str, Flag] = {
     "barebones": refused("it has neither metrics nor checkpoints; forecast measures the bare speed"),
     "plugins": Flag("obeyed", "added to the run's own; none that writes checkpoints"),
     "sync_batchnorm": Flag("obeyed", "on NVIDIA GPUs only"),
-    "reload_dataloaders_every_n_epochs": Flag("obeyed", "", lambda value: value < 0, "must be at least 0"),
+    "reload_dataloaders_every_n_epochs": Flag("obeyed", "", _below_0, "must be at least 0"),
     "default_root_dir": refused("a run's files lie in runs/<run>/; name it with --run"),
     "enable_autolog_hparams": Flag("obeyed"),
     "model_registry": refused("checkpoints stay in the run's folder, and nothing is uploaded"),

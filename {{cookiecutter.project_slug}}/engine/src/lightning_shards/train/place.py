@@ -41,7 +41,8 @@ class PlaceInOrder:
         """
         samples = len(self.order)
         whole = samples // self.global_batch_size
-        steps = int(whole * batches) if isinstance(batches, float) else min(whole, batches)
+        share = isinstance(batches, float) and batches <= 1  # 2.0 is a number, as Lightning has it
+        steps = int(whole * batches) if share else min(whole, int(batches))
         if not steps:
             raise InputError(f"{flag} {batches:g} leaves none of an epoch's {whole} global batches: make it larger")
         if steps == whole and not same:
