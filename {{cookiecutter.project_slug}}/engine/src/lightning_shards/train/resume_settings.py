@@ -20,6 +20,7 @@ FIXED = (  # the order, which says what a place in the training means: the datam
     "data.window_bytes",
     "data.mixture",
     "data.balance",
+    "trainer.overfit_batches",
 )  # all other settings take effect
 
 _OF_SCHEDULERS = {"lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
