@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from lightning_shards.train.evaluate import batch_size, check_targets
 from lightning_shards.train.metrics_file import MetricsFile
 from lightning_shards.train.restart_guard import note_start
 from lightning_shards.train.trained_model import best_model
+from team import __main__ as commands
 from team.model import ImageModel
 
 from .conftest import NAMES, write_dataset
@@ -276,3 +278,28 @@ def test_a_checkpoint_with_other_contents_is_not_gone_on_from(
             err,
         )
         assert Path("runs/first/summary.json").read_bytes() == kept, what
+
+
+def test_names_of_runs_and_settings_reach_a_terminal_without_codes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", f"b{CODES[:-2].replace('/', '')}"):
+        folder = tmp_path / "runs" / name.replace("\0", "")
+        folder.mkdir(parents=True)
+        put(folder, "config.yaml", {"model": {CODES: name, "backbone": CODES}, "trainer": {}})
+        put(folder, "summary.json", {"status": CODES, "error": CODES, "metrics": {f"test/{CODES}": 0.5}})
+    for arguments, status in (
+        (["runs"], 0),
+        (["runs", "--sort", CODES], 2),
+        (["report", "first"], 0),
+        (["report", CODES], 2),
+        (["evaluate", "first"], 2),
+        ([CODES], 2),
+    ):
+        monkeypatch.setattr(sys, "argv", ["python -m team", *arguments])
+        with pytest.raises(SystemExit) as end:
+            sys.exit(commands.main())
+        printed, err = capsys.readouterr()
+        assert (end.value.code or 0) == status, (arguments, err)
+        assert all(map(is_plain, [*printed.split("\n"), *err.split("\n")])), (arguments, printed, err)

@@ -34,7 +34,7 @@ FIRST = "train/000000.tar"
 WANTED = (("png",), ("cls",))
 # What a Mac, a container without a user and a cluster's file system lack, taken away in each process of a command.
 BARE = """
-import errno, fcntl, os, pwd, resource
+import builtins, errno, fcntl, io, multiprocessing, os, pwd, resource
 for name in ("sched_getaffinity", "memfd_create", "preadv", "RWF_NOWAIT", "posix_fadvise"):
     if hasattr(os, name):
         delattr(os, name)
@@ -48,6 +48,15 @@ def sysconf(name, real=os.sysconf):
     return real(name)
 fcntl.flock, pwd.getpwuid, os.sysconf = refused, nobody, sysconf
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+multiprocessing.set_start_method("spawn", force=True)
+def hidden(real):
+    def function(path, *arguments, **keywords):
+        if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(("/proc/", "/sys/")):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return real(path, *arguments, **keywords)
+    return function
+builtins.open = io.open = hidden(io.open)
+os.open, os.listdir, os.scandir = hidden(os.open), hidden(os.listdir), hidden(os.scandir)
 """
 
 
