@@ -60,7 +60,8 @@ def make_photos(folder: Path, count: int) -> None:
 
 
 def _short_side(data: bytes) -> tuple[str, bytes]:
-    return encode(data, 256, QUALITY)
+    stored = encode(data, 256, QUALITY)
+    return stored.kind, stored.data
 
 
 def _long_side(data: bytes) -> tuple[str, bytes]:

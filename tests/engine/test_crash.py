@@ -60,7 +60,7 @@ def rank_zero(folder: Path, arguments: list[str], trouble: str) -> None:
     os.environ["TROUBLE"] = trouble
     sys.modules["__main__"].__spec__ = None  # a script, from which the launcher starts the other rank
     arm()
-    starts._rank(folder, folder / "output-0.log", arguments, {}, ())
+    starts._rank(starts.train_py, folder, folder / "output-0.log", arguments, {}, ())
 
 
 def members(session: int) -> list[str]:

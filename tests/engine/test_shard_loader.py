@@ -173,15 +173,15 @@ def test_a_state_keeps_its_window_on_a_machine_with_less_memory(
             with pytest.raises(InputError, match="window_bytes"):
                 ShardSamples(dataset, 8, window_bytes=1 << 16, **settings).load_state_dict(state)  # type: ignore[arg-type]
     loader = ShardLoader(dataset, 8, crop=CROP)
-    whole = ids(loader)
+    all_ids = ids(loader)
     with monkeypatch.context() as change:
         change.setattr(order, "memory_bytes", lambda: 1 << 18)
         other = ShardLoader(dataset, 8, crop=CROP)
         other.load_state_dict({**loader.state_dict(), "epoch": 0, "position": 24})
-        assert ids(other) == whole[24:]
+        assert ids(other) == all_ids[24:]
         data = ShardDataModule(str(dataset), global_batch_size=8, image_size=16)
         data.load_checkpoint_state({**loader.state_dict(), "epoch": 0, "position": 24, "images_seen": 24})
-        assert data.order.ids(0, 0, 96).tolist() == whole and "memory" in (data.note or "")
+        assert data.order.ids(0, 0, 96).tolist() == all_ids and "memory" in (data.note or "")
 
 
 def keys(samples: ShardSamples) -> list[str]:
