@@ -103,8 +103,8 @@ def _adopt(arguments: argparse.Namespace) -> None:
         return
     task = f"{report['task']}, {report['targets']} targets" if report["task"] else "no targets"
     show(f"{report['dataset']}: {task}{described(report['described'])}; members {', '.join(report['fields'])}")
-    for split, facts in report["splits"].items():
-        show(f"  {split:<6}{facts['samples']:>11,} samples {facts['shards']:>6,} shards")
+    for split, counts in report["splits"].items():
+        show(f"  {split:<6}{counts['samples']:>11,} samples {counts['shards']:>6,} shards")
     if report["lacking"]:
         examples = "; ".join(report["lacking_examples"])
         show(f"  {report['lacking']:,} samples lack something or are damaged, and will be skipped, such as {examples}")

@@ -51,7 +51,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     with importing():
         from ..inference.images import open_images
         from ..inference.predict import check, predict
-        from ..inference.rows import check_new, facts, opened, writer
+        from ..inference.rows import check_new, opened, to_dict, writer
         from ..train.trained_model import best_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files are removed then, too
@@ -68,7 +68,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         with opened(arguments.out) as out, bar as progress:
             write = writer(out, *kind, arguments.json)
             for number, prediction in enumerate(predict(model, config, images), 1):
-                write(facts(prediction, *kind))
+                write(to_dict(prediction, *kind))
                 damaged += bool(prediction.error)
                 progress(number, len(images))
             if damaged == len(images):
@@ -77,9 +77,9 @@ def _predict(arguments: argparse.Namespace) -> None:
         print("stopped; nothing was written" if arguments.out else "stopped", file=sys.stderr, flush=True)
         os._exit(130)  # threads may wait for a server that does not answer
     rate = number / (time.monotonic() - began)
-    told = f"{arguments.out}: " if arguments.out else ""
-    told += f"{number:,} image{'s' * (number > 1)}, {rate:,.0f} a second"
-    say(told + (f"; {damaged:,} could not be decoded" if damaged else ""), sys.stderr)
+    message = f"{arguments.out}: " if arguments.out else ""
+    message += f"{number:,} image{'s' * (number > 1)}, {rate:,.0f} a second"
+    say(message + (f"; {damaged:,} could not be decoded" if damaged else ""), sys.stderr)
 
 
 def _add_export(commands: Any) -> None:
@@ -111,5 +111,5 @@ def _export(arguments: argparse.Namespace) -> None:
     model, config = best_model(arguments.model(), folder)
     about = describe(model, config, folder)
     export(model, about, arguments.file)
-    told = f"{arguments.file}: {about['images']} -> {about['scores']}"
-    show(json.dumps(about) if arguments.json else told)
+    message = f"{arguments.file}: {about['images']} -> {about['scores']}"
+    show(json.dumps(about) if arguments.json else message)

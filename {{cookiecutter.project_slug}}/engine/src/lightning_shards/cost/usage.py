@@ -21,7 +21,7 @@ class Usage:
         parts = [duration(self.seconds), "energy not known" if self.kwh is None else f"{number(self.kwh)} kWh"]
         return ", ".join(parts + ([] if self.cost is None else [money(self.cost, self.currency)]))
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"seconds": self.seconds, "hours": self.seconds / 3600, "kwh": self.kwh, "cost": self.cost}
 

@@ -55,14 +55,14 @@ class SkipLog:
 
     def _write(self, path: Path, entries: Sequence[dict[str, object]]) -> None:
         """Append to the file; where that fails, say so, and try again with the next ones."""
-        told = bool(self._lines)
+        waiting = bool(self._lines)
         self._lines += [json.dumps(entry) + "\n" for entry in entries]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             append(path, "".join(self._lines).encode())
             self._lines = []
         except OSError as error:
-            if not told:
+            if not waiting:
                 say(
                     f"{path} could not be written ({error.strerror}): the samples skipped since are not listed",
                     sys.stderr,

@@ -18,7 +18,7 @@ from .storage_bench import reading
 
 RESNET50_FLOPS = 24.5e9  # to train on one image of 224 pixels: what the `speed` of prices.yaml stands for
 SHARES = {"disk": 0.15, "loader": 0.12, "model": 0.28, "both": 0.28, "validation": 0.05}  # of the time; loader: twice
-Told = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
 def forecast(
@@ -26,7 +26,7 @@ def forecast(
     arguments: Sequence[str],
     images: int,
     seconds: float,
-    told: Told = lambda part: None,
+    announce: Announce = lambda part: None,
     whole: Mapping[str, int] | None = None,
     fields: Any = None,
     transform: Any = None,
@@ -37,7 +37,7 @@ def forecast(
         model_class: what to train.
         arguments: settings, as for train.py.
         images: what to forecast for, beside the configured run.
-        told: is told what is measured next.
+        announce: is called with what is measured next.
         whole: images of each split of the whole dataset, where the settings name a sample of it.
         fields, transform: as for TrainingCLI.
 
@@ -48,21 +48,21 @@ def forecast(
             raise InputError(f"{name} is {value:g}, it must be above 0")
     with tempfile.TemporaryDirectory(prefix="forecast-") as scratch:
         bench = Bench(model_class, list(arguments), scratch, whole or {}, fields, transform)
-        told("reading")
+        announce("reading")
         source = reading(bench.data, SHARES["disk"] * seconds, bench.scale)
         rates: dict[str, float | None] = {}
         size = source["bytes"] / bench.images
         rates["disk"] = source["bytes_per_second"] and source["bytes_per_second"] * bench.nodes / size
         for part, measure in (("loader", bench.loader), ("model", bench.model_alone)):
-            told(part)
+            announce(part)
             rates[part] = bench.world * measure(SHARES[part] * seconds)
-        told("loader and model together")
+        announce("loader and model together")
         rate, watts = bench.both(SHARES["both"] * seconds)
         rates["both"] = bench.world * rate
-        told("validation")
+        announce("validation")
         validated = validations(bench)
         rate_validated = bench.validation(SHARES["validation"] * seconds) if validated else None
-    told("")
+    announce("")
     return _report(bench, source, rates, watts, images, (validated, rate_validated))
 
 
@@ -120,12 +120,12 @@ def _report(
             "electricity": prices.electricity,
             "rent": prices.rent,
         },
-        "forecast": take(images / rate).facts(),
+        "forecast": take(images / rate).to_dict(),
         "run": {
             "epochs": epochs,
             "images": trained,
             "validated": validated,
-            **take(trained / rate + validating).facts(),
+            **take(trained / rate + validating).to_dict(),
         },
         "gpus": [
             _here(take(images / rate), rate, bottleneck, prices, bench.nodes),

@@ -16,7 +16,7 @@ from ..data.dataset import Dataset
 from ..errors import InputError
 from ..packing.pack import PackOptions, pack
 from ..packing.pool import Stopped
-from .forecast import Told, forecast
+from .forecast import Announce, forecast
 
 AT_LEAST = 100_000  # training samples that the sample stands for, by repetition: global batches need so many
 
@@ -29,7 +29,7 @@ def forecast_source(
     settings: Sequence[str],
     images: int,
     seconds: float,
-    told: Told,
+    announce: Announce,
     sample: int = 2_000,
     max_damaged_fraction: float = 0.01,
     fields: Any = None,
@@ -44,7 +44,7 @@ def forecast_source(
 
     Raises what `pack` and `forecast` do; the temporary folder is gone afterwards in any case.
     """
-    told("a sample of the source")
+    announce("a sample of the source")
     with tempfile.TemporaryDirectory(prefix=".forecast-", dir=_disk(source), ignore_cleanup_errors=True) as folder:
         dest, pace = Path(folder) / "sample", _Pace()
         try:
@@ -63,7 +63,7 @@ def forecast_source(
         whole = packed["listed"]
         _repeat(dest, whole["train"])
         settings = [*settings, "--data.path", str(dest)]
-        report = forecast(model_class, settings, images, seconds, told, whole, fields, transform)
+        report = forecast(model_class, settings, images, seconds, announce, whole, fields, transform)
     report["dataset"]["path"] = str(source)
     rate = pace.rate or packed["images_per_second"]
     size = sum(split["bytes"] / split["images"] * whole[name] for name, split in packed["splits"].items())

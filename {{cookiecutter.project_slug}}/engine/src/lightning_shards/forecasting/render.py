@@ -82,8 +82,8 @@ def _gpus(report: Mapping[str, Any]) -> list[str]:
         )
     limits = {gpu["limit"] for gpu in report["gpus"]}
     marks = {"loader": "* this machine's loader limits", "disk": "+ this machine's disk limits"}
-    told = [text for name, text in marks.items() if name in limits]
-    return [*lines, "; ".join([*told, "estimates (see prices.yaml) may be off by a factor of 2"])]
+    notes = [text for name, text in marks.items() if name in limits]
+    return [*lines, "; ".join([*notes, "estimates (see prices.yaml) may be off by a factor of 2"])]
 
 
 def _bytes(size: float) -> str:

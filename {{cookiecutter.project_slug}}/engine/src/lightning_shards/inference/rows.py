@@ -20,7 +20,7 @@ from ..terminal import plain_lines, shown
 from .predict import Prediction
 
 
-def facts(of: Prediction, task: str, targets: list[str], every: bool) -> dict[str, Any]:
+def to_dict(of: Prediction, task: str, targets: list[str], every: bool) -> dict[str, Any]:
     """A prediction as JSON; `every` gives the probability of each class, too."""
     if of.scores is None:
         return {"path": of.name, "error": of.error}
@@ -30,28 +30,28 @@ def facts(of: Prediction, task: str, targets: list[str], every: bool) -> dict[st
             "predicted": {name: float(f"{x:.6g}") for name, x in zip(targets, of.scores, strict=True)},
         }
     chosen, scores = np.flatnonzero(of.scores > 0.5), of.scores.astype(np.float64).round(6)
-    told = {"scores": dict(zip(targets, scores.tolist(), strict=True))} if every else {}
+    every_score = {"scores": dict(zip(targets, scores.tolist(), strict=True))} if every else {}
     if task == "multi_label":
-        return {"path": of.name, "predicted": [targets[number] for number in chosen], **told}
+        return {"path": of.name, "predicted": [targets[number] for number in chosen], **every_score}
     best = int(of.scores.argmax())
-    return {"path": of.name, "predicted": targets[best], "score": float(scores[best]), **told}
+    return {"path": of.name, "predicted": targets[best], "score": float(scores[best]), **every_score}
 
 
 def writer(
     out: TextIO, task: str, targets: list[str], every: bool, as_json: bool
 ) -> Callable[[dict[str, Any]], object]:
-    """A function that writes `facts` as a row of a CSV file (labels are joined by `|`), or as a line of JSON."""
+    """A function that writes what `to_dict` gives: a row of CSV, labels joined by `|`, or a line of JSON."""
     if as_json:
-        return lambda told: out.write(json.dumps(told) + "\n")
+        return lambda row: out.write(json.dumps(row) + "\n")
     of_each = [("predicted", name) for name in targets] if task == "regression" else [("predicted",)]
     fields: list[tuple[str, ...]] = [("path",), *of_each, *[("score",)] * (task == "single_label"), ("error",)]
     fields += [("scores", name) for name in targets if every and task != "regression"]
     table = csv.writer(out, lineterminator="\n")
     table.writerow(":".join(field) for field in fields)
 
-    def row(told: dict[str, Any]) -> None:
+    def row(values: dict[str, Any]) -> None:
         cells: dict[tuple[str, ...], Any] = {}
-        for key, value in told.items():
+        for key, value in values.items():
             if isinstance(value, dict):
                 cells |= {(key, name): number for name, number in value.items()}
             else:

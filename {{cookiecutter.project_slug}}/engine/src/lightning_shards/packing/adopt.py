@@ -63,9 +63,9 @@ def adopt(
     asked, found = _with_kinds(fields), list[Found]()
     with Journal(folder, asked) as journal, ThreadPoolExecutor(workers) as pool:
         try:
-            for facts in pool.map(lambda tar: journal.look(root, folder, tar), tars):
-                journal.add(facts)
-                found.append(facts)
+            for tar in pool.map(lambda path: journal.look(root, folder, path), tars):
+                journal.add(tar)
+                found.append(tar)
                 progress(len(found), len(tars))
         finally:
             pool.shutdown(cancel_futures=True)
@@ -86,7 +86,7 @@ def _with_kinds(fields: Sequence[FieldColumn]) -> tuple[FieldColumn, ...]:
 
 def _targets(found: list[Found], names: list[str] | None, asked: Sequence[FieldColumn]) -> tuple[str, list[str]]:
     """(task, names of the targets) of the whole dataset."""
-    tasks = {facts.task for facts in found if facts.task}
+    tasks = {tar.task for tar in found if tar.task}
     unreadable, tasks = UNREADABLE in tasks, tasks - {UNREADABLE}
     if len(tasks) > 1 or (unreadable and not tasks):
         what = f"differ in their targets ({', '.join(sorted(tasks))})" if tasks else "have no target that can be read"
@@ -95,7 +95,7 @@ def _targets(found: list[Found], names: list[str] | None, asked: Sequence[FieldC
         _check_untargeted(found, names, asked)
         return "", []
     task = tasks.pop()
-    forms = _sum(facts.targets for facts in found)
+    forms = _sum(tar.targets for tar in found)
     count = usual(forms) if task == "regression" else width(forms)
     if names is not None and len(names) < count:
         raise InputError(f"{len(names)} names are too few: the targets need {count}")
@@ -104,14 +104,14 @@ def _targets(found: list[Found], names: list[str] | None, asked: Sequence[FieldC
 
 def _check_untargeted(found: list[Found], names: list[str] | None, asked: Sequence[FieldColumn]) -> None:
     """Raise InputError where samples have no target, but seem to have one that is not seen."""
-    extensions = {extension for facts in found for extension in facts.extensions} - {one.column for one in asked}
+    extensions = {extension for tar in found for extension in tar.extensions} - {one.column for one in asked}
     dotted = sorted(one for one in extensions if "." in one and (one.endswith(".cls") or not one[0].isalpha()))
-    if dotted and not any(facts.images for facts in found):
+    if dotted and not any(tar.images for tar in found):
         raise InputError(
             f"the samples have no image and no target, but the field {dotted[0]!r}: a sample's key ends at the first "
             "dot of the file's name; write the tars anew with keys that have no dots"
         )
-    if not any(facts.shard.samples for facts in found):
+    if not any(tar.shard.samples for tar in found):
         raise InputError("the tars hold no samples: files with an extension, and no hidden ones")
     if names is not None:
         raise InputError("the samples have no target that --names could name; leave it out")
@@ -129,21 +129,21 @@ def _described(dataset: Dataset, found: list[Found], asked: Sequence[FieldColumn
 
     Raises InputError for what is asked for and cannot be described.
     """
-    images, fields = any(facts.images for facts in found), usual_fields(dataset)
+    images, fields = any(tar.images for tar in found), usual_fields(dataset)
     if images and dataset.task and not asked:
         return {}
     if not images:
         del fields["image"]
     parts: dict[tuple[str, str], list[Members]] = {}
-    for facts in found:
-        for name, members in facts.fields.items():
+    for tar in found:
+        for name, members in tar.fields.items():
             parts.setdefault((name, members.kind), []).append(members)
-    total = sum(facts.shard.samples for facts in found)
+    total = sum(tar.shard.samples for tar in found)
     for (name, kind), these in parts.items():
         names = list(dict.fromkeys(extension for part in these for extension in part.names))
         samples, forms = sum(part.samples for part in these), _sum(part.forms for part in these)
         if not samples:
-            there = ", ".join(sorted({one for facts in found for one in facts.extensions})[:50])
+            there = ", ".join(sorted({one for tar in found for one in tar.extensions})[:50])
             raise InputError(f"--field {name}: no sample has .{names[0]}; the samples have {there}")
         if kind in ALWAYS_SEEN and not forms:
             raise InputError(f"no .{names[0]} of the samples can be read as {kind}: say of which kind it is by --field")
@@ -154,8 +154,8 @@ def _described(dataset: Dataset, found: list[Found], asked: Sequence[FieldColumn
 def _assign(found: list[Found], patterns: Mapping[str, str]) -> dict[str, list[Shard]]:
     """The shards of each split, train first."""
     splits: dict[str, list[Shard]] = {"train": [], "val": [], "test": []}
-    for facts in found:
-        splits[split_of_shard(facts.shard.name, patterns)].append(facts.shard)
+    for tar in found:
+        splits[split_of_shard(tar.shard.name, patterns)].append(tar.shard)
     if not splits["train"]:
         raise InputError("no shard is left for train; choose the patterns of --val and --test more narrowly")
     return {name: shards for name, shards in splits.items() if shards}
@@ -163,23 +163,23 @@ def _assign(found: list[Found], patterns: Mapping[str, str]) -> dict[str, list[S
 
 def _report(dataset: Dataset, folder: Path, found: list[Found]) -> dict[str, Any]:
     lacking, examples = 0, list[str]()
-    for facts in found:
-        keys = list(facts.lacking)
+    for tar in found:
+        keys = list(tar.lacking)
         count = len(keys)
         if dataset.task == "regression":
-            for numbers, (samples, first) in facts.targets.items():
+            for numbers, (samples, first) in tar.targets.items():
                 if int(numbers) != len(dataset.targets):
                     count, keys = count + samples, [*keys, first.rpartition(": sample ")[2].strip("'")]
-        if (dataset.task and facts.task != dataset.task) or (not facts.images and any(one.images for one in found)):
-            count, keys = facts.shard.samples, ["(all of its samples)"]
+        if (dataset.task and tar.task != dataset.task) or (not tar.images and any(one.images for one in found)):
+            count, keys = tar.shard.samples, ["(all of its samples)"]
         lacking += count
-        examples += [f"{facts.shard.name} {key}" for key in keys[:5]]
+        examples += [f"{tar.shard.name} {key}" for key in keys[:5]]
     return {
         "dataset": str(folder),
         "task": dataset.task,
         "targets": len(dataset.targets),
         "splits": {name: {"samples": dataset.samples(name), "shards": len(s)} for name, s in dataset.splits.items()},
-        "fields": sorted({extension for facts in found for extension in facts.extensions}),
+        "fields": sorted({extension for tar in found for extension in tar.extensions}),
         "described": dict(dataset.fields),
         "lacking": lacking,
         "lacking_examples": examples[:5],

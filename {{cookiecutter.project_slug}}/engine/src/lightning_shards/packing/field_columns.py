@@ -65,8 +65,8 @@ def with_kinds(table: Path, columns: Sequence[FieldColumn]) -> tuple[FieldColumn
     """The same columns, each with the kind that its first cells tell where none was given."""
     unknown = [column for column in columns if not column.kind]
     rows = list(islice(read_cells(table, [column.column for column in unknown]), LOOKED_AT)) if unknown else []
-    told = {column: _tell(table, column, [row[n] for row in rows if row[n]]) for n, column in enumerate(unknown)}
-    return tuple(FieldColumn(one.name, one.column, one.kind or told[one]) for one in columns)
+    kinds = {column: _tell(table, column, [row[n] for row in rows if row[n]]) for n, column in enumerate(unknown)}
+    return tuple(FieldColumn(one.name, one.column, one.kind or kinds[one]) for one in columns)
 
 
 def _tell(table: Path, column: FieldColumn, cells: Sequence[Cell]) -> str:

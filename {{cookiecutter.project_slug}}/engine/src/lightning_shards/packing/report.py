@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..terminal import say
-from .pool import Progress as Told
+from .pool import Progress as Report
 
 _QUIET_SECONDS = 30.0  # between lines where stderr is no terminal
 
 
 @contextmanager
-def progress_bar(what: str, unit: str = "images") -> Iterator[Told]:
+def progress_bar(what: str, unit: str = "images") -> Iterator[Report]:
     """A bar with rate and time left on stderr; a line now and then where that is no terminal."""
     started, last = time.monotonic(), [time.monotonic()]
 
@@ -28,8 +28,8 @@ def progress_bar(what: str, unit: str = "images") -> Iterator[Told]:
     def line(done: int, total: int) -> None:
         if time.monotonic() - last[0] > _QUIET_SECONDS:
             last[0] = time.monotonic()
-            told = f"{what}: {done:,} of {total:,} {unit}, {rate(done)}"
-            say(told, sys.stderr)
+            message = f"{what}: {done:,} of {total:,} {unit}, {rate(done)}"
+            say(message, sys.stderr)
 
     if not sys.stderr.isatty():
         yield line
@@ -47,9 +47,9 @@ def render(report: Mapping[str, Any]) -> str:
         f"{report['task']}, {len(next(iter(report['targets'].values())))} targets" if report["task"] else "no targets"
     )
     lines = [f"{report['dataset']}: {task}{described(report['fields'])}"]
-    for split, facts in report["splits"].items():
+    for split, counts in report["splits"].items():
         taken = report["taken_from_train"].get(split)
-        size = f"{facts['images']:>11,} images {facts['shards']:>6,} shards {facts['bytes'] / 1e6:>10,.1f} MB"
+        size = f"{counts['images']:>11,} images {counts['shards']:>6,} shards {counts['bytes'] / 1e6:>10,.1f} MB"
         origin = f"  ({taken:.0%} of the images: {report['source']} has no {split} split)" if taken else ""
         lines.append(f"  {split:<6}{size}{origin}")
     lines += _targets(report)
@@ -80,9 +80,9 @@ def _targets(report: Mapping[str, Any]) -> list[str]:
     splits = report["targets"]
     if report["task"] == "regression":
         return [
-            f"  {split:<6}{name}: {facts['min']:g} to {facts['max']:g}, mean {facts['mean']:g}"
+            f"  {split:<6}{name}: {counts['min']:g} to {counts['max']:g}, mean {counts['mean']:g}"
             for split, part in splits.items()
-            for name, facts in part.items()
+            for name, counts in part.items()
         ]
     names = list(splits["train"])
     if not names:

@@ -54,8 +54,8 @@ def table_rows(table: Path, task: str, columns: TableColumns, readers: Sequence[
                 if classes and isinstance(cells[first], str) and len(known) < MOST_KNOWN:
                     known[cells[first]] = target
             if readers:
-                told = zip(readers, cells[last:], strict=True)
-                fields = [reader.read(f"{row}{number}", cell) for reader, cell in told]
+                pairs = zip(readers, cells[last:], strict=True)
+                fields = [reader.read(f"{row}{number}", cell) for reader, cell in pairs]
             yield Row(path, split, target, 0, fields)  # type: ignore[arg-type]
 
 

@@ -22,22 +22,22 @@ _SHOWN = 100  # images of a kind
 def of(run: RunFiles) -> dict[str, Any]:
     """What `evaluation/` tells, for the page; an empty one where it tells nothing or is damaged."""
     nothing = {"title": "", "charts": [], "pairs": [], "columns": [], "rows": [], "groups": []}
-    told = run.evaluation
-    if not told:
+    evaluation = run.evaluation
+    if not evaluation:
         return nothing
     try:
-        names = [str(name) for name in told["targets"]]
-        title = f"{'Test' if told['split'] == 'test' else 'Validation'} split, {told['images']:,} images"
-        found = _numbers(told, names) if told["task"] == "regression" else _classes(told, names)
-        return nothing | found | {"title": title, "groups": _groups(told, names)}
+        names = [str(name) for name in evaluation["targets"]]
+        title = f"{'Test' if evaluation['split'] == 'test' else 'Validation'} split, {evaluation['images']:,} images"
+        found = _numbers(evaluation, names) if evaluation["task"] == "regression" else _classes(evaluation, names)
+        return nothing | found | {"title": title, "groups": _groups(evaluation, names)}
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         run.missing.append(f"evaluation/ is damaged ({type(error).__name__}: {error}): what it found is not shown")
         return nothing
 
 
-def _classes(told: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def _classes(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Precision and recall of each class, the weakest first."""
-    counts, matrix = told["counts"], told["counts"].get("confusion")
+    counts, matrix = evaluation["counts"], evaluation["counts"].get("confusion")
     if matrix is not None:
         right = [row[i] for i, row in enumerate(matrix)]
         there, said = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
@@ -78,12 +78,12 @@ def _pairs(matrix: Sequence[Sequence[int]], names: list[str]) -> list[dict[str, 
     ]
 
 
-def _numbers(told: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def _numbers(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Errors of each number, and charts of predicted over actual for the first few."""
-    errors = {name: value if isinstance(value, list) else [value] for name, value in told["counts"].items()}
+    errors = {name: value if isinstance(value, list) else [value] for name, value in evaluation["counts"].items()}
     drawn = []
     for i, name in enumerate(names[:_CHARTED]):
-        points = [(actual[i], predicted[i]) for actual, predicted in told["points"]]
+        points = [(actual[i], predicted[i]) for actual, predicted in evaluation["points"]]
         if points:
             drawn += [charts.predicted_over_actual(name, points), charts.residuals(name, points)]
     return {
@@ -96,20 +96,20 @@ def _numbers(told: dict[str, Any], names: list[str]) -> dict[str, Any]:
     }
 
 
-def _groups(told: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+def _groups(evaluation: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
     """The images of each kind, with captions."""
-    caption = {"single_label": _of_class, "multi_label": _of_labels, "regression": _of_numbers}[told["task"]]
+    caption = {"single_label": _of_class, "multi_label": _of_labels, "regression": _of_numbers}[evaluation["task"]]
     groups = []
     for kind, headings in _GROUPS.items():
         images = [
             {"url": example["image"], "place": f"{example['shard']}, sample {example['number']}"}
             | dict(zip(("said", "actual"), caption(example, names), strict=True))
-            for example in told["examples"].get(kind, [])[:_SHOWN]
+            for example in evaluation["examples"].get(kind, [])[:_SHOWN]
             if str(example["image"]).startswith("data:image/")
         ]
         if images:
-            heading = headings[told["task"] == "regression"]
-            groups.append({"kind": f"{kind} {told['task']}", "heading": heading, "images": images})
+            heading = headings[evaluation["task"] == "regression"]
+            groups.append({"kind": f"{kind} {evaluation['task']}", "heading": heading, "images": images})
     return groups
 
 

@@ -68,7 +68,7 @@ def render(run: RunFiles) -> str:
         skipped=run.skipped[:_SKIPPED_SHOWN],
         repeat=_repeat(run),
         brief=_brief(run),
-        facts=_facts(run),
+        conditions=_conditions(run),
         settings=sorted(run.config.items()),
     )
 
@@ -108,18 +108,26 @@ def _metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
 
 
 def _tiles(run: RunFiles) -> list[dict[str, str]]:
-    told = run.summary
-    expected = told["expected"].get("seconds") if isinstance(told.get("expected"), dict) else None
+    summary = run.summary
+    expected = summary["expected"].get("seconds") if isinstance(summary.get("expected"), dict) else None
     expected = expected if is_number(expected) else None
-    rate, wait, epochs = (told.get(name) for name in ("images_per_second", "data_wait_fraction", "epochs"))
+    rate, wait, epochs = (summary.get(name) for name in ("images_per_second", "data_wait_fraction", "epochs"))
     tiles = [
-        ("Images seen", numbers.count(told.get("images_seen")), f"{epochs:g} whole epochs" if epochs else ""),
-        ("Time", numbers.duration(told.get("seconds")), f"{numbers.duration(expected)} expected" if expected else ""),
+        ("Images seen", numbers.count(summary.get("images_seen")), f"{epochs:g} whole epochs" if epochs else ""),
+        (
+            "Time",
+            numbers.duration(summary.get("seconds")),
+            f"{numbers.duration(expected)} expected" if expected else "",
+        ),
         ("Images per second", numbers.count(rate), "while training"),
         ("Waiting for data", "-" if wait is None else f"{wait:.1%}", "of the training time"),
-        ("Energy", numbers.energy(told.get("kwh")), str(told.get("energy_source") or "")),
-        ("Cost", numbers.money(told.get("cost"), told.get("currency")), ""),
-        ("Skipped samples", numbers.count(told.get("skipped")), "could not be decoded" if told.get("skipped") else ""),
+        ("Energy", numbers.energy(summary.get("kwh")), str(summary.get("energy_source") or "")),
+        ("Cost", numbers.money(summary.get("cost"), summary.get("currency")), ""),
+        (
+            "Skipped samples",
+            numbers.count(summary.get("skipped")),
+            "could not be decoded" if summary.get("skipped") else "",
+        ),
     ]
     return [
         {"label": label, "value": value, "note": "not measured" if value == numbers.NOT_KNOWN else note}
@@ -177,29 +185,29 @@ def _repeat(run: RunFiles) -> list[str]:
 
 def _brief(run: RunFiles) -> str:
     """Hardware, the versions that matter most, and the commit, on one line."""
-    told, git = run.summary, run.summary.get("git")
+    summary, git = run.summary, run.summary.get("git")
     versions = [
-        f"{name} {told['versions'][name]}" for name in ("torch", "lightning") if name in told.get("versions", {})
+        f"{name} {summary['versions'][name]}" for name in ("torch", "lightning") if name in summary.get("versions", {})
     ]
     commit = f"commit {str(git.get('commit'))[:10]}" if isinstance(git, dict) else ""
-    hardware = f"{told.get('devices', 1)} x {told['hardware']}" if "hardware" in told else ""
+    hardware = f"{summary.get('devices', 1)} x {summary['hardware']}" if "hardware" in summary else ""
     return " · ".join(part for part in (hardware, *versions, commit) if part)
 
 
-def _facts(run: RunFiles) -> list[tuple[str, str]]:
+def _conditions(run: RunFiles) -> list[tuple[str, str]]:
     """What the result depends on, beside the settings."""
-    told, resolved = run.summary, run.summary.get("resolved", {})
-    dataset, git = told.get("dataset"), told.get("git")
+    summary, resolved = run.summary, run.summary.get("resolved", {})
+    dataset, git = summary.get("dataset"), summary.get("git")
     rows = [
-        ("hardware", f"{told.get('devices', 1)} x {told['hardware']}" if "hardware" in told else ""),
-        ("precision", str(told.get("precision", ""))),
+        ("hardware", f"{summary.get('devices', 1)} x {summary['hardware']}" if "hardware" in summary else ""),
+        ("precision", str(summary.get("precision", ""))),
         *((name.replace("_", " "), _plain(value)) for name, value in resolved.items() if name != "precision"),
-        *((name, str(value)) for name, value in told.get("versions", {}).items()),
+        *((name, str(value)) for name, value in summary.get("versions", {}).items()),
     ]
     if isinstance(dataset, dict):
         rows += [(f"dataset {name}".replace("_", " "), _plain(value)) for name, value in dataset.items()]
     if not isinstance(git, dict):
-        rows.append(("git commit", "none: the project is not kept by git" if told else ""))
+        rows.append(("git commit", "none: the project is not kept by git" if summary else ""))
     return [(name, value) for name, value in rows if value]
 
 

@@ -64,20 +64,20 @@ def differences(runs: list[RunFiles]) -> list[str]:
 
 
 def _row(run: RunFiles, differing: list[str]) -> dict[str, Any]:
-    when, headline, told = run.began, run.headline, run.summary
+    when, headline, summary = run.began, run.headline, run.summary
     metric = None
     if headline:
         best = HEADLINES.get(headline[0].rpartition("/")[2])
-        better = "min" if best is min or told.get("mode") == "min" else "max"
+        better = "min" if best is min or summary.get("mode") == "min" else "max"
         metric = {"name": headline[0], "value": headline[1], "better": better}
     figures = ("images_seen", "seconds", "kwh", "cost", "currency", "images_per_second", "data_wait_fraction")
     return {
         "run": run.folder.name,
         "when": when.isoformat(timespec="seconds") if when else None,
         "status": run.status,
-        "error": told.get("error"),
+        "error": summary.get("error"),
         "metric": metric,
-        **{name: told.get(name) for name in figures},
+        **{name: summary.get(name) for name in figures},
         "settings": {name: run.config[name] for name in differing if name in run.config},
         "missing": run.missing,
     }

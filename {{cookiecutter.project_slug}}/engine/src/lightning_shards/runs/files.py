@@ -178,17 +178,19 @@ def _evaluation(run: RunFiles) -> dict[str, Any]:
     found = []
     for split in ("val", "test"):
         if (run.folder / "evaluation" / f"{split}.json").exists():
-            told = _parsed(run, f"evaluation/{split}.json", json.loads, "JSON", longest=1 << 20)  # pictures are texts
-            if told.get("format") == 1:
-                found.append(told)
-            elif told:
+            evaluation = _parsed(
+                run, f"evaluation/{split}.json", json.loads, "JSON", longest=1 << 20
+            )  # pictures are texts
+            if evaluation.get("format") == 1:
+                found.append(evaluation)
+            elif evaluation:
                 run.missing.append(f"evaluation/{split}.json is of another version of this project: it is not shown")
     if not found and not (run.folder / "evaluation").exists():
         run.missing.append(f"evaluation/ is not there: {_WHY['evaluation/']}")
 
-    def last(told: dict[str, Any]) -> tuple[float, bool]:
-        seen: Any = told.get("images_seen")
-        return float(seen) if is_number(seen) else 0.0, bool(told.get("split") == "test")
+    def last(evaluation: dict[str, Any]) -> tuple[float, bool]:
+        seen: Any = evaluation.get("images_seen")
+        return float(seen) if is_number(seen) else 0.0, bool(evaluation.get("split") == "test")
 
     return max(found, key=last, default={})
 

@@ -220,12 +220,14 @@ class TrainingCLI(LightningCLI):
 
     def _choose_run(self, stop: StopRequest) -> Run:
         if self.config.trainer.fast_dev_run:
-            return DryRun(int(self.config.trainer.fast_dev_run), self.facts, stop)
+            return DryRun(int(self.config.trainer.fast_dev_run), self.describe, stop)
         folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
         self._folder = folder
         if goes_on:
             self._metrics = earlier_metrics(folder)
-        return Run(folder, yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True), goes_on, self.facts, stop)
+        return Run(
+            folder, yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True), goes_on, self.describe, stop
+        )
 
     def _model_settings(self) -> dict[str, Any]:
         """What the model's constructor got, as plain values."""
@@ -277,9 +279,9 @@ class TrainingCLI(LightningCLI):
             lambda: self.checkpoints.saved,
         )
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         self._note_metrics()
-        return summary.facts(self, self._metrics)
+        return summary.to_dict(self, self._metrics)
 
     def _note_metrics(self) -> None:
         self._metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}

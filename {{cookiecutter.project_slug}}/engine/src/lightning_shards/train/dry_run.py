@@ -17,9 +17,9 @@ from .stop import StopRequest
 class DryRun(Run):
     """A run in a temporary folder, which goes with it. `batches` is how many of each split are tried."""
 
-    def __init__(self, batches: int, facts: Callable[[], dict[str, Any]], stop: StopRequest) -> None:
+    def __init__(self, batches: int, describe: Callable[[], dict[str, Any]], stop: StopRequest) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="fast_dev_run-")
-        super().__init__(Path(self._temporary.name), "", False, facts, stop)
+        super().__init__(Path(self._temporary.name), "", False, describe, stop)
         self.batches = batches
 
     @property

@@ -47,13 +47,13 @@ class Gallery(L.Callback):
         self._kept: dict[str, TopRows] = {}
         self._counts = MetricCollection({})
         self._images = SumMetric()
-        self._told: dict[str, Any] = {}
+        self._evaluation: dict[str, Any] = {}
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._kept, self._told = {}, {}
+        self._kept, self._evaluation = {}, {}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._kept, self._told = {}, {}
+        self._kept, self._evaluation = {}, {}
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
@@ -126,7 +126,7 @@ class Gallery(L.Callback):
         for kind, rows in kept.items():
             kept[kind] = [row for row in rows if row[0] not in shown][: self.count]
             shown.update(row[0] for row in kept[kind])
-        self._told = {
+        self._evaluation = {
             "format": FORMAT,
             "split": split,
             "task": task,
@@ -143,51 +143,53 @@ class Gallery(L.Callback):
         path = Path(trainer.default_root_dir) / "evaluation" / f"{split}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, json.dumps(self._told).encode())
+            write_durably(path, json.dumps(self._evaluation).encode())
         except OSError as error:
             say(f"{path} could not be written ({error.strerror}): the report will not have it", sys.stderr)
 
     def _show(self, trainer: L.Trainer) -> None:
         """The images of the last pass, and the confusion matrix, in W&B; the images in any logger that takes some."""
-        if not self._told:  # which it is on rank zero only
+        if not self._evaluation:  # which it is on rank zero only
             return
-        told = self._told
+        evaluation = self._evaluation
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):
-                _log(logger, told)
+                _log(logger, evaluation)
             elif hasattr(logger, "log_image"):
-                _offer(logger, told)
+                _offer(logger, evaluation)
 
 
-def _log(logger: Wandb, told: dict[str, Any]) -> None:
-    logger.try_to(lambda: logger.experiment.log(_shown(told)))
+def _log(logger: Wandb, evaluation: dict[str, Any]) -> None:
+    logger.try_to(lambda: logger.experiment.log(_shown(evaluation)))
 
 
-def _offer(logger: Any, told: dict[str, Any]) -> None:
+def _offer(logger: Any, evaluation: dict[str, Any]) -> None:
     """Hand the images to a logger as Lightning's own take them; what it makes of them ends no training."""
-    examples = [(kind, example) for kind, examples in told["examples"].items() for example in examples]
+    examples = [(kind, example) for kind, examples in evaluation["examples"].items() for example in examples]
     images = [_pixels(example["image"]) for _, example in examples]
-    captions = [f"{kind}: {_caption(example, told['targets'])}" for kind, example in examples]
+    captions = [f"{kind}: {_caption(example, evaluation['targets'])}" for kind, example in examples]
     try:
-        logger.log_image(key=f"{told['split']}/predictions", images=images, caption=captions)
+        logger.log_image(key=f"{evaluation['split']}/predictions", images=images, caption=captions)
     except Exception as defect:
         say(f"{type(logger).__name__} took no images: {type(defect).__name__}: {defect}", sys.stderr)
 
 
-def _shown(told: dict[str, Any]) -> dict[str, Any]:
+def _shown(evaluation: dict[str, Any]) -> dict[str, Any]:
     """What was found on a split, as W&B's images and charts."""
     import wandb
 
-    split = told["split"]
+    split = evaluation["split"]
     shown: dict[str, Any] = {
         f"{split}/predictions": [
-            wandb.Image(_pixels(example["image"]), caption=f"{kind}: {_caption(example, told['targets'])}")
-            for kind, examples in told["examples"].items()
+            wandb.Image(_pixels(example["image"]), caption=f"{kind}: {_caption(example, evaluation['targets'])}")
+            for kind, examples in evaluation["examples"].items()
             for example in examples
         ]
     }
-    if "confusion" in told["counts"]:
-        shown[f"{split}/confusion_matrix"] = _matrix_plot(told["counts"]["confusion"], told["targets"], split)
+    if "confusion" in evaluation["counts"]:
+        shown[f"{split}/confusion_matrix"] = _matrix_plot(
+            evaluation["counts"]["confusion"], evaluation["targets"], split
+        )
     return shown
 
 

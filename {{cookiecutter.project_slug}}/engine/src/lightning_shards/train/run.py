@@ -44,7 +44,7 @@ class Run:
         folder: `runs/<run>`.
         config: what was asked for, as YAML that repeats the run.
         resumed: an earlier attempt's folder is there already.
-        facts: what the summary says.
+        describe: what the summary says.
         stop: notes signals, as long as the run is in use.
         outcome: status of a training that ends without an error.
     """
@@ -52,7 +52,7 @@ class Run:
     folder: Path
     config: str
     resumed: bool
-    facts: Callable[[], dict[str, Any]]
+    describe: Callable[[], dict[str, Any]]
     stop: StopRequest = field(default_factory=StopRequest)
     outcome: str = "done"
     _summary: bytes | None = None  # of the attempt before
@@ -101,11 +101,11 @@ class Run:
     def _mark(self, **changes: str) -> None:
         """Change what an earlier attempt has left in `summary.json`."""
         try:
-            told = dict(json.loads(self._summary or b"{}"))
+            before = dict(json.loads(self._summary or b"{}"))
         except (ValueError, TypeError, RecursionError):
-            told = {}
-        told.pop("error", None)
-        self._put(told | changes)
+            before = {}
+        before.pop("error", None)
+        self._put(before | changes)
 
     def _put(self, content: dict[str, Any]) -> None:
         """Write `summary.json`; where that fails, what it would have told is lost, and nothing else."""
@@ -164,7 +164,7 @@ class Run:
         content: dict[str, Any] = {
             "status": status,
             "began": began,
-            **self.facts(),
+            **self.describe(),
             **({"error": error} if error else {}),
         }
         if changed := self.changed():

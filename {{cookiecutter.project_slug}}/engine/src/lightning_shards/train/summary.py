@@ -31,7 +31,7 @@ def announce(cli: TrainingCLI) -> None:
     say("\n".join(lines))
 
 
-def facts(cli: TrainingCLI, metrics: dict[str, float]) -> dict[str, Any]:
+def to_dict(cli: TrainingCLI, metrics: dict[str, float]) -> dict[str, Any]:
     """What `summary.json` says of the run so far, whose last values are `metrics`."""
     spent, expected = cli.spending.total, cli.spending.expected
     monitor, mode = contract.goal(cli.model)
@@ -47,7 +47,7 @@ def facts(cli: TrainingCLI, metrics: dict[str, float]) -> dict[str, Any]:
         "cost": spent.cost,
         "currency": spent.currency,
         "energy_source": cli.spending.source,
-        "expected": expected.facts() if expected else None,
+        "expected": expected.to_dict() if expected else None,
         "skipped": cli.run.skipped,
         "model": contract.title(cli.model),
         "monitor": monitor.removeprefix("val/"),

@@ -130,16 +130,16 @@ def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) ->
         acts.insert(0, ("get the report", lambda: keep_report(run, report)))
     if summary:
         acts.insert(0, ("get the summary", lambda: run.summary.update(_figures(summary))))
-    told = False
+    warned = False
     for what, act in acts:
         try:
             act()
         except TimeoutError:
             say("W&B has not taken everything yet: `wandb sync` sends the rest", sys.stderr)
         except Exception as defect:  # its helping process was ended by a signal; the run itself is saved
-            if not told:
+            if not warned:
                 say(f"the W&B run could not {what}: {_one_line(defect)}", sys.stderr)
-            told = True
+            warned = True
 
 
 def _one_line(defect: Exception) -> str:
