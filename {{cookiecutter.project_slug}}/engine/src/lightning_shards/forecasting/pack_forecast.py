@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..packing.pool import Stopped
 from .forecast import Announce, forecast
 
 AT_LEAST = 100_000  # training samples that the sample stands for, by repetition: global batches need so many
+MOST_LINKS = 1_000  # by which its shards are repeated
 
 
 def forecast_source(
@@ -95,11 +97,16 @@ def _disk(source: Path) -> Path | None:
 
 
 def _repeat(dest: Path, wanted: int) -> None:
-    """Name the training shards of the sample again and again, as far as the whole dataset will reach."""
+    """Give the training shards more names, as far as the whole dataset will reach; none where the disk has no links."""
     dataset = Dataset.open(dest)
-    times = max(1, min(wanted, AT_LEAST) // dataset.samples("train"))
-    splits = {split: list(shards) * (times if split == "train" else 1) for split, shards in dataset.splits.items()}
-    replace(dataset, splits=splits).save()
+    train = list(dataset.splits["train"])
+    times = max(1, min(min(wanted, AT_LEAST) // dataset.samples("train"), MOST_LINKS // len(train)))
+    again = [replace(shard, name=f"train/{n}-{Path(shard.name).name}") for n in range(1, times) for shard in train]
+    with suppress(OSError):
+        for shard, of in zip(again, train * (times - 1), strict=True):
+            for suffix in ("", ".index"):
+                (dest / f"{shard.name}{suffix}").hardlink_to(dest / f"{of.name}{suffix}")
+        replace(dataset, splits={**dataset.splits, "train": [*train, *again]}).save()
 
 
 class _Pace:

@@ -54,11 +54,11 @@ def picture(report: Mapping[str, Any]) -> str:
         for name, rate, kind, rent in rows:
             y += ROW
             length = max(2.0, BARS * _share(rate, least, most))
-            label = f"{rate:,.0f}/s · {duration(images / rate)}" + (f" · {rent}" if rent else "")
+            shown = f"{rate:,.0f}/s · {duration(images / rate)}" + (f" · {rent}" if rent else "")
             lines += [
                 f'<text x="{LEFT - 8}" y="{y}" text-anchor="end">{escape(name)}</text>',
                 f'<rect x="{LEFT}" y="{y - 13}" width="{length:.1f}" height="17" rx="2" class="{kind}"/>',
-                f'<text x="{LEFT + length + 6:.1f}" y="{y}" class="note">{escape(label)}</text>',
+                f'<text x="{LEFT + length + 6:.1f}" y="{y}" class="note">{escape(shown)}</text>',
             ]
         y += ROW + 8
     size = f'width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}"'
