@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,3 +237,29 @@ def test_the_place_holds_nothing_of_this_hardware(dataset: Path) -> None:
         ShardDataModule(path=str(dataset), global_batch_size=8, seed=1).load_checkpoint_state(state)
     with pytest.raises(InputError, match="not the one"):
         data.load_checkpoint_state({**state, "order": {**state["order"], "fingerprint": "other"}})
+
+
+def test_a_pass_that_is_left_takes_nothing_from_the_next(dataset: Path) -> None:
+    """All batches of a short epoch are there before they are asked for, so that the next pass has its processes."""
+    loader = make_loader(dataset, micro=32)
+    whole = [batch.ids.tolist() for batch in loader]
+    assert len(whole) == 3
+    for handed_out in (1, 3):  # in the middle, and at the end before it is known for one
+        left = iter(loader)
+        for _ in range(handed_out):
+            next(left)
+        for _ in range(1000):
+            if not loader._decoding[0].busy:
+                break
+            time.sleep(0.01)
+        following = iter(loader)
+        first = next(following).ids.tolist()
+        left.close()  # type: ignore[attr-defined]
+        assert [first, *(batch.ids.tolist() for batch in following)] == whole
+        assert [batch.ids.tolist() for batch in loader] == whole
+
+
+def test_a_decoding_process_that_ends_at_once_is_one_sentence(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RunError, match="decodes images ended with status 1"):
+        list(make_loader(dataset))

@@ -96,6 +96,7 @@ class EpochLoader:
         self._device = device if device and device.type == "cuda" else None
         self._stream: torch.cuda.Stream | None = None  # one for all epochs: memory is reused on its own stream only
         self._decoding: list[DecodeWorker] = []
+        self._thread: ThreadPoolExecutor | None = None  # receives the newest pass's batches
 
     @property
     def made_ahead(self) -> int:
@@ -108,8 +109,7 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches. Breaking off ends the decoding processes; an error in one is raised here."""
         self.skipped.in_pass = 0
-        if any(process.busy for process in self._decoding):
-            self.close()
+        self._break_off()
         decoding = self._decoding = self._decoding or [DecodeWorker(self.job) for _ in range(self.processes)]
         for number, process in enumerate(decoding):
             process.begin(EveryNth(self.sampler, number, self.processes))
@@ -117,7 +117,7 @@ class EpochLoader:
         if self._device and not self._stream:
             self._stream = torch.cuda.Stream(self._device)
         stream = self._stream
-        thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
+        thread = self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
         try:
             pending = deque(thread.submit(self._receive, next(turns), stream) for _ in range(AHEAD))
             while True:
@@ -133,16 +133,22 @@ class EpochLoader:
                 pending.append(thread.submit(self._receive, next(turns), stream))
                 yield batch
         finally:
-            if any(process.busy for process in decoding):
-                for process in decoding:  # this pass's own: another may have begun
-                    process.close()
-            thread.shutdown(cancel_futures=True)
+            if self._thread is thread:  # else another pass has begun, perhaps with the same processes
+                self._break_off()
 
     def close(self) -> None:
         """End the decoding processes; the next epoch starts others."""
         for process in self._decoding:
             process.close()
         self._decoding = []
+
+    def _break_off(self) -> None:
+        """End what is left of the newest pass: processes that are in the middle of it, and the thread behind them."""
+        if any(process.busy for process in self._decoding):
+            self.close()
+        if self._thread:
+            self._thread.shutdown(cancel_futures=True)
+        self._thread = None
 
     def _receive(self, process: DecodeWorker, stream: torch.cuda.Stream | None) -> tuple[Batch, Skipped] | None:
         """Take over the next batch; None at the epoch's end."""

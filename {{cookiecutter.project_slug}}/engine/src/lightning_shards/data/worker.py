@@ -119,13 +119,13 @@ class DecodeWorker:
         os.close(file)
         self._connection = Connection(os.dup(self._socket.fileno()))
         self.close = weakref.finalize(self, _end, self._socket, self._process)
-        self._connection.send(job)
+        self._send(job)
         for slot in range(RING_SIZE):
             self.free(slot)
 
     def begin(self, sampler: Sampler | EveryNth) -> None:
         self.busy = True
-        self._connection.send(sampler)
+        self._send(sampler)
 
     def receive(self) -> DecodedBatch | None:
         """The next batch; None at the epoch's end. Raises what went wrong there."""
@@ -146,8 +146,11 @@ class DecodeWorker:
         return answer  # type: ignore[no-any-return]
 
     def free(self, slot: int) -> None:
+        self._send(slot)
+
+    def _send(self, message: WorkerSpec | Sampler | EveryNth | int) -> None:
         with suppress(OSError):  # where the process has ended, `receive` says so
-            self._connection.send(slot)
+            self._connection.send(message)
 
 
 def _shared_file() -> int:
