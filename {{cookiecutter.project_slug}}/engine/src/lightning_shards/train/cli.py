@@ -35,7 +35,7 @@ from .module import Compile, LearningRate, ShardModule
 from .parser import PRICES, Parser, add_settings, plain
 from .rank_watchdog import RankWatchdog
 from .run import Run
-from .run_name import choose, give_back
+from .run_name import choose
 from .settings import check, set_to_null, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
@@ -82,7 +82,6 @@ class TrainingCLI(LightningCLI):
             if left_out:  # a callback that is no longer wanted need not be there, either
                 arguments[arguments.index(str(file))] = yaml.safe_dump(content)
         self._flags = {name: value_of(arguments, f"--trainer.{name}") for name in ("devices", "num_nodes")}
-        self._folder: Path | None = None  # of the run, once it has a name
         self._metrics: dict[str, float] = {}
         super().__init__(
             model_class,
@@ -140,13 +139,8 @@ class TrainingCLI(LightningCLI):
         contract.check_instance(self.model)
         flags.shorten(self.datamodule, self.config.trainer)
         self.compiles = self.decide_compile(self.config.trainer.max_epochs * len(self.datamodule.order))
-        try:
-            self.trainer = self.instantiate_trainer()
-            self._settle()
-        except BaseException:
-            if self._folder:
-                give_back(self._folder)
-            raise
+        self.trainer = self.instantiate_trainer()
+        self._settle()
 
     def _settle(self) -> None:
         """Decide what hangs on the trainer: meters, micro-batch, accumulation."""
@@ -222,7 +216,6 @@ class TrainingCLI(LightningCLI):
         if self.config.trainer.fast_dev_run:
             return DryRun(int(self.config.trainer.fast_dev_run), self.describe, stop)
         folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
-        self._folder = folder
         if goes_on:
             self._metrics = earlier_metrics(folder)
         return Run(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import itertools
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -23,8 +26,8 @@ def choose(name: str | None) -> tuple[Path, bool]:
     """(folder, whether it goes on): from `--run`, else the Slurm job's or torchrun's id, else the date and time.
 
     A job that its scheduler starts again goes on with its run; a name that a person gives twice is refused. Rank zero
-    makes the folder, so no other rank may be surprised to find it. One named after the time is made here, since another
-    training may begin in the same second: `give_back` removes it where nothing comes of it.
+    makes the folder, so no other rank may be surprised to find it. Of trainings that begin in the same second each gets
+    a name of its own.
     """
     inherited = os.environ.get(VARIABLE)
     if inherited:
@@ -35,36 +38,38 @@ def choose(name: str | None) -> tuple[Path, bool]:
         )
     given, now = name or cluster.name(), datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if not given:
-        return _made(now), False
+        return _free(now), False
     folder = RUNS / checked(given)
     if not (folder / "config.yaml").exists():
         return folder, False
     if cluster.goes_on() or rank() > 0:
         return folder, cluster.goes_on()
     if not name and cluster.layout() in (None, (1, 1)):  # the second training of one job
-        return _made(f"{folder.name}_{now}"), False
+        return _free(f"{folder.name}_{now}"), False
     raise InputError(_taken(folder))
 
 
-def _made(name: str) -> Path:
-    """A new folder of that name, with a number behind it where there is one: mkdir is atomic, on a shared disk too."""
+def _free(name: str) -> Path:
+    """The folder of that name, with a number behind it where another training has it. Nothing is written to `RUNS`."""
     for number in itertools.count(1):
         folder = RUNS / (name if number == 1 else f"{name}_{number}")
-        with _writing(folder):
-            RUNS.mkdir(exist_ok=True)
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
+        if not folder.exists() and _reserve(folder):
             return folder
     raise AssertionError
 
 
-def give_back(folder: Path) -> None:
-    """Remove the folder of a training that did not begin."""
-    with suppress(OSError):  # it is in use, or was never made
-        folder.rmdir()
-        RUNS.rmdir()
+def _reserve(folder: Path) -> bool:
+    """Keep a name from other processes of this host while this one lives; of those on other hosts `claim` says it."""
+    digest = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]
+    try:
+        path = Path(tempfile.gettempdir()) / f"lightning-shards-{digest}.name"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    atexit.register(path.unlink, missing_ok=True)
+    return True
 
 
 def claim(folder: Path, config: str) -> None:
