@@ -85,8 +85,8 @@ def server() -> Any:
 
 
 def train_py(arguments: Sequence[str]) -> None:
-    """train.py, as if it had been started with these arguments."""
-    sys.argv = ["train.py", *arguments, "--trainer.devices", os.environ.get("WORLD_SIZE", "1")]
+    """train.py, as if it had been started with these arguments, on as many devices as there are ranks."""
+    sys.argv = ["train.py", "--trainer.devices", os.environ.get("WORLD_SIZE", "1"), *arguments]
     train.main()
 
 
