@@ -21,8 +21,8 @@ OUT := ..
 # Where an answer is refused, cookiecutter logs its own traceback below the sentence that says why.
 BAKER := import logging, sys; from cookiecutter.cli import main; logging.disable(); sys.tracebacklimit = 0; main()
 CODE := hooks tests tools $(wildcard benchmarks)
-# How many processes share the tests; each of their files is one process's.
-PROCESSES := 2
+# How many processes share the tests; each of their files is one process's. One more than two cores: some tests wait.
+PROCESSES := 3
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,17 +1,16 @@
 """What is trained on: photos with a short side of 256 pixels, as files and packed, and the project's sample images.
 
-The packed photos are named again and again in `dataset.json`, so that an epoch has 128,000: with fewer, a fast GPU
+The packed shards get further names, by links, so that an epoch has 128,000: with fewer, a fast GPU
 would spend its time at the ends of epochs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 
 import photos
-from lightning_shards.data.dataset import Dataset
+from lightning_shards.forecasting.pack_forecast import repeat_shards
 from peers import PEERS, Spec
 
 from . import Figures, Setup, call
@@ -34,7 +33,4 @@ def figures(setup: Setup) -> Figures:
 
 def packed(images: Path, dest: Path, epoch: int) -> None:
     PEERS["ours"].pack(images, dest, Spec(224, 128, 1))
-    data = Dataset.open(dest)
-    shards = list(data.splits["train"])
-    times = max(1, epoch // data.samples("train"))
-    dataclasses.replace(data, splits={**data.splits, "train": shards * times}).save()
+    repeat_shards(dest, epoch)

@@ -20,7 +20,7 @@ from ..packing.pool import Stopped
 from .forecast import Announce, forecast
 
 AT_LEAST = 100_000  # training samples that the sample stands for, by repetition: global batches need so many
-MOST_LINKS = 1_000  # by which its shards are repeated
+MOST_LINKS = 4_000  # by which shards are repeated
 
 
 def forecast_source(
@@ -63,7 +63,7 @@ def forecast_source(
         except InputError as error:
             raise InputError(str(error).replace("--limit", "--sample")) from None
         whole = packed["listed"]
-        _repeat(dest, whole["train"])
+        repeat_shards(dest, min(whole["train"], AT_LEAST))
         settings = [*settings, "--data.path", str(dest)]
         report = forecast(model_class, settings, images, seconds, announce, whole, fields, transform)
     report["dataset"]["path"] = str(source)
@@ -96,16 +96,16 @@ def _disk(source: Path) -> Path | None:
     return None if source in (here, *here.parents) else here
 
 
-def _repeat(dest: Path, wanted: int) -> None:
-    """Give the training shards more names, as far as the whole dataset will reach; none where the disk has no links."""
-    dataset = Dataset.open(dest)
+def repeat_shards(folder: Path, wanted: int) -> None:
+    """Give a dataset's training shards further names, until it has about `wanted` samples, or the disk no links."""
+    dataset = Dataset.open(folder)
     train = list(dataset.splits["train"])
-    times = max(1, min(min(wanted, AT_LEAST) // dataset.samples("train"), MOST_LINKS // len(train)))
+    times = max(1, min(wanted // dataset.samples("train"), MOST_LINKS // len(train)))
     again = [replace(shard, name=f"train/{n}-{Path(shard.name).name}") for n in range(1, times) for shard in train]
     with suppress(OSError):
         for shard, of in zip(again, train * (times - 1), strict=True):
             for suffix in ("", ".index"):
-                (dest / f"{shard.name}{suffix}").hardlink_to(dest / f"{of.name}{suffix}")
+                (folder / f"{shard.name}{suffix}").hardlink_to(folder / f"{of.name}{suffix}")
         replace(dataset, splits={**dataset.splits, "train": [*train, *again]}).save()
 
 
