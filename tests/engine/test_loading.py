@@ -16,6 +16,7 @@ import torch
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning_shards.data import worker
 from lightning_shards.data.batch import Batch
 from lightning_shards.data.batcher import BatchDecoder, DecodedBatch
 from lightning_shards.data.crop import Crop, resize
@@ -259,7 +260,20 @@ def test_a_pass_that_is_left_takes_nothing_from_the_next(dataset: Path) -> None:
         assert [batch.ids.tolist() for batch in loader] == whole
 
 
-def test_a_decoding_process_that_ends_at_once_is_one_sentence(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RunError, match="decodes images ended with status 1"):
-        list(make_loader(dataset))
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [("exit 1", "ended with status 1"), ('eval "exec $3>&-"; exec sleep 60', "has closed its end and not ended in")],
+)
+def test_a_decoding_process_that_does_not_work_is_one_sentence(
+    script: str, sentence: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends at once, and one that lets go of its socket and stays: it is killed."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/bash\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(worker, "GRACE", 0.2)
+    loader = make_loader(dataset)
+    with pytest.raises(RunError, match=sentence):
+        list(loader)
+    assert loader._decoding == []
