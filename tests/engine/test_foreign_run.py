@@ -59,6 +59,31 @@ def test_a_runs_config_names_no_foreign_code(foreign: Path, callbacks: object) -
     assert not Path("ran").exists() and not [name for name in sys.modules if name.startswith("runs")]
 
 
+LARGE = {  # what the parser would read, and the look through it has a limit
+    "many bytes": "#" * (5 << 20) + "\n[{class_path: runs.foreign.own.Own}]",
+    "many levels": "[" * 200 + "{class_path: runs.foreign.own.Own}" + "]" * 200,
+    "itself": "[large.yaml, {class_path: runs.foreign.own.Own}]",
+}
+
+
+@pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
+def test_a_file_that_cannot_be_looked_through_is_refused(foreign: Path, content: str) -> None:
+    Path("large.yaml").write_text(content)
+    (foreign / "config.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": "large.yaml"}}))
+    with pytest.raises(InputError, match=r"trainer\.callbacks"):
+        check_config(foreign / "config.yaml", "team.model")
+    assert not Path("ran").exists()
+
+
+def test_weights_of_any_size_are_not_read_for_their_names(foreign: Path) -> None:
+    """A checkpoint is no text, which its first bytes say."""
+    with Path("large.ckpt").open("wb") as file:
+        file.write(b"PK\3\4\0")
+        file.truncate(1 << 34)
+    (foreign / "config.yaml").write_text(yaml.safe_dump({"model": {"weights": "large.ckpt"}}))
+    assert check_config(foreign / "config.yaml", "team.model")
+
+
 def test_what_teams_name_is_let_through(foreign: Path) -> None:
     good = {
         "data": {"path": "runs.foreign", "image_size": 28},

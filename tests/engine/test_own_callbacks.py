@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def test_a_callback_is_obeyed(monkeypatch: pytest.MonkeyPatch, capfd: Any, name:
 
 
 def test_a_callback_of_functions_is_given_in_code(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    """A config with the name of a function would be refused by the run's own resume, so it is refused at once."""
+    """What the run's own resume would refuse in its config, as a class beside train.py, is refused at once."""
     begun: list[str] = []
     given = [LambdaCallback(on_train_start=lambda *_: begun.append("train")), ThroughputMonitor(batch_size_fn=len)]
     cli = TrainingCLI(ImageModel, callbacks=given, args=["--config", "small.yaml", "--run", "code", *BARE])
@@ -89,9 +90,12 @@ def test_a_callback_of_functions_is_given_in_code(monkeypatch: pytest.MonkeyPatc
     config = yaml.safe_load(Path("small.yaml").read_text())
     hooked = {"class_path": "LambdaCallback", "init_args": {"on_train_start": "builtins.print"}}
     Path("hooked.yaml").write_text(yaml.safe_dump(config | {"trainer": config["trainer"] | {"callbacks": [hooked]}}))
-    for arguments in (function, ["--config", "hooked.yaml"]):
+    Path("of_no_package.py").write_text("from lightning.pytorch import Callback\nclass Own(Callback): pass\n")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    for arguments in (function, ["--config", "hooked.yaml"], added("of_no_package.Own")):
         seen = attempt(monkeypatch, capfd, *arguments)
-        assert seen.status == 2 and "a function" in seen.err and seen.err.count("\n") == 1, seen.err
+        assert seen.status == 2 and "a run's config may name nothing but classes of" in seen.err, seen.err
+        assert seen.err.count("\n") == 1, seen.err
     assert not Path("runs/tried").exists()
 
 
@@ -184,14 +188,17 @@ def test_a_users_checkpoints_mislead_no_resume(tmp_path: Path, every: int) -> No
 
 
 def test_a_callback_that_is_gone_can_be_left_out_of_a_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    """One of the current folder, which a run's config may not name; with null in its place it is not looked for."""
-    (tmp_path / "of_this_folder.py").write_text("from lightning.pytorch import Callback\nclass Own(Callback): pass\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert attempt(monkeypatch, capfd, *BARE, *added("of_this_folder.Own")).status == 0
+    """One of a package that is no longer installed; with null in its place it is not looked for."""
+    package = tmp_path_factory.mktemp("installed") / "of_a_package.py"
+    package.write_text("from lightning.pytorch import Callback\nclass Own(Callback): pass\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    assert attempt(monkeypatch, capfd, *BARE, *added("of_a_package.Own")).status == 0
+    package.unlink()
+    monkeypatch.delitem(sys.modules, "of_a_package")
     refused = attempt(monkeypatch, capfd, *flag(max_epochs="2"), resume=True)
-    assert refused.status == 2 and "of_this_folder.Own" in refused.err
+    assert refused.status == 2 and "of_a_package.Own" in refused.err
     for given in (["--trainer.callbacks", "null"], ["--trainer.callbacks=null"]):
         assert attempt(monkeypatch, capfd, *given, *flag(max_epochs="2"), resume=True).status == 0
 

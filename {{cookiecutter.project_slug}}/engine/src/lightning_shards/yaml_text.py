@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,10 +12,22 @@ LONGEST_NUMBER = 1_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+class BeyondMeasure(ValueError):
+    """A text that may well be YAML, but is not read."""
+
+
+def read_yaml(path: Path) -> Any:
+    """The values in a YAML file. Raises OSError, or what `parse_yaml` does."""
+    with path.open("rb") as file:
+        return parse_yaml(file.read(MOST_BYTES + 1))
+
+
 def parse_yaml(text: str | bytes) -> Any:
-    """The values of a YAML text. Raises ValueError, in one line, for what is none, or for one without measure."""
+    """The values of a YAML text. Raises ValueError, in one line, for what is none, BeyondMeasure for too much of it."""
+    if (b"\0" if isinstance(text, bytes) else "\0") in text:  # type: ignore[operator]
+        raise ValueError("it is no text")
     if len(text) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES >> 20} MB")
+        raise BeyondMeasure(f"it has more than {MOST_BYTES >> 20} MB")
     try:
         _measure(text)
         return yaml.load(text, _LOADER)  # a loader of plain values
@@ -23,7 +36,7 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 def _measure(text: str | bytes) -> None:
-    """Raise ValueError for too many levels, or too many values once every alias is written out."""
+    """Raise BeyondMeasure for too many levels, or too many values once every alias is written out."""
     total, sizes, opened = 0, dict[Any, int](), []  # values: so far, of each anchor, of what is being read
     for event in yaml.parse(text, _LOADER):
         if isinstance(event, yaml.AliasEvent):
@@ -32,9 +45,9 @@ def _measure(text: str | bytes) -> None:
             total += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             if len(event.value) > LONGEST_SCALAR:
-                raise ValueError(f"a value has more than {LONGEST_SCALAR} characters")
+                raise BeyondMeasure(f"a value has more than {LONGEST_SCALAR} characters")
             if event.implicit[0] and len(event.value) > LONGEST_NUMBER and event.value.lstrip("+-")[:1].isdigit():
-                raise ValueError(f"a number has more than {LONGEST_NUMBER} digits")
+                raise BeyondMeasure(f"a number has more than {LONGEST_NUMBER} digits")
             total += 1
             sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -45,6 +58,6 @@ def _measure(text: str | bytes) -> None:
             anchor, before = opened.pop()
             sizes[anchor] = total - before + 1
         if len(opened) > MOST_LEVELS:
-            raise ValueError(f"it has more than {MOST_LEVELS} levels")
+            raise BeyondMeasure(f"it has more than {MOST_LEVELS} levels")
         if total > MOST_NODES:
-            raise ValueError(f"it has more than {MOST_NODES} values, aliases written out")
+            raise BeyondMeasure(f"it has more than {MOST_NODES} values, aliases written out")

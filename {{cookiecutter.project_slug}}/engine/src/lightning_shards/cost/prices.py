@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..yaml_text import parse_yaml
+from ..yaml_text import read_yaml
 from .usage import JOULES_PER_KWH
 
 _KEYS = ("currency", "electricity", "rent", "watts", "power_supply", "gpus")
@@ -60,7 +60,7 @@ class Prices:
     def read(cls, path: str | Path) -> Prices:
         """Raises InputError, in one sentence, for a file that is missing or says something else than prices."""
         try:
-            content = parse_yaml(Path(path).read_bytes())
+            content = read_yaml(Path(path))
         except OSError as error:
             raise InputError(
                 f"{path} cannot be read ({error.strerror}): it states what a kWh costs; run this in the project's"

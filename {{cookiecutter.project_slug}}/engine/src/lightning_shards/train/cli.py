@@ -25,7 +25,7 @@ from ..runs.files import earlier_metrics
 from . import cluster, contract, flags, hardware, loggers, own_callbacks, resume_settings, summary, trainer_checks
 from .checkpoint_io import DurableCheckpointIO
 from .checkpoints import Checkpoints
-from .config_safety import check_config, check_functions
+from .config_safety import check_config, check_names
 from .cost_tracker import Budget, CostTracker
 from .datamodule import ShardDataModule
 from .dry_run import DryRun
@@ -184,7 +184,7 @@ class TrainingCLI(LightningCLI):
         folder, plugins = self.run.folder, listed(own["plugins"])
         given = [*listed(own["callbacks"]), *self._callbacks]
         own_callbacks.check(given, folder, self.config.ema_decay)
-        check_functions(self.asked, "trainer")
+        check_names(self.asked, "the settings", type(self.model).__module__)
         c = self.config
         self.checkpoints = Checkpoints(
             *contract.goal(self.model), c.save_every_minutes, c.keep_checkpoints, c.patience, stop

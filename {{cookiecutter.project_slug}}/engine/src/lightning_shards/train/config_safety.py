@@ -15,12 +15,11 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..yaml_text import parse_yaml
+from ..yaml_text import BeyondMeasure, parse_yaml, read_yaml
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _STRUCTURE = re.compile(r"[\[{:\-!&\n]")  # of a text that may be YAML itself
@@ -52,7 +51,7 @@ def check_config(path: Path, team: str, without: Sequence[str] = ()) -> dict[str
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file as plain values. Raises InputError where there are none."""
     try:
-        content = parse_yaml(path.read_bytes())
+        content = read_yaml(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error})") from None
     if not isinstance(content, dict):
@@ -60,24 +59,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_names(content: Any, path: Path, team: str) -> None:
-    """The same for settings that were found in the file `path`, such as a checkpoint."""
+def check_names(content: Any, source: Path | str, team: str) -> None:
+    """The same for settings from elsewhere, such as a checkpoint, or from the command line of a run that begins: what
+    its own resume would refuse must not begin."""
     for setting, text in _texts(content, "", [_MOST_FILES]):
         if setting not in _PLAIN and _DOTTED.fullmatch(text.strip()):
-            _check_name(text.strip(), setting, path, team.partition(".")[0])
-
-
-def check_functions(content: Any, section: str) -> None:
-    """Raise InputError where a setting of the section names a function: a run with it in its config could not go on."""
-    for setting, text in _texts(content.get(section), section, [0]):
-        name = text.strip()
-        if not _DOTTED.fullmatch(name) or not _is_there(name.partition(".")[0]):
-            continue
-        if (found := _imported(name)) is not None and callable(found) and not inspect.isclass(found):
-            raise InputError(
-                f"{setting} names {name}, a function, which a run's config may not: write a class that calls it, or"
-                " give the callback in train.py, to TrainingCLI(callbacks=[...])"
-            )
+            _check_name(text.strip(), f"{source}: {setting}", team.partition(".")[0])
 
 
 def _texts(value: Any, setting: str, files: list[int]) -> Iterator[tuple[str, str]]:
@@ -92,30 +79,49 @@ def _texts(value: Any, setting: str, files: list[int]) -> Iterator[tuple[str, st
         yield setting, value
         if setting in _PLAIN:
             return
-        if files[0] and "\0" not in value and len(value) < 1024 and Path(value).is_file():
+        place: Path | None = None
+        if "\0" not in value and len(value) < 1024 and Path(value).is_file():
+            if not files[0]:
+                raise InputError(f"{setting} names {value}, and settings may name no more than {_MOST_FILES} files")
             files[0] -= 1
-            with suppress(ValueError, OSError):
-                yield from _texts(parse_yaml(Path(value).read_bytes()), setting, files)
-        with suppress(ValueError, OSError):
-            inner = parse_yaml(value) if _STRUCTURE.search(value) else value
-            if not isinstance(inner, str):
-                yield from _texts(inner, setting, files)
+            place = Path(value)
+        for inner in (_parsed(place, setting), _parsed(value, setting)):
+            yield from _texts(inner, setting, files)
 
 
-def _check_name(name: str, setting: str, path: Path, team: str) -> None:
-    where = f"{path}: {setting} names {name}, which"
-    root = name.partition(".")[0]
+def _parsed(source: Path | str | None, setting: str) -> Any:
+    """The values of YAML in a file or in a text, for the parser would read it too; None where there is none.
+
+    Raises InputError where there is too much of it to look through.
+    """
+    try:
+        if isinstance(source, str):
+            found = parse_yaml(source) if _STRUCTURE.search(source) else None
+            return None if isinstance(found, str) else found
+        return source and read_yaml(source)
+    except BeyondMeasure as error:
+        raise InputError(f"{setting} holds or names YAML that is not looked through: {error}") from None
+    except (ValueError, OSError):
+        return None
+
+
+def _check_name(name: str, setting: str, team: str) -> None:
+    root, why = name.partition(".")[0], ""
     if not _is_there(root):
         return  # a text like any other: there is nothing to import
     if not _may_import(root, team):
-        raise InputError(f"{where} is of no installed package and not of {team}: a run's config may name no other code")
-    found = _imported(name)
-    if found is None:
+        why = "is of neither"
+    elif (found := _imported(name)) is None:
         return
-    if not inspect.isclass(found):
-        raise InputError(f"{where} is no class: a run's config may name no functions")
-    if not _may_import(found.__module__.partition(".")[0], team):
-        raise InputError(f"{where} comes from {found.__module__}: a run's config may name no such class")
+    elif not inspect.isclass(found):
+        why = "is no class"
+    elif not _may_import(found.__module__.partition(".")[0], team):
+        why = f"comes from {found.__module__}"
+    if why:
+        raise InputError(
+            f"{setting} names {name}: a run's config may name nothing but classes of installed packages and of {team},"
+            f" and this {why}; train.py may give any other to TrainingCLI(callbacks=[...])"
+        )
 
 
 def _is_there(root: str) -> bool:

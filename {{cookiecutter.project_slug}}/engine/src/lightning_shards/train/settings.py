@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..runs.folder import find
-from ..yaml_text import parse_yaml
+from ..yaml_text import read_yaml
 
 DEFAULT_CONFIG = Path("configs/sample.yaml")
 
@@ -53,7 +53,7 @@ def _check_files(arguments: list[str]) -> None:
     names += [b for a, b in itertools.pairwise(arguments) if a in ("-c", "--config")]
     for name in names:
         try:
-            parse_yaml(Path(name).read_bytes())
+            read_yaml(Path(name))
         except OSError as error:
             hint = "; run train.py from the project's folder" if Path(name) == DEFAULT_CONFIG else ""
             raise InputError(f"--config {name} cannot be read ({error.strerror}){hint}") from None
