@@ -152,11 +152,11 @@ class ShardLoader(Passes):
 class _Skipped(SkipLog):
     """Says once, where no file is kept, that there are samples which cannot be decoded."""
 
-    told = False
+    warned = False
 
     def add(self, entries: Sequence[dict[str, object]]) -> None:
-        if entries and not self.path and not self.told:
-            self.told = True
+        if entries and not self.path and not self.warned:
+            self.warned = True
             first = entries[0]
             say(
                 f"{first['shard']} {first['key']} cannot be decoded ({first['error']}): its row has valid = False, and"

@@ -130,7 +130,7 @@ class albumentations_transform:
             elif usual:
                 theirs = usual if usual not in names else name
                 if theirs == name != usual and name not in (getattr(transform, "additional_targets", None) or {}):
-                    raise ValueError(f"{name} is no target of it: give additional_targets={{{name!r}: {usual!r}}}")
+                    raise ValueError(f"{name} is no target of it: give additional_targets={ {name: usual} }")
                 names[theirs], given[theirs] = name, value
         made = transform(**given)
         for theirs, name in names.items():

@@ -64,7 +64,7 @@ class Checkpoints(Checkpoint):
         self._validated: tuple[int, int] | None = None  # (epoch, position) of the last validation that was completed
         self._saved_at = time.monotonic()
         self.saved = False  # anything, in this attempt
-        self._told = False  # that nothing says which weights are best
+        self._warned = False  # that nothing says which weights are best
 
     # -- what a checkpoint holds of this callback, and how a run goes on from it
     def state_dict(self) -> dict[str, Any]:
@@ -222,8 +222,8 @@ class Checkpoints(Checkpoint):
     def _save_with_best(self, trainer: L.Trainer) -> None:
         """Save at a place that was just validated."""
         value = trainer.callback_metrics.get(self.monitor)
-        if value is None and self.best is None and not self._told and trainer.is_global_zero:
-            self._told = True
+        if value is None and self.best is None and not self._warned and trainer.is_global_zero:
+            self._warned = True
             logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val"))) or "nothing"
             say(f"the model logs no {self.monitor}, so the last weights count as the best ones; it logs {logged}")
         score = float(value) if value is not None else math.nan

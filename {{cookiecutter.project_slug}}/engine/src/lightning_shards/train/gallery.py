@@ -25,8 +25,8 @@ from ..data.dataset import TASKS, Shard
 from ..files import write_durably
 from ..terminal import say
 from ..vision.objective import Shown
+from .gallery_loggers import show
 from .top_rows import TopRows
-from .wandb_logger import Wandb
 
 LARGEST_SIDE = 128  # pixels; larger images are made smaller
 FORMAT = 1  # of evaluation/*.json
@@ -70,10 +70,10 @@ class Gallery(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end(trainer, "test")
-        self._show(trainer)
+        show(trainer.loggers, self._evaluation)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._show(trainer)
+        show(trainer.loggers, self._evaluation)
 
     def _look_at(self, trainer: L.Trainer, model: Any, outputs: Any, batch: Batch) -> None:
         scores = outputs.get("scores") if isinstance(outputs, Mapping) else None
@@ -147,51 +147,6 @@ class Gallery(L.Callback):
         except OSError as error:
             say(f"{path} could not be written ({error.strerror}): the report will not have it", sys.stderr)
 
-    def _show(self, trainer: L.Trainer) -> None:
-        """The images of the last pass, and the confusion matrix, in W&B; the images in any logger that takes some."""
-        if not self._evaluation:  # which it is on rank zero only
-            return
-        evaluation = self._evaluation
-        for logger in trainer.loggers:
-            if isinstance(logger, Wandb):
-                _log(logger, evaluation)
-            elif hasattr(logger, "log_image"):
-                _offer(logger, evaluation)
-
-
-def _log(logger: Wandb, evaluation: dict[str, Any]) -> None:
-    logger.try_to(lambda: logger.experiment.log(_shown(evaluation)))
-
-
-def _offer(logger: Any, evaluation: dict[str, Any]) -> None:
-    """Hand the images to a logger as Lightning's own take them; what it makes of them ends no training."""
-    examples = [(kind, example) for kind, examples in evaluation["examples"].items() for example in examples]
-    images = [_pixels(example["image"]) for _, example in examples]
-    captions = [f"{kind}: {_caption(example, evaluation['targets'])}" for kind, example in examples]
-    try:
-        logger.log_image(key=f"{evaluation['split']}/predictions", images=images, caption=captions)
-    except Exception as defect:
-        say(f"{type(logger).__name__} took no images: {type(defect).__name__}: {defect}", sys.stderr)
-
-
-def _shown(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What was found on a split, as W&B's images and charts."""
-    import wandb
-
-    split = evaluation["split"]
-    shown: dict[str, Any] = {
-        f"{split}/predictions": [
-            wandb.Image(_pixels(example["image"]), caption=f"{kind}: {_caption(example, evaluation['targets'])}")
-            for kind, examples in evaluation["examples"].items()
-            for example in examples
-        ]
-    }
-    if "confusion" in evaluation["counts"]:
-        shown[f"{split}/confusion_matrix"] = _matrix_plot(
-            evaluation["counts"]["confusion"], evaluation["targets"], split
-        )
-    return shown
-
 
 def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str) -> dict[str, Any]:
     """One image with what it is and what the model says, as JSON: class numbers with scores, or numbers."""
@@ -218,35 +173,3 @@ def _place(shards: Sequence[Shard], sample: int) -> dict[str, Any]:
             return {"shard": shard.name, "number": sample}
         sample -= shard.samples
     raise IndexError(sample)
-
-
-def _pixels(image: str) -> Any:
-    """RGB, uint8 (S, S, 3), of a data URL."""
-    data = torch.frombuffer(bytearray(base64.b64decode(image.partition(",")[2])), dtype=torch.uint8).numpy()
-    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-
-
-def _caption(example: dict[str, Any], names: list[str]) -> str:
-    """`prediction (how sure) | target`."""
-    if example["predicted"] and isinstance(example["predicted"][0], float):
-        predicted, actual = (
-            [f"{n} {value:.3g}" for n, value in zip(names, example[key], strict=True)]
-            for key in ("predicted", "actual")
-        )
-    else:
-        predicted = [f"{names[number]} ({score:.0%})" for number, score in example["predicted"]]
-        actual = [names[number] for number in example["actual"]]
-    return f"{', '.join(predicted) or 'nothing'} | {', '.join(actual) or 'nothing'}"
-
-
-def _matrix_plot(counts: list[list[int]], names: list[str], split: str) -> Any:
-    """W&B's own confusion matrix, from counts (actual, predicted)."""
-    import wandb
-
-    rows = [[names[a], names[p], count] for a, row in enumerate(counts) for p, count in enumerate(row)]
-    return wandb.plot_table(
-        data_table=wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows),
-        vega_spec_name="wandb/confusion_matrix/v1",
-        fields={"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
-        string_fields={"title": f"Confusion matrix ({split})"},
-    )

@@ -56,7 +56,7 @@ class Run:
     stop: StopRequest = field(default_factory=StopRequest)
     outcome: str = "done"
     _summary: bytes | None = None  # of the attempt before
-    _told: dict[str, Any] = field(default_factory=dict)  # in the summary of this one
+    _written: dict[str, Any] = field(default_factory=dict)  # in the summary of this one
 
     @cached_property
     def last_checkpoint(self) -> Path | None:
@@ -169,7 +169,7 @@ class Run:
         }
         if changed := self.changed():
             content["changed_on_resume"] = changed
-        self._told = content
+        self._written = content
         self._put(content)
         page: Path | None = None
         try:
@@ -199,7 +199,7 @@ class Run:
         """What a person wants to know at the end, as `summary.json` has it; empty on ranks other than zero."""
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return ""
-        summary = self._told
+        summary = self._written
         metrics = {name: value for name, value in summary["metrics"].items() if name.startswith(("test/", "val/"))}
         chosen = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
         rows = [(name, f"{value:.4g}") for name, value in chosen.items() if not name.endswith("/skipped")]
