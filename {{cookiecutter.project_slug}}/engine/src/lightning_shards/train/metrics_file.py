@@ -26,7 +26,7 @@ class MetricsFile(Logger):
         self.path = path
         self._columns: list[str] = []
         self._rows: list[dict[str, Any]] = []  # not yet written
-        self._told = False
+        self._warned = False
 
     @property
     def name(self) -> str:
@@ -54,9 +54,9 @@ class MetricsFile(Logger):
         try:
             self._write()
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 say(f"{self.path} could not be written ({error.strerror}): the training goes on without", sys.stderr)
-            self._told = True
+            self._warned = True
 
     def _write(self) -> None:
         if not self._rows:

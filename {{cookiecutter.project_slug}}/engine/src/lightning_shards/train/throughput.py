@@ -39,7 +39,7 @@ class Throughput(L.Callback):
         self._since = self._waited = 0.0
         self._before = dict(self._totals)  # what earlier attempts did
         self._validation: float | None = None  # seconds that one takes
-        self._told = False
+        self._announced = False
         self._images = 0
         self._warm = False
 
@@ -137,9 +137,9 @@ class Throughput(L.Callback):
     def _tell_expected(self, trainer: L.Trainer) -> None:
         """Say once what the whole run will take, at this attempt's rate."""
         images, seconds = (self._totals[name] - self._before[name] for name in ("images", "seconds"))
-        if self._told or not images or not trainer.is_global_zero:
+        if self._announced or not images or not trainer.is_global_zero:
             return
-        self._told = True
+        self._announced = True
         data, epochs = trainer.datamodule, trainer.max_epochs or 1  # type: ignore[attr-defined]
         steps, left = sum(data.batches(1)), data.batches(1)[1]
         ahead = (left + (epochs - data.epoch - 1) * steps) / (epochs * steps)
