@@ -18,8 +18,6 @@ RUN_ENGINE = $(RUN) --group engine
 RUN_COMPILED = UV_COMPILE_BYTECODE=1 $(RUN_ENGINE)
 PROJECT := {{cookiecutter.project_slug}}
 OUT := ..
-# Where an answer is refused, cookiecutter logs its own traceback below the sentence that says why.
-BAKER := import logging, sys; from cookiecutter.cli import main; logging.disable(); sys.tracebacklimit = 0; main()
 CODE := hooks tests tools $(wildcard benchmarks)
 # How many processes share the tests; each of their files is one process's. One more than two cores: some tests wait.
 PROCESSES := 3
@@ -38,7 +36,7 @@ new: | uv  ## answer the questions and get a project of your own beside this fol
 	@out="$(OUT)"; case "$$out" in '~'|'~'/*) out="$$HOME$${out#?}";; esac; \
 	export TEMPLATE_COMMIT="$$(git rev-parse --verify --quiet HEAD 2>/dev/null)" TEMPLATE_SOURCE="$$PWD"; \
 	if [ -n "$$(git branch --remotes --contains HEAD 2>/dev/null)" ]; then TEMPLATE_SOURCE="$$(git remote get-url origin)"; fi; \
-	$(RUN) python -c '$(BAKER)' . --output-dir "$$out" $(ANSWERS)
+	$(RUN) python tools/new.py "$$out" $(ANSWERS)
 
 bake: | uv  ## bake a project with the default answers into build/
 	@$(RUN) python tools/bake.py $(BAKE)

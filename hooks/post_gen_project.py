@@ -69,4 +69,4 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, "-B", "engine/manifest.py", "write"], check=True)
     if commit := os.environ.get("TEMPLATE_COMMIT"):  # of `make new`
         remember(given, commit, os.environ["TEMPLATE_SOURCE"])
-    print(next_steps(given["project_name"], Path.cwd()))
+    print(next_steps(given["project_name"], Path(os.environ.get("BAKED_INTO") or Path.cwd())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,25 @@ def test_bad_choice_is_refused_and_nothing_written(name: str, answer: str, sente
     assert done.returncode == 1
     assert sentence in done.stdout + done.stderr
     assert list(room.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["tsk=multi_label"], "there is no question 'tsk': is task meant?"),
+        (["colour=red"], "there is no question 'colour': project_name, "),
+        (["task=detection"], "detection provided for choice variable task, but the choices are"),
+        (["image_size=5"], "image_size '5' is not a size in pixels"),
+        ([], "Unable to create directory"),
+    ],
+)
+def test_make_new_says_in_a_sentence_what_it_does_not_take(words: list[str], sentence: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    if not words:
+        folder.write_text("a file")
+    done = run([sys.executable, str(ROOT / "tools" / "new.py"), str(folder), "--no-input", *words], tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith(sentence) and "Traceback" not in done.stderr, done.stderr
+    assert folder.read_text() == "a file" if not words else not list(folder.glob("*"))
 
 
 def answers_with(**given: Any) -> dict[str, Any]:

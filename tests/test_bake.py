@@ -229,7 +229,7 @@ def test_a_bake_in_build_never_loses_what_a_person_changed(tmp_path: Path) -> No
     place = tmp_path / "build" / "demo"
     bake_again = [sys.executable, str(PROJECT.parent / "tools" / "bake.py"), str(place)]
     home = {"HOME": str(tmp_path)}
-    succeed(bake_again, tmp_path, env=home)
+    assert f"    cd {place}\n" in succeed(bake_again, tmp_path, env=home), "where it lies, not where it was made"
     for name in ("runs/first/report.html", "data/sample/dataset.json", ".venv/x", "uv.lock", ".mypy_cache/x"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text("kept")

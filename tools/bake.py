@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def changed(bake: Path, before: dict[str, str]) -> list[str]:
 def main(bake: Path) -> None:
     record, new = bake.with_name(f"{bake.name}.files.json"), bake.with_name("new")
     shutil.rmtree(new, ignore_errors=True)
+    os.environ["BAKED_INTO"] = str(bake.resolve())  # what the hook that runs in `new` says to the person
     made = Path(cookiecutter(str(ROOT), no_input=True, default_config=True, output_dir=str(new)))
     written = digests(made)
     if bake.exists():
