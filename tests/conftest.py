@@ -8,6 +8,17 @@ import pytest
 from filelock import FileLock
 from template import DEFAULT, bake, succeed
 
+# Files that take long, the longest first: they are begun first, so that none is left to one process at the end. Slurm
+# is the first of all: it mostly waits, while others compute.
+EARLY = ["slurm", "how_to", "train", "project", "resume", "forecast", "benchmarks", "hosts", "readme", "inference"]
+EARLY += ["ranks", "packaging", "checkpoints", "cost", "answers", "flags", "any_model", "report", "stops", "fixed_keys"]
+EARLY += ["own_callbacks", "foreign_data", "transform", "bake", "sweep"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"test_{name}": number for number, name in enumerate(EARLY)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(EARLY)))
+
 
 @pytest.fixture(scope="session")
 def default_bake(tmp_path_factory: pytest.TempPathFactory) -> Path:
