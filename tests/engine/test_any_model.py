@@ -103,6 +103,17 @@ class Scheduled(Measured):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), "interval": "step"}]
 
 
+class OtherSchedule(Scheduled):
+    def configure_optimizers(self) -> Any:
+        (optimizer,), _ = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)]
+
+
+class Unscheduled(Scheduled):
+    def configure_optimizers(self) -> Any:
+        return super().configure_optimizers()[0]
+
+
 class TwoOptimizers(Measured):
     """Steps two optimizers itself, and returns nothing."""
 
@@ -231,6 +242,9 @@ def test_a_model_of_targets_is_refused_where_there_are_none(folder: Path) -> Non
 def test_own_schedulers_and_groups_stay_as_they_are(folder: Path) -> None:
     cli = train(Scheduled, "--run", "one")
     assert [group["lr"] for group in cli.trainer.optimizers[0].param_groups] == [0.01 * 0.5**6] * 4
+    for other in (OtherSchedule, Unscheduled):
+        with pytest.raises(InputError, match="the model's schedulers are others than the run's: start a new run"):
+            train(other, "--resume", "one", "--trainer.max_epochs", "2")
     cli = train(Scheduled, "--resume", "one", "--trainer.max_epochs", "2")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**12)
 

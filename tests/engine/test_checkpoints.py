@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning_shards.errors import InputError
 from lightning_shards.runs.checkpoints import is_whole, newest
+from lightning_shards.train.checkpoint_io import DurableCheckpointIO
 from lightning_shards.train.checkpoints import Checkpoints
 
 from .recorder import PLAIN
@@ -125,3 +126,12 @@ def test_a_training_that_gets_no_better_ends(project: Path, monkeypatch: pytest.
     assert summary("p")["epochs"] == 4
     assert start(monkeypatch, "--resume", "p", "--patience", "null", config=None) == 0
     assert summary("p")["epochs"] == 9
+
+
+def test_only_checkpoints_are_removed(tmp_path: Path) -> None:
+    """Which one to remove, a ModelCheckpoint may have from a run that somebody else made."""
+    for name in ("old.ckpt", "folder.ckpt/thesis.txt", "thesis.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        DurableCheckpointIO().remove_checkpoint((tmp_path / name).parent if "/" in name else tmp_path / name)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder.ckpt", "thesis.txt", "thesis.txt"]

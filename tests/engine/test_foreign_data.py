@@ -237,6 +237,7 @@ def _change(*place: Any, to: Any) -> Any:
     return change
 
 
+_STEPS = ("epoch_loop.automatic_optimization.optim_progress", "optimizer")
 STATES = {
     "no loops": _change("loops", to=None),
     "loops that are a list": _change("loops", to=[1]),
@@ -244,6 +245,14 @@ STATES = {
     "callbacks that are a text": _change("callbacks", to="x"),
     "no state of the optimizer": _change("optimizer_states", to=None),
     "a state of no optimizer": _change("optimizer_states", to=[{"a": 1}]),
+    "two states for one optimizer": lambda c: c["optimizer_states"].append(c["optimizer_states"][0]),
+    "a state of other shapes": _change("optimizer_states", 0, "state", 0, "exp_avg", to=torch.zeros(1)),
+    "a state without a part": _change("optimizer_states", 0, "state", 0, "exp_avg_sq", to=None),
+    "a state of one parameter more": _change("optimizer_states", 0, "state", 99, to={"step": 1}),
+    "one group less": _change("optimizer_states", 0, "param_groups", 1, to=None),
+    "a group without its rates": _change("optimizer_states", 0, "param_groups", 0, "betas", to=None),
+    "a scheduler of nobody": _change("lr_schedulers", to=[{"last_epoch": 1}]),
+    "words for steps": _change("loops", "fit_loop", *_STEPS, "zero_grad", "total", to={"ready": "x"}),
     "words for counts": _change("callbacks", "lightning_shards/throughput", "totals", to={"images": "many"}),
     "words for the best": _change("callbacks", "lightning_shards/checkpoints", "best", to="good"),
     "a place behind the epoch": _change("lightning_shards", "position", to=10**6),

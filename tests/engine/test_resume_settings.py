@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_shards.data import order
-from lightning_shards.train import resume_settings
+from lightning_shards.train import optimizer_state, resume_settings
 from lightning_shards.train.settings import with_files
 
 from .test_train import project, start, summary  # noqa: F401  (`project` is a fixture)
@@ -53,6 +53,22 @@ def test_what_needs_a_new_run_is_refused_before_anything_is_written(
         error = capfd.readouterr().err
         assert all(part in error for part in said) and "Traceback" not in error
     assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_what_is_kept_of_each_weight_follows_its_memory_layout(kind: str) -> None:
+    """A fused optimizer would take the numbers of other weights: `--model.channels_last` changed on a resume."""
+    before, after = (torch.nn.Parameter(torch.rand(4, 3, 2, 2)) for _ in range(2))
+    before.data = before.data.to(memory_format=torch.channels_last)
+    options: dict[str, Any] = {"lr": 0.1, "fused": True} | ({"momentum": 0.9} if kind == "SGD" else {})
+    old, new = (getattr(torch.optim, kind)([parameter], **options) for parameter in (before, after))
+    before.grad, after.grad = torch.rand_like(before), torch.rand(4, 3, 2, 2)
+    old.step()
+    new.load_state_dict(old.state_dict())
+    optimizer_state.lay_out(new)
+    kept = [value for value in new.state[after].values() if value.ndim]
+    assert kept and all(value.stride() == after.stride() for value in kept)
+    assert all(torch.equal(value, old.state[before][name]) for name, value in new.state[after].items())
 
 
 def test_flags_win_over_config_files_wherever_they_stand(tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 raise sentence from None
             raise
 
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Only a file that a checkpoint may be: which ones to remove, a ModelCheckpoint knows from the run itself."""
+        if Path(path).suffix == ".ckpt" and Path(path).is_file():
+            Path(path).unlink()
+
 
 def add_name(path: Path, name: str) -> None:
     """Give the file `path` a second name in its folder; a copy has it where there are no hard links."""

@@ -98,6 +98,7 @@ class Checkpoints(Checkpoint):
         done, left = data.batches(trainer.accumulate_grad_batches)
         begun = bool(data.position)
         loop_state.rewrite(checkpoint["loops"]["fit_loop"], data.epoch, done, left, begun)
+        loop_state.check(trainer, checkpoint)
         ema.leave(trainer, pl_module, checkpoint)
         before = checkpoint["callbacks"].get(self.state_key, {}).get("options")
         resume_settings.keep_options(trainer, before, self._note_options)

@@ -13,6 +13,8 @@ from typing import Any
 
 import lightning as L
 
+from .alike import unlike
+
 
 def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int, begun: bool) -> None:
     """Make the saved state of Lightning's fit loop that of a run in which `epoch` has got so far.
@@ -41,6 +43,20 @@ def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int, begun: b
         "current": dict(nothing),
         "is_last_batch": False,
     }
+
+
+def check(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Raise ValueError where the counters, or the state of a callback of Lightning's, are of another kind than its own.
+
+    Lightning takes over whatever there is, and stumbles over it steps later.
+    """
+    if wrong := unlike(trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"], "loops"):
+        raise ValueError(f"{wrong} is no such counter")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        saved = checkpoint["callbacks"].get(callback.state_key)
+        stock = type(callback).__module__.startswith("lightning.pytorch.")
+        if saved and stock and (wrong := unlike(callback.state_dict(), saved, type(callback).__name__)):
+            raise ValueError(f"{wrong} is of another kind")
 
 
 def interval(trainer: L.Trainer) -> int | float | None:

@@ -11,6 +11,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ..errors import InputError
+from . import optimizer_state
+from .alike import unlike
 
 NEEDS_NEW_RUN = ("model.optimizer", "model.weights")  # and what makes other weights: `check` sees by names and shapes
 FIXED = (  # the order, which says what a place in the training means: the datamodule's `take_order` refuses others
@@ -97,20 +99,32 @@ def keep_options(trainer: L.Trainer, before: list[dict[str, Any]] | None, note: 
     def load_and_put_back(checkpoint: Mapping[str, Any]) -> None:
         now = options(strategy.optimizers)
         note(now)
+        _check_schedulers(trainer, checkpoint)
         if before is not None and [one["kind"] for one in before] != [one["kind"] for one in now]:
             raise InputError(
                 "the model's optimizer is of another kind than the run's: start a new run from its weights"
             )
+        if len(checkpoint["optimizer_states"]) != len(now):
+            raise InputError("the model has more or fewer optimizers than the run: start a new run from its weights")
         try:
             load(checkpoint)
+            for number, (one, given) in enumerate(zip(strategy.optimizers, now, strict=True)):
+                for place, (group, new) in enumerate(zip(one.param_groups, given["groups"], strict=True)):
+                    old = before[number]["groups"][place] if before is not None else {}
+                    _put_back(group, new, old, bool(trainer.lr_scheduler_configs))
+                optimizer_state.check(one, given["groups"])
+                optimizer_state.lay_out(one)
         except ValueError as error:  # other groups, or other parameters in them
             raise InputError(f"the optimizer's state does not fit: {error}; start a new run from its weights") from None
-        for number, (one, given) in enumerate(zip(strategy.optimizers, now, strict=True)):
-            for place, (group, new) in enumerate(zip(one.param_groups, given["groups"], strict=True)):
-                old = before[number]["groups"][place] if before is not None else {}
-                _put_back(group, new, old, bool(trainer.lr_scheduler_configs))
 
     strategy.load_optimizer_state_dict = load_and_put_back  # type: ignore[method-assign]
+
+
+def _check_schedulers(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Raise InputError for states of schedulers of another number or kind: each would be taken over as it is."""
+    own, saved = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs], checkpoint["lr_schedulers"]
+    if len(own) != len(saved) or any(unlike(a, b, "scheduler", more=False) for a, b in zip(own, saved, strict=True)):
+        raise InputError("the model's schedulers are others than the run's: start a new run from its weights")
 
 
 def _put_back(group: dict[str, Any], new: Mapping[str, Any], old: Mapping[str, Any], scheduled: bool) -> None:
