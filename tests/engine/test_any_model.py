@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning_shards import cli as commands
 from lightning_shards.data import Dataset, Image
 from lightning_shards.data.batch import Batch
-from lightning_shards.errors import InputError
+from lightning_shards.errors import InputError, RunError
 from lightning_shards.train import ShardModule, TrainingCLI, load_model
 from lightning_shards.train.evaluate import evaluate
 from lightning_shards.train.trained_model import best_model
@@ -343,6 +343,8 @@ def test_own_loggers_and_callbacks_are_added_to_ours(folder: Path) -> None:
     assert ours["train/loss"] == theirs["train/loss"] and memory.metrics["test/accuracy"] >= 0
     assert {type(logger) for logger in cli.trainer.loggers} >= {Memory, CSVLogger}
     assert "lr-AdamW/pg1" in ours
+    with pytest.raises(RunError, match=r"trainer\.logger cannot write .* \(Not a directory\)"):
+        train(Calling, *arguments[2:9], "small.yaml/mine", "--run", "two")
     pictures = memory.pictures["test/predictions"]
     assert pictures and pictures[0][0].shape == (16, 16, 3) and "|" in pictures[0][1]
     assert any("Profiler Report" in path.read_text() for path in Path("runs/one/profile").iterdir())

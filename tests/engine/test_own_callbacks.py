@@ -122,6 +122,7 @@ def test_a_callback_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any, name
         ([*BARE, *added("EarlyStopping", monitor="val/loss")], 2, "there is no validation"),
         (added("EarlyStopping"), 2, "trainer.callbacks: it needs monitor"),
         (added("EarlyStopping", monitr="val/loss"), 2, "did you mean monitor?"),
+        (flag(callbacks="[{class_path: nowhere.Foo}]"), 2, "nowhere.Foo cannot be used (No module named 'nowhere')"),
         (added("EarlyStopping", monitor="val/loss", mode="up"), 2, "mode"),
         (added("Timer", duration="soon"), 2, "DD:HH:MM:SS"),
         (added("LearningRateMonitor", logging_interval="hour"), 2, "logging_interval"),

@@ -140,6 +140,12 @@ def test_lists_of_labels(tmp_path: Path) -> None:
         pack(tmp_path / "t.csv", tmp_path / "out" / "e", many, 1)
 
 
+def test_a_number_that_is_missing_is_no_class(tmp_path: Path) -> None:
+    numbers = pa.array([1.0, 2.0, float("nan"), None])
+    pa.parquet.write_table(pa.table({"path": list("abcd"), "label": numbers}), tmp_path / "t.parquet")
+    assert [label for (label,) in read_cells(tmp_path / "t.parquet", ["label"])] == ["1", "2", "", ""]
+
+
 def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
     extra = dict.fromkeys(("cat/Thumbs.db", "dog/desktop.ini", "cat/._1.jpg", "__MACOSX/cat/1.jpg", ".DS_Store"), b"x")
     tree = write_tree(tmp_path / "tree", {**class_files(4), **extra})

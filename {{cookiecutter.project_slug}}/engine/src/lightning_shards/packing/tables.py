@@ -143,6 +143,8 @@ def _texts(table: Path, name: str, column: Any) -> list[Cell]:
         return [[_text(table, name, value) for value in cell or ()] for cell in column.to_pylist()]
     if pa.types.is_nested(kind):
         raise InputError(f"{table}: column {name!r} holds {str(kind)[:80]}; text, numbers or lists of them are read")
+    if pa.types.is_floating(kind):  # as pandas writes a cell of numbers that is missing
+        column = pa.array(column.to_numpy(zero_copy_only=False), kind, from_pandas=True)
     return column.cast(pa.string()).fill_null("").to_pylist()  # type: ignore[no-any-return]
 
 

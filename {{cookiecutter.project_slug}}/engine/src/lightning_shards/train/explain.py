@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -65,12 +66,23 @@ def explained(
             raise InputError(f"the run cannot go on from what its last checkpoint holds ({why}): {anew}") from None
         if full := unwritten(error):
             raise RunError(f"{full}. {how_to_go_on()}") from None
+        if isinstance(error, OSError) and _of_a_logger(error):
+            where = f" {error.filename}" if error.filename else ""
+            raise RunError(
+                f"a logger of trainer.logger cannot write{where} ({error.strerror}). {how_to_go_on()}"
+            ) from None
         if isinstance(error, Exception) and (found := _of_a_flag(error)):
             raise RunError(f"{found}. {how_to_go_on()}") from None
         if isinstance(error, _BY_LIGHTNING) and _raised_by_lightning(error):
             refusal = f"trainer: {_first_sentences(error)}"
             raise (RunError(f"{refusal}. {how_to_go_on()}") if saved() else InputError(refusal)) from None
         raise
+
+
+def _of_a_logger(error: OSError) -> bool:
+    """Whether one of Lightning's loggers, which the settings name, met it."""
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.startswith(("lightning.pytorch.loggers.", "lightning.fabric.loggers.")) for name in frames)
 
 
 def _of_a_flag(error: Exception) -> str | None:

@@ -160,6 +160,8 @@ def _of_class(text: str, value: str) -> str | None:
         return None
     if missing := re.search(r"arguments are required: ([\w, ]+?)(?: - |$)", text):
         return f"it needs {missing[1]}"
+    if problem := re.search(r"Problem with given class_path '([^']+)': (.+?) - ", text):
+        return f"{problem[1]} cannot be used ({problem[2].rstrip('.')})"
     if kind := re.search(r"not correspond to a subclass of (\w+)", text):
         return f"{value} is no {kind[1]}"
     if "Expected a dot import path string" in text:
