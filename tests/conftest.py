@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from template import DEFAULT, bake, succeed
+
+# Before anything imports torch, which reads it once. The processes of the tests share few cores: threads of one that
+# wait for each other would take the time of the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that take long, the longest first: they are begun first, so that none is left to one process at the end. Slurm
 # is the first of all: it mostly waits, while others compute.

@@ -29,12 +29,10 @@ def litter(folder: str, names: list[str]) -> set[str]:
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """The environment of a person's shell: nothing of our own environment or tests, no colours, no W&B key.
 
-    Threads that wait for each other leave the core to whatever runs beside them: the tests share the machine.
+    But for OMP_NUM_THREADS, as conftest.py sets it: the tests share the machine.
     """
-    ours = {"VIRTUAL_ENV", "WANDB_API_KEY", "PYTHONPATH", "OMP_NUM_THREADS", "UV_PROJECT_ENVIRONMENT"}
-    ours |= {"UV_COMPILE_BYTECODE"}
+    ours = {"VIRTUAL_ENV", "WANDB_API_KEY", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT", "UV_COMPILE_BYTECODE"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    kept["OMP_WAIT_POLICY"] = "PASSIVE"
     return kept | {"NO_COLOR": "1", "COLUMNS": "200", "WANDB_MODE": "offline", "PYTHONUNBUFFERED": "1"} | dict(more)
 
 

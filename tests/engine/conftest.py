@@ -25,7 +25,6 @@ from .servers import Web
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would our processes
 os.environ["WANDB_MODE"] = "offline"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 NAMES = ["red", "green", "blue"]
 DatasetMaker = Callable[..., Path]
