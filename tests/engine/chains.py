@@ -20,7 +20,7 @@ from .conftest import write_dataset
 SIZES = ([17, 30, 9, 40], [1, 33, 2, 50, 13, 8], [61], [5] * 14)
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 TIMEOUT = 120.0  # seconds for one start, which takes a few: longer is a hang
-GRACE = 10.0  # seconds that other ranks may take to end after the one that was started
+GRACE = 60.0  # seconds that other ranks may take to end after the one that was started
 
 
 def write_datasets(data: Path) -> None:

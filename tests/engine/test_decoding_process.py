@@ -154,7 +154,7 @@ sys.stdin.read()
         assert alive(decoding)
         trainer.kill()
         trainer.wait(300)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while alive(decoding) and time.monotonic() < end:
         time.sleep(0.01)
     assert not alive(decoding)

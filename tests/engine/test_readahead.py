@@ -28,7 +28,7 @@ def open_store(url: str, folder: Path) -> sample_reader.SampleReader:
     return sample_reader.SampleReader(open_dataset(url), "train", WANTED, Cache(url, folder, 10 << 20))
 
 
-def wait_for(condition: Any, seconds: float = 5) -> None:
+def wait_for(condition: Any, seconds: float = 60) -> None:
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds
