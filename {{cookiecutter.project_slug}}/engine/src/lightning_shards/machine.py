@@ -68,6 +68,13 @@ def memory_bytes() -> int:
         return _UNKNOWN_MEMORY
 
 
+def boot_id() -> str:
+    """Another one after each start of the machine; "" where the system has none."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
 def open_files() -> int:
     """Descriptors that a process may have open: 256 on macOS, 1,024 and more elsewhere."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

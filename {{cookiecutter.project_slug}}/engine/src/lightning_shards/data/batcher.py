@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,10 @@ from .sample_reader import SampleReader
 from .shard_file import ShardFile
 from .slots import Arrays
 from .transform import Transform
-from .uniforms import sample_seeds, uniform
+from .uniforms import draw, sample_seeds
+
+if TYPE_CHECKING:
+    from .decoded_rows import DecodedRows
 
 PADDING = -1  # the id of a row that stands for no sample
 PREFETCH = 4  # batches in the making
@@ -118,6 +121,7 @@ class BatchDecoder:
         seed: of the random crops; None takes the centred crop (validation, test).
         workers: threads.
         transform: changes each sample; None: none does.
+        decoded: the arrays that hold what was decoded before, and take what is now; None: all comes from the tars.
     """
 
     store: SampleReader
@@ -126,6 +130,7 @@ class BatchDecoder:
     seed: int | None
     workers: int
     transform: Transform | None = None
+    decoded: DecodedRows | None = None
 
     def __post_init__(self) -> None:
         self._first_look = FirstLook()
@@ -152,6 +157,8 @@ class BatchDecoder:
             pool.shutdown(wait=False, cancel_futures=True)
             self.store.close()
             pool.shutdown(wait=True)
+            if self.decoded:
+                self.decoded.close()
 
     def _expecter(self, sampler: Sampler | EveryNth) -> Callable[[int, int, NDArray[np.int64]], None]:
         """A function that tells the store which shards come next, given the numbers of the oldest and the newest batch
@@ -166,7 +173,7 @@ class BatchDecoder:
                 shards = range(used.min(), min(used.max() + 2, len(self.store.shards))) if len(used) else current
             if shards != current:
                 current = shards
-                self.store.expect(shards)
+                self.store.expect(self.decoded.expect(shards) if self.decoded else shards)
 
         return expect
 
@@ -181,23 +188,30 @@ class BatchDecoder:
     ) -> _Making:
         count, seed = len(ids), self.seed
         seeds = sample_seeds(seed or 0, epoch, ids, occurrences)
-        draws = None if seed is None else uniform(seed, epoch, ids, self.crop.draws, occurrences)
-        rows = BatchRows(self.fields, arrays, count, self.crop, draws, seeds, self.transform)
+        rows = BatchRows(self.fields, arrays, count, self.crop, seeds, self.transform, bool(self.decoded))
         making = _Making(slot, ids, seeds, epoch, rows, [])
-        step = count if self.workers == 1 else min(CHUNK, -(-count // self.workers))
-        for first in range(0, count, step):
-            making.chunks.append(pool.submit(self._decode, range(first, min(first + step, count)), making))
+        left: Sequence[int] = range(count)
+        if self.decoded:
+            left = self.decoded.fill(ids, None if seed is None else seeds, arrays, rows.valid).tolist()
+        rows.draws = None if seed is None or not left else draw(seeds, self.crop.draws)
+        step = len(left) if self.workers == 1 else min(CHUNK, -(-len(left) // self.workers))
+        for first in range(0, len(left), max(1, step)):
+            making.chunks.append(pool.submit(self._decode, left[first : first + step], making))
         return making
 
-    def _decode(self, chunk: range, making: _Making) -> Skipped:
+    def _decode(self, chunk: Sequence[int], making: _Making) -> Skipped:
         """Fill some rows of a batch; what could not be decoded is returned as lines for the skip log."""
         skipped: Skipped = []
-        decode, ids = making.rows.decode, making.ids[chunk.start : chunk.stop]
+        rows, ids, kept = making.rows, making.ids[list(chunk)], self.decoded
         ids = ids[ids != PADDING]  # the last rows of a split
         for row, number, (shard, place) in zip(chunk, ids.tolist(), self.store.locate(ids), strict=False):
             try:
-                decode(row, shard.read(place))
+                whole = rows.decode(row, shard.read(place))
+                if kept:
+                    kept.keep(number, whole, {name: rows.arrays[name][row] for name in kept.others})
             except (DecodeError, KeyError) as error:
+                if kept:
+                    kept.keep(number, None, {})
                 where = {"shard": shard.name, "key": shard.keys[place]}
                 offset = shard.offset(place, getattr(error, "member", 0))
                 line = {"id": number, "epoch": making.epoch, **where, "offset": offset, "error": str(error.args[0])}

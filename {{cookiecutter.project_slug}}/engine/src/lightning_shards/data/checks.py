@@ -21,6 +21,7 @@ _RULES: dict[str, Rule] = {
         "a whole number, at least 1",
         lambda x: isinstance(x, Integral) and int(x) >= 1,
     ),
+    "decoded_bytes": ("a whole number, at least 0", lambda x: isinstance(x, Integral) and int(x) >= 0),
     "image_size crop": ("at least 8", lambda x: _side(x) >= 8),
     "seed": ("a whole number, at least 0", lambda x: isinstance(x, Integral) and int(x) >= 0),
     "fraction eval_crop": ("above 0 and at most 1", lambda x: 0 < float(x) <= 1),

@@ -15,6 +15,7 @@ from .decode import DecodeError, Pixels, decode_jpeg, decode_other, jpeg_frame, 
 
 # reductions up to which linear interpolation will do: as it is, of pixels that are blurred once, or twice
 LINEAR, TWICE, BLURRED = 1.25, 2.2, 3.0
+WHOLE = 96  # pixels of a side up to which a JPEG is decoded at its own size, whoever keeps it
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class View:
         mirrored: whether left and right change places.
         size: (height, width) of the sample's first image; None until it is known.
         box: (top, left, height, width) in that image.
+        whole: after `image`, all of that image, where `keeps` asks for it and there is no more than WHOLE of it.
     """
 
-    __slots__ = ("box", "crop", "draws", "mirrored", "size")
+    __slots__ = ("box", "crop", "draws", "keeps", "mirrored", "size", "whole")
 
-    def __init__(self, crop: Crop, draws: NDArray[np.float64] | None) -> None:
-        self.crop, self.draws = crop, draws
+    def __init__(self, crop: Crop, draws: NDArray[np.float64] | None, keeps: bool = False) -> None:
+        self.crop, self.draws, self.keeps = crop, draws, keeps
+        self.whole: Pixels | None = None
         self.mirrored = draws is not None and bool(draws[0] < crop.flip)
         self.size: tuple[int, int] | None = None
         self.box = (0, 0, 0, 0)
@@ -92,12 +95,17 @@ class View:
         image, by, first = None, 1, self.size is None
         if frame := jpeg_frame(data):
             box = self._box(frame.height, frame.width)
-            by = next((by for by in (8, 4, 2) if by * self.crop.size <= min(box[2:])), 1)
-            image = decode_jpeg(data, frame, by, box[0] + box[2], keep=False)
+            if max(frame.height, frame.width) > WHOLE:
+                by = next((by for by in (8, 4, 2) if by * self.crop.size <= min(box[2:])), 1)
+                image = decode_jpeg(data, frame, by, box[0] + box[2], keep=False)
+            else:
+                image = decode_jpeg(data, frame, 1, frame.height if self.keeps else box[0] + box[2], keep=False)
         if image is None:
             image, by = decode_other(data), 1
             self.size = None if first else self.size
             box = self._box(image.shape[0], image.shape[1])
+        if self.keeps and max(image.shape[:2]) <= WHOLE:
+            self.whole = image
         top, left, h, w = box
         if by > 1:
             top, left, bottom, right = ((edge + by // 2) // by for edge in (top, left, top + h, left + w))

@@ -28,6 +28,7 @@ from .fields.base import Field, in_plane
 from .worker import RING_SIZE, DecodeWorker, WorkerSpec
 
 AHEAD = 2  # batches that wait for the trainer, on its device
+QUICK = 1 << 20  # bytes of a batch up to which the trainer copies it itself: to wait for a thread would take longer
 
 
 class SkipLog:
@@ -118,11 +119,12 @@ class EpochLoader:
             self._stream = torch.cuda.Stream(self._device)
         stream = self._stream
         thread = self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
+        ahead = 0 if self._device is None and self.job.layout.bytes <= QUICK else AHEAD
         try:
-            pending = deque(thread.submit(self._receive, next(turns), stream) for _ in range(AHEAD))
+            pending = deque(thread.submit(self._receive, next(turns), stream) for _ in range(ahead))
             while True:
                 began = time.perf_counter()
-                received = pending.popleft().result()
+                received = pending.popleft().result() if ahead else self._receive(next(turns), stream)
                 self.wait_seconds += time.perf_counter() - began
                 if received is None:
                     return
@@ -130,7 +132,8 @@ class EpochLoader:
                 self.skipped.add(skipped)
                 if stream:
                     _outlive(batch, torch.cuda.current_stream(self._device))
-                pending.append(thread.submit(self._receive, next(turns), stream))
+                if ahead:
+                    pending.append(thread.submit(self._receive, next(turns), stream))
                 yield batch
         finally:
             if self._thread is thread:  # else another pass has begun, perhaps with the same processes

@@ -35,9 +35,14 @@ class BatchRows:
         arrays: memory (B, ...) for each field with a shape; what is left of an earlier batch is in it.
         count: B.
         crop: how the view of each sample is chosen.
-        draws: random numbers (B, crop.draws) for that; None for the centre.
         transform: None, or what changes each sample, with its `seeds`, int64 (B,).
+        keeps: whether `decode` gives the whole image.
+
+    Attributes:
+        draws: random numbers (B, crop.draws) for the views; None for the centre.
     """
+
+    draws: NDArray[np.float64] | None = None
 
     def __init__(
         self,
@@ -45,9 +50,9 @@ class BatchRows:
         arrays: Arrays,
         count: int,
         crop: Crop,
-        draws: NDArray[np.float64] | None,
         seeds: NDArray[np.int64],
         transform: Transform | None,
+        keeps: bool = False,
     ) -> None:
         self.arrays = {name: array[:count] for name, array in arrays.items()}
         self.ragged = {name: [empty_row(field)] * count for name, field in fields.items() if field.shape is None}
@@ -55,18 +60,21 @@ class BatchRows:
         for name, field in fields.items():
             if field.shape is not None and not in_plane(field):
                 self.arrays[name][:] = 0
-        self._fields, self._crop, self._draws, self._seeds = fields, crop, draws, seeds
-        self._transform = transform
+        self._fields, self._crop, self._seeds = fields, crop, seeds
+        self._transform, self._keeps = transform, keeps
         self._steps = [self._step(name, field) for name, field in fields.items()]
 
     def _step(self, name: str, field: Field) -> _Step:
         rows: Any = self.ragged[name] if field.shape is None else self.arrays[name]
         return _Step(field.decode, rows, bool(field.shape), () if field.required else (empty_row(field),))
 
-    def decode(self, row: int, members: list[bytes]) -> None:
-        """Make a row of the sample's members, one for each field. Raises DecodeError, with the number of the field."""
-        draws, step = self._draws, None
-        view = View(self._crop, None if draws is None else draws[row])
+    def decode(self, row: int, members: list[bytes]) -> NDArray[np.uint8] | None:
+        """Make a row of the sample's members, one for each field. Raises DecodeError, with the number of the field.
+
+        Returns the pixels of its whole image, where they are to be kept and are few; valid until the thread's next row.
+        """
+        draws, step = self.draws, None
+        view = View(self._crop, None if draws is None else draws[row], self._keeps)
         try:
             for step, data in zip(self._steps, members, strict=True):
                 decode, rows, whole, missing = step
@@ -88,6 +96,7 @@ class BatchRows:
                     error.args = (f"{name}: {error.args[0]}",)
             raise
         self.valid[row] = True
+        return view.whole
 
     def _number(self, step: _Step) -> int:
         """Of its field."""

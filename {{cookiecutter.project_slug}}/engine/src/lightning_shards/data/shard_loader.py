@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never
 
@@ -65,6 +66,8 @@ class ShardLoader(Passes):
             rows whose `valid` is false.
         skipped_log: a file that gets a line of JSON for each of them.
         cache, cache_bytes: folder on this node's own disk for the shards of a URL, and the bytes it may hold.
+        decoded_bytes: of images of 96 pixels at most, decoded pixels that may be kept beside the tars; None: half of
+            the disk that is free, and of the memory; 0 decodes them anew in each pass.
 
     Attributes: `epoch` and `position`, where the next batch begins; `dataset`; `rank` and `world_size`. What cannot be
     used raises InputError, with a sentence.
@@ -96,6 +99,7 @@ class ShardLoader(Passes):
         skipped_log: str | Path | None = None,
         cache: str | Path | None = None,
         cache_bytes: int | None = None,
+        decoded_bytes: int | None = None,
         **unknown: Never,
     ) -> None:
         self._open(locals())
@@ -110,6 +114,10 @@ class ShardLoader(Passes):
         job = WorkerSpec(
             self.dataset, split, cut, self._sampler.micro, drawn_with, threads, self._cache, what, transform
         )
+        plan, said = job.plan(decoded_bytes)
+        job = replace(job, decoded=plan)
+        if said and self.rank == 0:
+            say(said, sys.stderr)
         skipped = _Skipped(Path(skipped_log) if skipped_log else None, max_skipped_fraction * count / self.world_size)
         self._device = _device(device)
         self._epochs: EpochLoader | None = EpochLoader(job, self._sampler, skipped, self._device, processes)

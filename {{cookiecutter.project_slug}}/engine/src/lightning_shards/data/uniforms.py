@@ -5,6 +5,8 @@ Raw Philox and SplitMix64 outputs are fixed for good, on any machine.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,12 +14,17 @@ from numpy.typing import NDArray
 def uniform(
     seed: int, epoch: int, ids: NDArray[np.int64], count: int, occurrences: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
-    """Random numbers in [0, 1) that belong to the samples: (len(ids), count), whoever decodes them.
+    """Random numbers in [0, 1) that belong to the samples: (len(ids), count), whoever decodes them."""
+    return draw(sample_seeds(seed, epoch, ids, occurrences), count)
 
-    Counter-based: SplitMix64 (Steele, Lea and Flood, 2014) over `sample_seeds` and the column.
+
+def draw(seeds: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """The first `count` random numbers in [0, 1) of each of `sample_seeds`: (len(seeds), count).
+
+    Counter-based: SplitMix64 (Steele, Lea and Flood, 2014) over the seed and the column.
     """
     columns = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    draws = _mix(sample_seeds(seed, epoch, ids, occurrences).view(np.uint64)[:, None] + columns) >> np.uint64(11)
+    draws = _mix(seeds.view(np.uint64)[:, None] + columns) >> np.uint64(11)
     return draws.astype(np.float64) * 2.0**-53
 
 
@@ -28,11 +35,16 @@ def sample_seeds(
 
     `occurrences`, shape of `ids`: how often each has come before in this epoch.
     """
-    start = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    start = _start(seed, epoch)
     numbers = ids.astype(np.uint64)
     if occurrences is not None:
         numbers += occurrences.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)  # odd: no two agree by chance
     return _mix(_mix(numbers + start) + start).view(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _start(seed: int, epoch: int) -> np.uint64:
+    return np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

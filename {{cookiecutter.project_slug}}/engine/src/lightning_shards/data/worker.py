@@ -33,6 +33,8 @@ from .batcher import PREFETCH, BatchDecoder, DecodedBatch, EveryNth, Sampler
 from .cache import Cache
 from .crop import Crop
 from .dataset import Dataset
+from .decoded import DecodedPlan, plan_decoded
+from .decoded_rows import DecodedRows
 from .fields import Fields, dataset_fields
 from .fields.resolve import in_decoding_order
 from .sample_reader import SampleReader
@@ -57,6 +59,7 @@ class WorkerSpec:
         cache: folder and capacity in bytes for the shards of a URL.
         fields: what a sample holds; empty: what the dataset says.
         transform: changes each decoded sample, in training, or always where its attribute `evaluation` is true.
+        decoded: what is kept of each sample once it is decoded; None: nothing.
 
     Raises InputError for fields or a transform that a decoding process cannot be given.
     """
@@ -70,6 +73,7 @@ class WorkerSpec:
     cache: tuple[Path, int | None]
     fields: Fields = field(default_factory=dict)
     transform: Transform | None = None
+    decoded: DecodedPlan | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", self.fields or dataset_fields(self.dataset))
@@ -77,6 +81,14 @@ class WorkerSpec:
             check_portable(f"the field {name!r}", one)
         if self.transform is not None:
             check_portable("the transform", self.transform)
+
+    def plan(self, limit: int | None) -> tuple[DecodedPlan | None, str]:
+        """What to keep once it is decoded, `limit` bytes at most, and a sentence about it (`plan_decoded`)."""
+        decoder = self.decoder
+        try:
+            return plan_decoded(self.dataset, self.split, decoder.fields, decoder.transform, decoder.store, limit)
+        finally:
+            decoder.store.close()
 
     @property
     def decoder(self) -> BatchDecoder:
@@ -88,7 +100,8 @@ class WorkerSpec:
         transform = self.transform
         if self.seed is None and not getattr(transform, "evaluation", False):
             transform = None
-        return BatchDecoder(store, fields, self.crop, self.seed, self.workers, transform)
+        kept = DecodedRows(self.decoded, data, self.split, self.crop) if self.decoded and transform is None else None
+        return BatchDecoder(store, fields, self.crop, self.seed, self.workers, transform, kept)
 
     @property
     def layout(self) -> SlotLayout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from .. import machine
 from ..data.cache import Cache
 from ..data.checks import check_settings
 from ..data.crop import Crop
+from ..data.decoded import DecodedPlan
 from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import WantedFields, resolve_fields
 from ..data.loader import EpochLoader, SkipLog
@@ -24,6 +26,7 @@ from ..data.transform import Transform
 from ..data.trial import try_fields
 from ..data.worker import RING_SIZE, WorkerSpec
 from ..errors import InputError
+from ..terminal import say
 from .place import PlaceInOrder
 
 
@@ -52,6 +55,8 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         cache: folder on this node's own disk for the shards of a URL; null: lightning-shards in ~/.cache, on Slurm
             in $TMPDIR.
         cache_bytes: bytes it may hold, at least two windows and some batches; null: half of what is free on its disk.
+        decoded_bytes: of images of 96 pixels at most, decoded pixels that may be kept beside the tars, from which
+            later epochs read; null: half of the disk that is free, and of the memory; 0 decodes them in each epoch.
 
     Attributes that a subclass may set, on the class:
         fields: what a sample holds: a mapping from names to fields, or a function of the dataset that gives one. None:
@@ -81,6 +86,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         max_skipped_fraction: float = 0.01,
         cache: str | None = None,
         cache_bytes: int | None = None,
+        decoded_bytes: int | None = None,
     ) -> None:
         super().__init__()
         check_settings(locals(), "data.")
@@ -105,6 +111,8 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
             )
         self._cache = (Path(cache) if cache else machine.cache_folder(), cache_bytes)
         self._check_cache()
+        self.decoded_bytes = decoded_bytes
+        self._plans: dict[str, DecodedPlan | None] = {}  # of each split that was loaded, what is kept of it
         self._loaders: dict[str, EpochLoader] = {}
 
     @property
@@ -222,6 +230,11 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
             self.sample_fields,
             self._transform,
         )
+        if split not in self._plans:
+            self._plans[split], said = job.plan(self.decoded_bytes)
+            if said and split == "train" and ranks.rank == 0:
+                say(said)
+        job = replace(job, decoded=self._plans[split])
         before = self._loaders.get(split)
         loader = self._loaders[split] = EpochLoader(job, sampler, skipped, device, processes)
         if before:  # the trainer asks for another one every trainer.reload_dataloaders_every_n_epochs epochs

@@ -1,0 +1,185 @@
+"""Whether the pixels of a split are kept beside its tars once they are decoded, and as what.
+
+Small images cost more to decode than to keep: where every one fits a square of MOST_SIDE pixels, the first pass over a
+split writes each sample's pixels and target into an array beside its tar (`ArrayFile`), and later passes read those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..machine import cache_folder, memory_bytes
+from .array_file import ArrayFile, record_type
+from .dataset import Dataset, Shard
+from .decode import DecodeError, decode_image
+from .fields import Fields, Image
+from .sample_reader import SampleReader
+from .transform import Transform
+
+MOST_SIDE = 96  # pixels
+STEP = 16  # to which the side is rounded up where images differ in size
+LOOKED_AT = 8  # shards, and samples of each, by which the size of the images is told
+LEAST_BYTES = 1 << 20  # less is decoded in no time
+VERSION = 1
+SIZE = "size"  # part of a record: (height, width) of the image in its room
+
+
+@dataclass(frozen=True)
+class DecodedPlan:
+    """What is kept of each sample of a split.
+
+    Attributes:
+        root: of the dataset.
+        fingerprint: of the dataset.
+        image: name of the field with the pixels.
+        height, width: of the room for them.
+        others: description of each other field.
+        record: of a sample: its fields, (height, width) of the image as `size`, and `there`.
+    """
+
+    root: Path | str
+    fingerprint: str
+    image: str
+    height: int
+    width: int
+    others: dict[str, dict[str, Any]]
+    record: np.dtype[Any] = field(compare=False)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        room = [self.height, self.width]
+        return {"of": "decoded images", "version": VERSION, self.image: room, "fields": self.others}
+
+    def made(self, shard: Shard) -> dict[str, Any]:
+        """What the array of a shard is made from."""
+        return {**self.about, "dataset": self.fingerprint, "shard": shard.name, "sha256": shard.sha256}
+
+    def places(self, shard: Shard) -> list[Path]:
+        """Where the array of a shard may lie: beside the tar, or in the user's cache where that cannot be written."""
+        digest = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:8]
+        name = f"decoded-{digest}.npy"
+        whole = f"{self.root}/{shard.name}\n{self.fingerprint}\n{shard.sha256}".encode()
+        cached = cache_folder() / "arrays" / f"{hashlib.sha256(whole).hexdigest()[:32]}.{name}"
+        if isinstance(self.root, str):
+            return [cached]
+        beside = self.root / shard.name
+        return [beside.with_name(f"{beside.name}.{name}"), cached]
+
+    def open(self, shard: Shard) -> ArrayFile | None:
+        """The array of a shard, mapped, where it is there and fits."""
+        found = (ArrayFile.open(path, self.record, shard.samples, self.made(shard)) for path in self.places(shard))
+        return next((file for file in found if file), None)
+
+
+def plan_decoded(
+    dataset: Dataset,
+    split: str,
+    fields: Fields,
+    transform: Transform | None,
+    reader: SampleReader,
+    limit: int | None,
+) -> tuple[DecodedPlan | None, str]:
+    """What to keep of a split, or None, and a sentence for a person, "" where there is nothing to say.
+
+    Args:
+        fields: of a sample.
+        transform: changes each decoded sample of this pass; None: none does.
+        reader: of the split.
+        limit: bytes that may be kept; None: half of what is free on the disk, and of the memory; 0 keeps nothing.
+    """
+    if limit == 0:
+        return None, ""
+    why = _unfit(dataset, split, fields) or ("a transform changes each decoded sample" if transform else "")
+    sizes = [] if why else list(_sizes(dataset, split, fields, reader))
+    if not why and (not sizes or max(map(max, sizes)) > MOST_SIDE):
+        why = f"images are larger than {MOST_SIDE} pixels" if sizes else "no image was found to tell their size by"
+    if why:
+        return None, f"data.decoded_bytes plays no part for {split}: {why}" if limit else ""
+    plan = _plan(dataset, fields, *_room(sizes))
+    needed = plan.record.itemsize * dataset.samples(split)
+    if limit is None and needed < LEAST_BYTES:
+        return None, ""
+    there = plan.open(dataset.splits[split][0]) is not None
+    allowed = _default(dataset, there) if limit is None else limit
+    if needed > allowed:
+        return None, (
+            f"images of {split} are decoded anew each time: kept, they would take {_gb(needed)}, and data.decoded_bytes"
+            f" allows {_gb(allowed)}"
+        )
+    what = "read from the arrays" if there else "kept in arrays, as they are first decoded,"
+    return plan, f"images of {split} are {what} beside the tars ({_gb(needed)}; data.decoded_bytes: 0 decodes them anew)"
+
+
+def _unfit(dataset: Dataset, split: str, fields: Fields) -> str:
+    """Why the samples of a split cannot be kept."""
+    images = [name for name, one in fields.items() if isinstance(one, Image)]
+    others = [one for name, one in fields.items() if name not in images]
+    if len(dataset.parts(split)) > 1:
+        return "a mixture is read from its tars"
+    if len(images) != 1 or not fields[images[0]].required:
+        return "samples have not one image each"
+    if any(one.shape is None or -1 in one.shape or not hasattr(one, "describe") for one in others):
+        return "samples hold more than an image and numbers"
+    if taken := {SIZE, "there"}.intersection(fields):
+        return f"a field is called {taken.pop()}"
+    return ""
+
+
+def _sizes(dataset: Dataset, split: str, fields: Fields, reader: SampleReader) -> Iterator[tuple[int, int]]:
+    """(height, width) of some images, from all over the split; behind a URL from its first shard."""
+    shards = dataset.splits[split]
+    place = [isinstance(one, Image) for one in fields.values()].index(True)
+    looked_at = {0} if isinstance(dataset.root, str) else set(np.linspace(0, len(shards) - 1, LOOKED_AT, dtype=int))
+    ends = np.cumsum([shard.samples for shard in shards])
+    for number in sorted(map(int, looked_at)):
+        first, rows = ends[number] - shards[number].samples, np.linspace(0, shards[number].samples - 1, LOOKED_AT)
+        for shard, row in reader.locate(sorted({int(first + row) for row in rows}) if shards[number].samples else []):
+            try:
+                height, width = decode_image(shard.read(row)[place]).shape[:2]
+            except (DecodeError, KeyError, IndexError):
+                continue
+            yield height, width
+
+
+def _room(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """Height and width of the room for an image: theirs where all have the same, else a square."""
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    side = min(MOST_SIDE, -(-max(map(max, sizes)) // STEP) * STEP)
+    return side, side
+
+
+def _plan(dataset: Dataset, fields: Fields, height: int, width: int) -> DecodedPlan:
+    image = next(name for name, one in fields.items() if isinstance(one, Image))
+    others = {name: one for name, one in fields.items() if name != image}
+    shapes = {name: (np.dtype(one.dtype), tuple(one.shape or ())) for name, one in others.items()}
+    byte = np.dtype(np.uint8)
+    record = record_type({image: (byte, (height, width, 3)), **shapes, SIZE: (byte, (2,))})
+    about = {name: one.describe() for name, one in others.items()}
+    return DecodedPlan(dataset.root, dataset.fingerprint, image, height, width, about, record)
+
+
+def _default(dataset: Dataset, there: bool) -> int:
+    """Bytes that may be kept where nothing is set; what is there already takes no more of the disk."""
+    memory = memory_bytes() // 2
+    if there:
+        return memory
+    places = [dataset.root] if isinstance(dataset.root, Path) else []
+    for place in (*places, *(folder for folder in (cache_folder(), *cache_folder().parents) if folder.exists())):
+        try:
+            return min(memory, shutil.disk_usage(place).free // 2)
+        except OSError:
+            continue
+    return memory
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
