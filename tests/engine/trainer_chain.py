@@ -85,6 +85,7 @@ class TrainerChain(Chain):
             ("global_batch_size", self.batch),
             ("micro_batch_size", share // accumulation),
             ("workers", self.random.randint(1, 3)),
+            ("decoded_bytes", (0, 1 << 30)[len(self.batches) % 2]),
         ):
             arguments += [f"--data.{name}", str(value)]
         self.story.append(f"{devices}x{share // accumulation}x{accumulation}")

@@ -5,12 +5,14 @@ hold what the tar has, and 2 where only the tar has it (a damaged sample, or one
 records stands a JSON object that says what they were made from; a file that says something else, or that has another
 length, is not read but made again.
 
-While it is made the file is called `<name>.partial`; its records with `there` 0 are not written yet. A machine that
+While it is made the file is called `<name>.<machine>.partial`; its records with `there` 0 are not written yet. A machine that
 starts anew may have lost some of the others, so it begins another.
 """
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import mmap
 import os
@@ -79,7 +81,8 @@ class PartialFile:
 
     def __init__(self, path: Path, record: np.dtype[Any], samples: int, made: Made) -> None:
         self.path, self.record, self.samples, self.made = path, record, samples, made
-        self.place = path.with_name(f"{path.name}.partial")
+        boot = hashlib.sha256(boot_id().encode()).hexdigest()[:8]  # of a shared disk, each machine has its own
+        self.place = path.with_name(f"{path.name}.{boot}.partial")
         self._while_made = {**made, "boot": boot_id()}
         opened = ArrayFile.open(self.place, record, samples, self._while_made)
         if opened is None:
@@ -135,6 +138,8 @@ class PartialFile:
                 os.pwrite(self._descriptor, json.dumps({**self.made, "in_tar": in_tar}).encode(), end)
                 os.fsync(self._descriptor)
                 self.place.replace(self.path)
+                for other in self.path.parent.glob(f"{glob.escape(self.path.name)}.*.partial"):
+                    other.unlink(missing_ok=True)
                 fsync_folder(self.path.parent)
         self._lock.unlink(missing_ok=True)
         return True

@@ -74,7 +74,13 @@ class DecodedPlan:
         return [beside.with_name(f"{beside.name}.{name}"), cached]
 
     def open(self, shard: Shard) -> ArrayFile | None:
-        """The array of a shard, mapped, where it is there and fits."""
+        """The array of a shard, mapped, where it is there and fits, and so does the tar in its folder."""
+        if isinstance(self.root, Path):
+            try:
+                if (self.root / shard.name).stat().st_size != shard.bytes:
+                    return None
+            except OSError:  # whoever reads the tar says what is wrong
+                return None
         found = (ArrayFile.open(path, self.record, shard.samples, self.made(shard)) for path in self.places(shard))
         return next((file for file in found if file), None)
 
@@ -115,7 +121,10 @@ def plan_decoded(
             f" allows {_gb(allowed)}"
         )
     what = "read from the arrays" if there else "kept in arrays, as they are first decoded,"
-    return plan, f"images of {split} are {what} beside the tars ({_gb(needed)}; data.decoded_bytes: 0 decodes them anew)"
+    return (
+        plan,
+        f"images of {split} are {what} beside the tars ({_gb(needed)}; data.decoded_bytes: 0 decodes them anew)",
+    )
 
 
 def _unfit(dataset: Dataset, split: str, fields: Fields) -> str:

@@ -69,13 +69,18 @@ class DecodedRows:
             self._open[number] = found
         return self._open[number]
 
-    def _begin(self, number: int) -> PartialFile | None:
+    def _begin(self, number: int) -> ArrayFile | PartialFile | None:
         shard, failed = self._shards[number], OSError()
         for path in self._plan.places(shard):
             try:
-                return PartialFile(path, self._plan.record, shard.samples, self._plan.made(shard))
+                begun = PartialFile(path, self._plan.record, shard.samples, self._plan.made(shard))
             except OSError as error:
                 failed = error
+                continue
+            finished = self._plan.open(shard)  # by another process, since it was looked for
+            if finished:
+                begun.place.unlink(missing_ok=True)
+            return finished or begun
         self._give_up(failed)
         return None
 
@@ -181,6 +186,10 @@ class DecodedRows:
         for number, file in list(self._open.items()):
             if not isinstance(file, ArrayFile):
                 self._let_go(number)
+
+    def wait(self) -> None:
+        """Until all that was let go of has its name."""
+        self._thread.submit(int).result()
 
 
 def _finish(file: PartialFile) -> None:
