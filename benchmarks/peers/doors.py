@@ -41,7 +41,7 @@ def no_op(data: Path, spec: Spec) -> Iterator[Any]:
 
 
 def torchvision(data: Path, spec: Spec) -> Iterator[Any]:
-    return _batches(data, spec, transform=torchvision_transform(v2.TrivialAugmentWide()))
+    return _batches(data, spec, transform=torchvision_transform(v2.TrivialAugmentWide(), pil=True))
 
 
 def webdataset(data: Path, spec: Spec) -> Iterator[Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from lightning_shards.data import png
 from lightning_shards.data.crop import Crop, resize
 from lightning_shards.data.decode import DecodeError, decode_image, decode_jpeg, decode_mask, jpeg_frame, scratch
 from lightning_shards.data.image_header import Frame, read_frame
@@ -113,6 +114,12 @@ def test_a_mask_has_its_stored_numbers_with_any_filters(shape: tuple[int, int], 
     cut = data[: int(len(data) * 0.7)]
     with pytest.raises(DecodeError):
         decode_mask(cut)
+
+
+def test_a_large_mask_is_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png, "_MOST_SUMMED", 100)
+    mask = np.random.default_rng(0).integers(0, 256, (31, 40), np.uint8)
+    assert np.array_equal(decode_mask(filtered(mask, [1])), mask)
 
 
 def test_pngs_that_cannot_be_unpacked_stay_as_they_are() -> None:

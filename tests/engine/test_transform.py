@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from lightning_shards.data import Boxes, ClassIndex, Crop, Field, Image, Mask
@@ -70,6 +71,26 @@ def test_the_same_pixels_whoever_decodes(tmp_path: Path, fields: dict, transform
     again.sampler.set_epoch(1)
     other = by_id(again)
     assert sum(other[number] != one[number] for number in one) > 30, "another epoch shows it in another way"
+
+
+def test_torchvision_sees_images_of_pil_where_it_is_asked_to() -> None:
+    image, mask = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3), np.arange(64, dtype=np.uint8).reshape(8, 8)
+    seen = []
+
+    def flip(sample: dict[str, Any]) -> Any:
+        seen.append(type(sample["image"]))
+        return v2.functional.horizontal_flip(sample["image"]), v2.functional.horizontal_flip(sample["mask"])
+
+    flipped = {"image": image, "mask": mask}
+    torchvision_transform(lambda sample: dict(zip(sample, flip(sample), strict=True)), pil=True)(flipped, generator(3))
+    assert (flipped["image"] == image[:, ::-1]).all() and (flipped["mask"] == mask[:, ::-1]).all()
+    assert issubclass(seen[0], PIL.Image.Image)
+    made = []
+    for seed in (5, 5, 6):
+        sample = {"image": image}
+        torchvision_transform(v2.RandomRotation(90), pil=True)(sample, generator(seed))
+        made.append(sample["image"].tolist())
+    assert made[0] == made[1] != made[2]
 
 
 def test_the_generator_is_the_samples_own() -> None:

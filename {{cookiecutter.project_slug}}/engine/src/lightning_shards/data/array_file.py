@@ -5,8 +5,8 @@ hold what the tar has, and 2 where only the tar has it (a damaged sample, or one
 records stands a JSON object that says what they were made from; a file that says something else, or that has another
 length, is not read but made again.
 
-While it is made the file is called `<name>.<machine>.partial`; its records with `there` 0 are not written yet. A machine that
-starts anew may have lost some of the others, so it begins another.
+While it is made the file is called `<name>.<machine>.partial`; its records with `there` 0 are not written yet. A
+machine that starts anew may have lost some of the others, so it begins another.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+import cv2
 import deflate
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ _CHUNK = struct.Struct(">I4s")
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 _BULK = 1 << 20  # bytes of a chunk that decoders refuse to hold, or hold in vain
 _SUB, _UP = 1, 2  # filters: a byte is the difference from the one on the left, or above
+_MOST_SUMMED = 8 << 20  # numbers of which a sum fits 31 bits
 _BLOCK = 0xFFFF  # bytes of a stored block at most
 
 
@@ -64,19 +66,24 @@ class Inflated:
         """
         lines = np.frombuffer(self.lines, np.uint8).reshape(self.height, -1)
         filters, pixels = lines[:, 0], lines[:, 1:].copy()
-        if filters.max() > _UP:
+        if not pixels.size or filters.max() > _UP:
             return None
         left = filters == _SUB
-        if left.any():  # each number is added to those on its right: to one, then to two at once, to four ...
-            rows, by = pixels if left.all() else pixels[left], 1
-            while by < rows.shape[1]:
-                rows[:, by:] += rows[:, :-by]
-                by *= 2
-            pixels[left] = rows
+        if left.any():
+            pixels[left] = _sums(pixels[left])
         for row in np.flatnonzero(filters == _UP).tolist():
             if row:
                 pixels[row] += pixels[row - 1]
         return pixels
+
+
+def _sums(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each number plus all on its left, modulo 256: OpenCV sums up the rows above, too, which are taken off again."""
+    made, step = [], max(1, _MOST_SUMMED // rows.shape[1])
+    for first in range(0, len(rows), step):
+        sums = cv2.integral(rows[first : first + step]).astype(np.uint8)
+        made.append(sums[1:, 1:] - sums[:-1, 1:])
+    return made[0] if len(made) == 1 else np.concatenate(made)
 
 
 def inflate(data: bytes) -> Inflated | None:
