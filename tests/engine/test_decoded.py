@@ -293,9 +293,10 @@ def test_a_full_disk_is_one_line_and_the_pass_goes_on(
     ("side", "others", "sentence"),
     [
         (100, {}, "images are larger than 96 pixels"),
+        (200, {}, "samples have more bytes than small images"),
         (24, {"fields": {"image": Image(), "mask": Mask(3, required=False)}}, "samples hold more than an image"),
         (24, {"transform": print}, "a transform changes each decoded sample"),
-        (24, {"decoded_bytes": 1000}, "they would take 0.16"),
+        (24, {"decoded_bytes": 1000}, "to keep them takes 0.16"),
         (24, {"decoded_bytes": -1}, "decoded_bytes is -1, it must be a whole number, at least 0"),
         (24, {"decoded_bytes": 0}, ""),
         (24, {"decoded_bytes": None}, ""),  # so little is decoded in no time

@@ -22,6 +22,7 @@ from .dataset import Dataset, Shard
 from .decode import DecodeError, decode_image
 from .fields import Fields, Image
 from .sample_reader import SampleReader
+from .spread import SMALL
 from .transform import Transform
 
 MOST_SIDE = 96  # pixels
@@ -104,9 +105,14 @@ def plan_decoded(
     if limit == 0:
         return None, ""
     why = _unfit(dataset, split, fields) or ("a transform changes each decoded sample" if transform else "")
-    sizes = [] if why else list(_sizes(dataset, split, fields, reader))
-    if not why and (not sizes or max(map(max, sizes)) > MOST_SIDE):
-        why = f"images are larger than {MOST_SIDE} pixels" if sizes else "no image was found to tell their size by"
+    sizes = list[tuple[int, int]]()
+    for size in () if why else _sizes(dataset, split, fields, reader):
+        sizes.append(size)
+        if max(size) > MOST_SIDE:
+            why = f"images are larger than {MOST_SIDE} pixels"
+            break
+    if not sizes:
+        why = why or "no image was found to tell their size by"
     if why:
         return None, f"data.decoded_bytes plays no part for {split}: {why}" if limit else ""
     plan = _plan(dataset, fields, *_room(sizes))
@@ -117,14 +123,12 @@ def plan_decoded(
     allowed = _default(dataset, there) if limit is None else limit
     if needed > allowed:
         return None, (
-            f"images of {split} are decoded anew each time: kept, they would take {_gb(needed)}, and data.decoded_bytes"
+            f"images of {split} are decoded in each epoch: to keep them takes {_gb(needed)}, and data.decoded_bytes"
             f" allows {_gb(allowed)}"
         )
-    what = "read from the arrays" if there else "kept in arrays, as they are first decoded,"
-    return (
-        plan,
-        f"images of {split} are {what} beside the tars ({_gb(needed)}; data.decoded_bytes: 0 decodes them anew)",
-    )
+    where = "beside the tars" if isinstance(dataset.root, Path) else f"in {cache_folder()}"
+    what = f"read decoded, from {where}" if there else f"decoded once and kept {where} for later epochs"
+    return plan, f"images of {split} are {what} ({_gb(needed)}; data.decoded_bytes: 0 decodes them in each epoch)"
 
 
 def _unfit(dataset: Dataset, split: str, fields: Fields) -> str:
@@ -133,6 +137,9 @@ def _unfit(dataset: Dataset, split: str, fields: Fields) -> str:
     others = [one for name, one in fields.items() if name not in images]
     if len(dataset.parts(split)) > 1:
         return "a mixture is read from its tars"
+    room = SMALL if isinstance(dataset.root, str) else 4 * MOST_SIDE**2  # not to fetch a shard of photos for a look
+    if sum(shard.bytes for shard in dataset.splits[split]) > room * dataset.samples(split):
+        return "samples have more bytes than small images"
     if len(images) != 1 or not fields[images[0]].required:
         return "samples have not one image each"
     if any(one.shape is None or -1 in one.shape or not hasattr(one, "describe") for one in others):
