@@ -299,6 +299,7 @@ def test_a_full_disk_is_one_line_and_the_pass_goes_on(
         (24, {"decoded_bytes": 1000}, "to keep them takes 0.16"),
         (24, {"decoded_bytes": -1}, "decoded_bytes is -1, it must be a whole number, at least 0"),
         (24, {"decoded_bytes": 0}, ""),
+        (24, {"decoded_bytes": ENOUGH}, ""),  # in a program of one's own, what is as wished goes without saying
         (24, {"decoded_bytes": None}, ""),  # so little is decoded in no time
     ],
 )

@@ -116,7 +116,7 @@ class ShardLoader(Passes):
         )
         plan, said = job.plan(decoded_bytes)
         job = replace(job, decoded=plan)
-        if said and self.rank == 0:
+        if said and plan is None and self.rank == 0:
             say(said, sys.stderr)
         skipped = _Skipped(Path(skipped_log) if skipped_log else None, max_skipped_fraction * count / self.world_size)
         self._device = _device(device)
