@@ -78,7 +78,9 @@ def test_the_hash_on_the_device_is_the_one_on_the_host(seed: int) -> None:
         device_uniforms.splitmix(torch.from_numpy(words.view(np.int64))).numpy().view(np.uint64) == uniforms._mix(words)
     ).all()
     count = len(Draws._fields)
-    host = uniforms.uniform(seed, 3, ids, device_uniforms.FIRST_COLUMN + count)[:, device_uniforms.FIRST_COLUMN :]
+    host = uniforms.draw(uniforms.sample_seeds(seed, 3, ids), device_uniforms.FIRST_COLUMN + count)[
+        :, device_uniforms.FIRST_COLUMN :
+    ]
     device = device_uniforms.uniform(torch.from_numpy(uniforms.sample_seeds(seed, 3, ids)), count)
     assert device.dtype == torch.float32 and (device.double().numpy() == np.floor(host * 2**24) / 2**24).all()
     assert device.min() >= 0 and device.max() < 1

@@ -90,7 +90,7 @@ def fill(path: Path) -> WorkerSpec:
     decoder = spec.decoder
     list(decode(decoder, make_sampler(path, train=False)))
     assert decoder.decoded
-    decoder.decoded.wait()
+    decoder.decoded._thread.submit(int).result()  # behind all that was let go of
     return spec
 
 
@@ -238,6 +238,26 @@ def test_after_a_start_of_the_machine_another_is_begun(small: Path, monkeypatch:
     for row in range(shard.samples):  # on another machine, perhaps, which shares the disk
         first.put(row, record)
     assert first.finish() and plan.open(shard) and not list(small.glob("train/*.partial"))
+
+
+def test_what_was_written_in_part_is_not_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, plan = plan_of(small)
+    shard = spec.dataset.splits["train"][0]
+    file = PartialFile(plan.places(shard)[0], plan.record, shard.samples, plan.made(shard))
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:100], at))
+    with pytest.raises(OSError, match="No space left"):
+        file.put(2, np.ones((), plan.record))
+    assert not file.written.there.any() and not file.written.rows[:, -1].any()
+
+
+def test_sizes_that_somebody_made_up_stay_in_the_room(small: Path) -> None:
+    spec = fill(small)
+    for path in arrays(small):
+        rows = np.load(path, mmap_mode="r+")
+        rows["size"][::2], rows["size"][1::2] = 0, 255
+        rows.flush()
+    assert sum(len(batch.ids) for batch, _ in decode(spec.decoder, make_sampler(small))) == 96
 
 
 def test_a_tar_that_is_gone_is_missed(small: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_shards.data.order import WindowedOrder, permutation
 from lightning_shards.data.sampler import EvalSampler, TrainSampler
-from lightning_shards.data.uniforms import sample_seeds, uniform
+from lightning_shards.data.uniforms import draw, sample_seeds
 
 GOLDEN_ORDER = [14, 13, 12, 10, 11, 3, 9, 5, 1, 0, 2, 7, 4, 6, 8]
 GOLDEN_PERMUTATION = [1, 2, 4, 6, 5, 0, 7, 3]
@@ -151,10 +151,12 @@ def test_the_shards_at_hand_hold_the_samples_and_what_comes_next(
 
 def test_random_numbers_belong_to_samples() -> None:
     ids = np.array([5, 9, 2, 7])
-    numbers = uniform(0, 1, ids, 6)
-    assert np.array_equal(uniform(0, 1, ids[::-1], 6), numbers[::-1])
-    assert not np.array_equal(uniform(0, 2, ids, 6), numbers) and not np.array_equal(uniform(1, 1, ids, 6), numbers)
-    many = uniform(0, 0, np.arange(20_000), 8)
+    numbers = draw(sample_seeds(0, 1, ids), 6)
+    assert np.array_equal(draw(sample_seeds(0, 1, ids[::-1]), 6), numbers[::-1])
+    assert not np.array_equal(draw(sample_seeds(0, 2, ids), 6), numbers) and not np.array_equal(
+        draw(sample_seeds(1, 1, ids), 6), numbers
+    )
+    many = draw(sample_seeds(0, 0, np.arange(20_000)), 8)
     assert many.min() >= 0 and many.max() < 1
     assert np.abs(many.mean(axis=0) - 0.5).max() < 0.01 and np.abs(many.std(axis=0) - 12**-0.5).max() < 0.01
     correlations = np.corrcoef(many.T) - np.eye(8)

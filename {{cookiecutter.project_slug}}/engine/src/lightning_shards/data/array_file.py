@@ -11,6 +11,7 @@ machine that starts anew may have lost some of the others, so it begins another.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -118,7 +119,9 @@ class PartialFile:
 
     def put(self, row: int, record: NDArray[Any]) -> None:
         """Write one record, whose `there` says that it is whole, by one call. Raises OSError."""
-        os.pwrite(self._descriptor, record.tobytes(), self._begin + row * self.record.itemsize)
+        size = self.record.itemsize
+        if os.pwrite(self._descriptor, record.tobytes(), self._begin + row * size) < size:  # a disk nearly full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place))
         self.written.there[row] = record["there"].item()
 
     def leave(self, row: int) -> None:

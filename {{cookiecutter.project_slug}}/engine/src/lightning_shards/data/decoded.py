@@ -21,6 +21,7 @@ from .array_file import ArrayFile, record_type
 from .dataset import Dataset, Shard
 from .decode import DecodeError, decode_image
 from .fields import Fields, Image
+from .fields.base import in_plane
 from .sample_reader import SampleReader
 from .spread import SMALL
 from .transform import Transform
@@ -142,7 +143,7 @@ def _unfit(dataset: Dataset, split: str, fields: Fields) -> str:
         return "samples have more bytes than small images"
     if len(images) != 1 or not fields[images[0]].required:
         return "samples have not one image each"
-    if any(one.shape is None or -1 in one.shape or not hasattr(one, "describe") for one in others):
+    if any(one.shape is None or in_plane(one) or not hasattr(one, "describe") for one in others):
         return "samples hold more than an image and numbers"
     if taken := {SIZE, "there"}.intersection(fields):
         return f"a field is called {taken.pop()}"

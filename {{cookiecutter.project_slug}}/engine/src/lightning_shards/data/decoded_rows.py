@@ -135,7 +135,7 @@ class DecodedRows:
     def _hand_out(self, filled: NDArray[np.int64], seeds: NDArray[np.int64] | None, arrays: Arrays) -> None:
         """Turn the buffer's first records into the batch's rows `filled`."""
         records = self._buffer[: len(filled)].view(self._plan.record)[:, 0]
-        heights, widths = records[SIZE].T.astype(np.int64)
+        heights, widths = records[SIZE].clip(1, [self._plan.height, self._plan.width]).T  # whoever made the file
         out = self._rows_of(arrays[self._plan.image])
         made = [out[row] for row in filled.tolist()]
         cut_all(self._crop, self._images[: len(filled)], heights, widths, seeds, made)
@@ -186,10 +186,6 @@ class DecodedRows:
         for number, file in list(self._open.items()):
             if not isinstance(file, ArrayFile):
                 self._let_go(number)
-
-    def wait(self) -> None:
-        """Until all that was let go of has its name."""
-        self._thread.submit(int).result()
 
 
 def _finish(file: PartialFile) -> None:

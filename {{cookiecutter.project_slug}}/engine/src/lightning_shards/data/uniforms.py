@@ -11,13 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def uniform(
-    seed: int, epoch: int, ids: NDArray[np.int64], count: int, occurrences: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
-    """Random numbers in [0, 1) that belong to the samples: (len(ids), count), whoever decodes them."""
-    return draw(sample_seeds(seed, epoch, ids, occurrences), count)
-
-
 def draw(seeds: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """The first `count` random numbers in [0, 1) of each of `sample_seeds`: (len(seeds), count).
 
