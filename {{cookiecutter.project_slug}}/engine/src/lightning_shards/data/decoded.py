@@ -6,19 +6,17 @@ split writes each sample's pixels and target into an array beside its tar (`Arra
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..machine import cache_folder, memory_bytes
-from .array_file import ArrayFile, record_type
-from .dataset import Dataset, Shard
+from .array_file import record_type
+from .array_plan import ArrayPlan
+from .dataset import Dataset
 from .decode import DecodeError, decode_image
 from .fields import Fields, Image
 from .fields.base import in_plane
@@ -35,56 +33,19 @@ SIZE = "size"  # part of a record: (height, width) of the image in its room
 
 
 @dataclass(frozen=True)
-class DecodedPlan:
-    """What is kept of each sample of a split.
+class DecodedPlan(ArrayPlan):
+    """What is kept of each sample of a split: the pixels, (height, width) of the image as `size`, and other fields.
 
     Attributes:
-        root: of the dataset.
-        fingerprint: of the dataset.
         image: name of the field with the pixels.
         height, width: of the room for them.
-        others: description of each other field.
-        record: of a sample: its fields, (height, width) of the image as `size`, and `there`.
+        others: names of the other fields.
     """
 
-    root: Path | str
-    fingerprint: str
     image: str
     height: int
     width: int
-    others: dict[str, dict[str, Any]]
-    record: np.dtype[Any] = field(compare=False)
-
-    @property
-    def about(self) -> dict[str, Any]:
-        room = [self.height, self.width]
-        return {"of": "decoded images", "version": VERSION, self.image: room, "fields": self.others}
-
-    def made(self, shard: Shard) -> dict[str, Any]:
-        """What the array of a shard is made from."""
-        return {**self.about, "dataset": self.fingerprint, "shard": shard.name, "sha256": shard.sha256}
-
-    def places(self, shard: Shard) -> list[Path]:
-        """Where the array of a shard may lie: beside the tar, or in the user's cache where that cannot be written."""
-        digest = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:8]
-        name = f"decoded-{digest}.npy"
-        whole = f"{self.root}/{shard.name}\n{self.fingerprint}\n{shard.sha256}".encode()
-        cached = cache_folder() / "arrays" / f"{hashlib.sha256(whole).hexdigest()[:32]}.{name}"
-        if isinstance(self.root, str):
-            return [cached]
-        beside = self.root / shard.name
-        return [beside.with_name(f"{beside.name}.{name}"), cached]
-
-    def open(self, shard: Shard) -> ArrayFile | None:
-        """The array of a shard, mapped, where it is there and fits, and so does the tar in its folder."""
-        if isinstance(self.root, Path):
-            try:
-                if (self.root / shard.name).stat().st_size != shard.bytes:
-                    return None
-            except OSError:  # whoever reads the tar says what is wrong
-                return None
-        found = (ArrayFile.open(path, self.record, shard.samples, self.made(shard)) for path in self.places(shard))
-        return next((file for file in found if file), None)
+    others: tuple[str, ...]
 
 
 def plan_decoded(
@@ -180,8 +141,9 @@ def _plan(dataset: Dataset, fields: Fields, height: int, width: int) -> DecodedP
     shapes = {name: (np.dtype(one.dtype), tuple(one.shape or ())) for name, one in others.items()}
     byte = np.dtype(np.uint8)
     record = record_type({image: (byte, (height, width, 3)), **shapes, SIZE: (byte, (2,))})
-    about = {name: one.describe() for name, one in others.items()}
-    return DecodedPlan(dataset.root, dataset.fingerprint, image, height, width, about, record)
+    described = {name: one.describe() for name, one in others.items()}
+    about = {"of": "decoded images", "version": VERSION, image: [height, width], "fields": described}
+    return DecodedPlan(dataset.root, dataset.fingerprint, "decoded", about, record, image, height, width, tuple(others))
 
 
 def _default(dataset: Dataset, there: bool) -> int:

@@ -1,0 +1,64 @@
+"""What the arrays beside the tars of a dataset hold, and where each lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..machine import cache_folder
+from .array_file import ArrayFile, Made
+from .dataset import Shard
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """Arrays with a record for each sample of a split.
+
+    Attributes:
+        root: of the dataset.
+        fingerprint: of the dataset.
+        name: in the files' names: `<tar>.<name>-<hash of what it is>.npy`.
+        about: what the records are and what made them, but for the shard: plain values.
+        record: of a sample: its parts, then `there`.
+    """
+
+    root: Path | str
+    fingerprint: str
+    name: str
+    about: Made
+    record: np.dtype[Any] = field(compare=False)
+
+    @property
+    def digest(self) -> str:
+        """Of `about`."""
+        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:8]
+
+    def made(self, shard: Shard) -> dict[str, Any]:
+        """What the array of a shard is made from."""
+        return {**self.about, "dataset": self.fingerprint, "shard": shard.name, "sha256": shard.sha256}
+
+    def places(self, shard: Shard) -> list[Path]:
+        """Where the array of a shard may lie: beside the tar, or in the user's cache where that cannot be written."""
+        name = f"{self.name}-{self.digest}.npy"
+        whole = f"{self.root}/{shard.name}\n{self.fingerprint}\n{shard.sha256}".encode()
+        cached = cache_folder() / "arrays" / f"{hashlib.sha256(whole).hexdigest()[:32]}.{name}"
+        if isinstance(self.root, str):
+            return [cached]
+        beside = self.root / shard.name
+        return [beside.with_name(f"{beside.name}.{name}"), cached]
+
+    def open(self, shard: Shard) -> ArrayFile | None:
+        """The array of a shard, mapped, where it is there and fits, and so does the tar in its folder."""
+        if isinstance(self.root, Path):
+            try:
+                if (self.root / shard.name).stat().st_size != shard.bytes:
+                    return None
+            except OSError:  # whoever reads the tar says what is wrong
+                return None
+        found = (ArrayFile.open(path, self.record, shard.samples, self.made(shard)) for path in self.places(shard))
+        return next((file for file in found if file), None)
