@@ -149,10 +149,14 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 700)
 
 
-def of_another_dataset(path: Path) -> None:
+def of_another_tar(path: Path) -> None:
+    path.write_bytes(arrays(path.parents[1])[3].read_bytes())
+
+
+def of_other_bytes(path: Path) -> None:
     content = path.read_bytes()
     end = content.rindex(b'{"of"')
-    path.write_bytes(content[:end] + content[end:].replace(b'"dataset": "', b'"dataset": "0'))
+    path.write_bytes(content[:end] + content[end:].replace(b'"sha256": "', b'"sha256": "0'))
 
 
 def of_another_type(path: Path) -> None:
@@ -170,7 +174,9 @@ def of_odd_rows(path: Path) -> None:
     path.write_bytes(content.replace(b'"in_tar": [', b'"in_tar": [99999, '))
 
 
-@pytest.mark.parametrize("damage", [cut, of_another_dataset, of_another_type, without_end, of_odd_rows, Path.unlink])
+@pytest.mark.parametrize(
+    "damage", [cut, of_another_tar, of_other_bytes, of_another_type, without_end, of_odd_rows, Path.unlink]
+)
 def test_an_array_of_something_else_is_made_again(small: Path, damage: Callable[[Path], None]) -> None:
     right = passes(small, 1, decoded_bytes=0)
     spec = fill(small)
@@ -182,6 +188,21 @@ def test_an_array_of_something_else_is_made_again(small: Path, damage: Callable[
     assert same(passes(small, 1)[0], right[0])
     fill(small)
     assert spec.decoded.open(shard), "it was made again"
+
+
+def test_a_tar_in_another_dataset_brings_its_array(small: Path, tmp_path: Path) -> None:
+    fill(small)
+    dataset, other = Dataset.open(small), tmp_path / "other"
+    first, *_, last = dataset.splits["train"]
+    copies = [replace(shard, name=f"train/{name}.tar") for name, shard in (("a", last), ("b", first), ("c", last))]
+    (other / "train").mkdir(parents=True)
+    for shard, copy in zip((last, first, last), copies, strict=True):
+        for path in small.glob(f"{shard.name}*"):
+            (other / f"{copy.name}{path.name.removeprefix(Path(shard.name).name)}").hardlink_to(path)
+    replace(dataset, root=other, splits={"train": copies}).save()
+    _, plan = plan_of(other)
+    assert all(plan.open(shard) for shard in copies)
+    assert same(passes(other, 1)[0], passes(other, 1, decoded_bytes=0)[0])
 
 
 @settings(max_examples=60)
@@ -316,6 +337,7 @@ def test_a_full_disk_is_one_line_and_the_pass_goes_on(
         (200, {}, "samples have more bytes than small images"),
         (24, {"fields": {"image": Image(), "mask": Mask(3, required=False)}}, "samples hold more than an image"),
         (24, {"transform": print}, "a transform changes each decoded sample"),
+        (25, {}, "dataset.json does not have the SHA-256 of each shard"),
         (24, {"decoded_bytes": 1000}, "to keep them takes 0.16"),
         (24, {"decoded_bytes": -1}, "decoded_bytes is -1, it must be a whole number, at least 0"),
         (24, {"decoded_bytes": 0}, ""),
@@ -328,6 +350,9 @@ def test_what_is_not_kept_is_said(
 ) -> None:
     images = {number: encoded(number, side=side) for number in range(96)} if side != 24 else {}
     path = write_dataset(tmp_path / "d", damaged=images)
+    if side == 25:
+        dataset = Dataset.open(path)
+        replace(dataset, splits={"train": [replace(shard, sha256="") for shard in dataset.splits["train"]]}).save()
     try:
         with opened(path, **others):
             pass

@@ -21,14 +21,12 @@ class ArrayPlan:
 
     Attributes:
         root: of the dataset.
-        fingerprint: of the dataset.
         name: in the files' names: `<tar>.<name>-<hash of what it is>.npy`.
         about: what the records are and what made them, but for the shard: plain values.
         record: of a sample: its parts, then `there`.
     """
 
     root: Path | str
-    fingerprint: str
     name: str
     about: Made
     record: np.dtype[Any] = field(compare=False)
@@ -39,14 +37,13 @@ class ArrayPlan:
         return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:8]
 
     def made(self, shard: Shard) -> dict[str, Any]:
-        """What the array of a shard is made from."""
-        return {**self.about, "dataset": self.fingerprint, "shard": shard.name, "sha256": shard.sha256}
+        """What the array of a shard is made from: a tar of the same bytes, in whatever dataset, has the same."""
+        return {**self.about, "sha256": shard.sha256}
 
     def places(self, shard: Shard) -> list[Path]:
         """Where the array of a shard may lie: beside the tar, or in the user's cache where that cannot be written."""
         name = f"{self.name}-{self.digest}.npy"
-        whole = f"{self.root}/{shard.name}\n{self.fingerprint}\n{shard.sha256}".encode()
-        cached = cache_folder() / "arrays" / f"{hashlib.sha256(whole).hexdigest()[:32]}.{name}"
+        cached = cache_folder() / "arrays" / f"{hashlib.sha256(shard.sha256.encode()).hexdigest()[:32]}.{name}"
         if isinstance(self.root, str):
             return [cached]
         beside = self.root / shard.name

@@ -6,6 +6,7 @@ split writes each sample's pixels and target into an array beside its tar (`Arra
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ STEP = 16  # to which the side is rounded up where images differ in size
 LOOKED_AT = 8  # shards, and samples of each, by which the size of the images is told
 LEAST_BYTES = 1 << 20  # less is decoded in no time
 VERSION = 1
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
 SIZE = "size"  # part of a record: (height, width) of the image in its room
 
 
@@ -102,6 +104,8 @@ def _unfit(dataset: Dataset, split: str, fields: Fields) -> str:
     room = SMALL if isinstance(dataset.root, str) else 4 * MOST_SIDE**2  # not to fetch a shard of photos for a look
     if sum(shard.bytes for shard in dataset.splits[split]) > room * dataset.samples(split):
         return "samples have more bytes than small images"
+    if not all(_CHECKSUM.fullmatch(shard.sha256) for shard in dataset.splits[split]):
+        return "dataset.json does not have the SHA-256 of each shard"
     if len(images) != 1 or not fields[images[0]].required:
         return "samples have not one image each"
     if any(one.shape is None or in_plane(one) or not hasattr(one, "describe") for one in others):
@@ -143,7 +147,7 @@ def _plan(dataset: Dataset, fields: Fields, height: int, width: int) -> DecodedP
     record = record_type({image: (byte, (height, width, 3)), **shapes, SIZE: (byte, (2,))})
     described = {name: one.describe() for name, one in others.items()}
     about = {"of": "decoded images", "version": VERSION, image: [height, width], "fields": described}
-    return DecodedPlan(dataset.root, dataset.fingerprint, "decoded", about, record, image, height, width, tuple(others))
+    return DecodedPlan(dataset.root, "decoded", about, record, image, height, width, tuple(others))
 
 
 def _default(dataset: Dataset, there: bool) -> int:
