@@ -111,6 +111,9 @@ def test_a_mask_has_its_stored_numbers_with_any_filters(shape: tuple[int, int], 
     data = filtered(mask, filters)
     assert np.array_equal(decode_mask(data), mask)
     assert np.array_equal(mask, np.asarray(Image.open(io.BytesIO(data))))
+    (top, bottom), (left, right) = (sorted(np.random.default_rng(seed).integers(0, side, 2).tolist()) for side in shape)
+    seen = decode_mask(data, (top, left, bottom - top + 1, right - left + 1))
+    assert np.array_equal(seen, mask[top : bottom + 1, left : right + 1])
     cut = data[: int(len(data) * 0.7)]
     with pytest.raises(DecodeError):
         decode_mask(cut)

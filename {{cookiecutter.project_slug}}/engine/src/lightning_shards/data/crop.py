@@ -119,11 +119,22 @@ class View:
 
         With `nearest` each pixel of `out` takes the value of one of them. Raises DecodeError for another size.
         """
-        height, width = pixels.shape[:2]
-        top, left, h, w = self._box(height, width)
-        if self.size and self.size != (height, width):
+        top, left, h, w = self.box_in(*pixels.shape[:2])
+        self.fit(pixels[top : top + h, left : left + w], out, nearest)
+
+    def box_in(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of what is seen of something as large as the image.
+
+        Raises DecodeError for another size.
+        """
+        box = self._box(height, width)
+        if self.size != (height, width):
             raise DecodeError(f"has {width} x {height} pixels, the image {self.size[1]} x {self.size[0]}")
-        self._resize(pixels[top : top + h, left : left + w], out, resize_nearest if nearest else resize)
+        return box
+
+    def fit(self, region: NDArray[Any], out: NDArray[Any], nearest: bool = False) -> None:
+        """Write the `region` that lies in the box into `out`, as `cut` does."""
+        self._resize(region, out, resize_nearest if nearest else resize)
 
     def boxes(self, corners: NDArray[np.float32]) -> NDArray[np.float32]:
         """Left, top, right and bottom (n, 4) in the image -> in the square, also beyond its edges.

@@ -111,11 +111,8 @@ def decode_image(data: bytes) -> Pixels:
     return decode_other(data) if image is None else image
 
 
-def decode_mask(data: bytes) -> Pixels:
-    """Decode a gray or palette PNG of 8 bits at most into its stored values, uint8 (height, width). Raises DecodeError.
-
-    No colour plays a part: of a palette the numbers count, of 1, 2 or 4 bits too.
-    """
+def mask_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of a mask. Raises DecodeError for what is none."""
     if image_format(data) != "png" or len(data) < 33:
         raise DecodeError("is no PNG, which a mask must be: others are lossy, or mix its classes with colours")
     bits, colour = data[24], data[25]
@@ -124,15 +121,26 @@ def decode_mask(data: bytes) -> Pixels:
     height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     if height * width > MAX_PIXELS:
         raise DecodeError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,} are not decoded")
-    gray = as_gray(data)
-    found = inflate(gray)
-    if found and bits == 8 and (numbers := found.numbers()) is not None:
+    return height, width
+
+
+def decode_mask(data: bytes, box: tuple[int, int, int, int] | None = None) -> Pixels:
+    """Decode a gray or palette PNG of 8 bits at most into its stored values, uint8 (height, width). Raises DecodeError.
+
+    No colour plays a part: of a palette the numbers count, of 1, 2 or 4 bits too. Where only the `box` (top, left,
+    height, width) is wanted, no more than the rows that it takes is decoded.
+    """
+    height, width = mask_size(data)
+    top, left, h, w = box or (0, 0, height, width)
+    found, bits, above = inflate(data), data[24], 0
+    if found and bits == 8 and (numbers := found.numbers(top, left, h, w)) is not None:
         return numbers
     try:
-        stored = found.stored(gray) if found else gray
-        mask = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_GRAYSCALE)
+        gray, above = found.gray(data, top, top + h) if found else (as_gray(data), 0)
+        mask = cv2.imdecode(np.frombuffer(gray, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error as error:
         raise DecodeError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from None
-    if mask is None or mask.shape != (height, width):
+    if mask is None or mask.shape != (top + h - above if found else height, width):
         raise DecodeError("cannot be decoded: damaged")
+    mask = mask[top - above :][:h, left : left + w]
     return mask if bits == 8 else mask // np.uint8(255 // ((1 << bits) - 1))  # type: ignore[return-value]

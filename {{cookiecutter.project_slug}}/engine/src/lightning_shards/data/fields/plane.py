@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ..crop import View
-from ..decode import IMAGE_FIELDS, DecodeError, decode_image, decode_mask
+from ..decode import IMAGE_FIELDS, DecodeError, decode_image, decode_mask, mask_size
 from .base import SIDE, Shipped, check_count
 
 IGNORED = 255  # in a mask: counts in no loss and no metric
@@ -47,7 +47,8 @@ class Mask(Shipped):
     """A class for each pixel of the image, as a gray or palette PNG of 8 bits at most: uint8 (S, S).
 
     Classes are never mixed: each pixel takes its nearest. 255 means that a pixel counts nowhere; so do all of a mask
-    that may be missing. A mask of another size than the image is refused, and so is a class from `classes` on.
+    that may be missing. A mask of another size than the image is refused, and so is a class from `classes` on, where the
+    view shows it: the rest is not looked at.
     """
 
     kind: ClassVar[str] = "mask"
@@ -65,16 +66,18 @@ class Mask(Shipped):
             raise InputError(f"a mask has at most {IGNORED} classes (255 is for pixels that count nowhere)")
 
     def decode(self, data: bytes, view: View | None, out: NDArray[Any] | None) -> NDArray[Any]:
-        mask = decode_mask(data)
+        if view is None:
+            return self._checked(decode_mask(data))
+        if out is None:
+            out = np.empty((view.crop.size, view.crop.size), np.uint8)
+        view.fit(decode_mask(data, view.box_in(*mask_size(data))), out, nearest=True)
+        return self._checked(out)
+
+    def _checked(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if int((mask + np.uint8(1)).max()) > self.classes:  # 255 becomes 0
             largest = int(mask[mask != IGNORED].max())
             raise DecodeError(f"its class {largest} is not in 0..{self.classes - 1}, nor {IGNORED} for none")
-        if view is None:
-            return mask
-        if out is None:
-            out = np.empty((view.crop.size, view.crop.size), np.uint8)
-        view.cut(mask, out, nearest=True)
-        return out
+        return mask
 
 
 @dataclass(frozen=True)
