@@ -128,7 +128,7 @@ class View:
         Raises DecodeError for another size.
         """
         box = self._box(height, width)
-        if self.size != (height, width):
+        if self.size and self.size != (height, width):
             raise DecodeError(f"has {width} x {height} pixels, the image {self.size[1]} x {self.size[0]}")
         return box
 

@@ -47,7 +47,7 @@ class Mask(Shipped):
     """A class for each pixel of the image, as a gray or palette PNG of 8 bits at most: uint8 (S, S).
 
     Classes are never mixed: each pixel takes its nearest. 255 means that a pixel counts nowhere; so do all of a mask
-    that may be missing. A mask of another size than the image is refused, and so is a class from `classes` on, where the
+    that may be missing. A mask of another size than the image is refused, and so is a class from `classes` on if the
     view shows it: the rest is not looked at.
     """
 
