@@ -96,11 +96,16 @@ class Measured(Plain):
 
 
 class Scheduled(Measured):
-    """An own optimizer with two groups, and Lightning's schedulers."""
+    """An own optimizer with groups, and Lightning's schedulers."""
+
+    def __init__(self, rate: float = 0.01, gamma: float = 0.5) -> None:
+        super().__init__()
+        self.rate, self.gamma = rate, gamma
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.RMSprop([{"params": p, "lr": 0.01} for p in self.parameters()])
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), "interval": "step"}]
+        optimizer = torch.optim.RMSprop([{"params": p, "lr": self.rate} for p in self.parameters()])
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, self.gamma)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 class OtherSchedule(Scheduled):
@@ -112,6 +117,31 @@ class OtherSchedule(Scheduled):
 class Unscheduled(Scheduled):
     def configure_optimizers(self) -> Any:
         return super().configure_optimizers()[0]
+
+
+class OneCycle(Scheduled):
+    """A schedule of the momentum too; its settings are kept by the optimizer."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), self.rate, momentum=0.9)
+        length = 12 * int(self.trainer.max_epochs or 0)
+        return [optimizer], [{"scheduler": self.cycle(optimizer, length), "interval": "step"}]
+
+    def cycle(self, optimizer: torch.optim.Optimizer, length: int) -> Any:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 10 * self.rate, length, base_momentum=self.gamma)
+
+
+class OnPlateau(Scheduled):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), self.rate)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", self.gamma, patience=0)
+        return [optimizer], [{"scheduler": schedule, "monitor": "val/loss"}]
+
+
+class OnPlateauInEpoch(OnPlateau):
+    def configure_optimizers(self) -> Any:
+        (optimizer,), (schedule,) = super().configure_optimizers()
+        return [optimizer], [schedule | {"interval": "step", "frequency": 4}]
 
 
 class TwoOptimizers(Measured):
@@ -247,6 +277,61 @@ def test_own_schedulers_and_groups_stay_as_they_are(folder: Path) -> None:
             train(other, "--resume", "one", "--trainer.max_epochs", "2")
     cli = train(Scheduled, "--resume", "one", "--trainer.max_epochs", "2")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**12)
+
+
+@pytest.mark.parametrize(("setting", "rate"), [("gamma=0.1", 0.01 * 0.1**12), ("rate=0.03", 0.03 * 0.5**12)])
+def test_a_changed_setting_of_an_own_scheduler_makes_the_schedule_anew(folder: Path, setting: str, rate: float) -> None:
+    train(Scheduled, "--run", "one")
+    changed = train(Scheduled, "--resume", "one", "--trainer.max_epochs", "2", f"--model.{setting}")
+    assert changed.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate)
+    assert changed.run.changed()[f"model.{setting.partition('=')[0]}"] == float(setting.partition("=")[2])
+    back = train(Scheduled, "--resume", "one", "--trainer.max_epochs", "3")
+    assert back.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**18)
+
+
+def test_a_schedule_over_the_whole_training_follows_a_changed_length(folder: Path) -> None:
+    train(OneCycle, "--run", "one", "--trainer.max_epochs", "2")
+    arguments = ["--resume", "one", "--trainer.max_epochs", "3", "--model.rate", "0.02", "--model.gamma", "0.6"]
+    group = train(OneCycle, *arguments).trainer.optimizers[0].param_groups[0]
+    alone = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.02, momentum=0.9)
+    schedule = OneCycle(0.02, 0.6).cycle(alone, 36)
+    for _ in range(36):
+        alone.step()
+        schedule.step()
+    expected = alone.param_groups[0]
+    assert {name: group[name] for name in ("max_lr", "base_momentum")} == {"max_lr": 0.2, "base_momentum": 0.6}
+    assert group["lr"] == pytest.approx(expected["lr"]) and group["momentum"] == pytest.approx(expected["momentum"])
+
+
+def test_a_rate_that_follows_a_metric_keeps_what_it_has_become(folder: Path) -> None:
+    train(OnPlateau, "--run", "one", "--trainer.max_epochs", "2")  # the loss falls, and `max` halves the rate for it
+    with pytest.raises(InputError, match="rate follows what was measured, so lr cannot change on a resume"):
+        train(OnPlateau, "--resume", "one", "--trainer.max_epochs", "3", "--model.rate", "0.5")
+    cli = train(OnPlateau, "--resume", "one", "--trainer.max_epochs", "3", "--model.gamma", "0.1")
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5 * 0.1)
+
+
+class Rates(L.Callback):
+    """The rate of each step; ends the training at the validation after step `last`."""
+
+    def __init__(self, last: int = 0) -> None:
+        self.seen: list[float] = []
+        self.last = last
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        trainer.should_stop = len(self.seen) == self.last
+
+
+def test_a_rate_that_a_validation_changed_is_in_the_checkpoint_behind_it(folder: Path) -> None:
+    arguments = ["--trainer.max_epochs", "2", "--trainer.val_check_interval", "4"]
+    whole, first, rest = Rates(), Rates(last=8), Rates()
+    train(OnPlateauInEpoch, "--run", "whole", *arguments, callbacks=[whole])
+    train(OnPlateauInEpoch, "--run", "parts", *arguments, callbacks=[first])
+    train(OnPlateauInEpoch, "--resume", "parts", callbacks=[rest])
+    assert len(first.seen) == 8 and first.seen + rest.seen == whole.seen and len(set(whole.seen)) > 3
 
 
 class Layered(ImageModel):

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..runs.checkpoints import FORMAT, KEY, state_in
 from ..runs.values import is_count
 from ..terminal import say
-from . import ema, loop_state, own_callbacks, resume_settings
+from . import ema, loop_state, own_callbacks, resume_settings, schedules
 from .checkpoint_io import add_name
 from .datamodule import ShardDataModule
 from .stop import RankConsensus, Stopped, StopRequest, ended
@@ -56,9 +56,10 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self.monitor, self.sign, self.every_seconds = monitor, 1 if mode == "max" else -1, 60 * every_minutes
         self.keep, self.patience = keep, patience
-        self.stop, self.agreement = stop or StopRequest(), RankConsensus()
+        self.stop, self.agreement, self.plateaus = stop or StopRequest(), RankConsensus(), schedules.Plateaus()
         self.best: float | None = None
-        self._options: list[dict[str, Any]] | None = None  # what the model gave its optimizers at this start
+        self._options: list[dict[str, Any]] | None = None  # what the model gave its optimizers at this start,
+        self._schedules: list[dict[str, Any]] = []  # and its schedulers
         self.waited = 0  # validations since then, at epochs' ends
         self._is_best = False  # the checkpoint being written is the best one
         self._validated: tuple[int, int] | None = None  # (epoch, position) of the last validation that was completed
@@ -69,7 +70,8 @@ class Checkpoints(Checkpoint):
     # -- what a checkpoint holds of this callback, and how a run goes on from it
     def state_dict(self) -> dict[str, Any]:
         place = {"is_best": self._is_best, "validated": self._validated}
-        return {"best": self.best, "waited": self.waited, "options": self._options, **place}
+        given = {"options": self._options, "schedules": self._schedules}
+        return {"best": self.best, "waited": self.waited, **given, **place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self._validated, self.waited = (state_dict[name] for name in ("best", "validated", "waited"))
@@ -82,8 +84,8 @@ class Checkpoints(Checkpoint):
         self.stop.take_over(trainer)
         self.agreement.start(trainer)
 
-    def _note_options(self, options: list[dict[str, Any]]) -> None:
-        self._options = options
+    def _note_given(self, options: list[dict[str, Any]], begun: list[dict[str, Any]]) -> None:
+        self._options, self._schedules = options, begun
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.agreement.finish()  # a pass that was ended by an error is not torn down
@@ -100,14 +102,15 @@ class Checkpoints(Checkpoint):
         loop_state.rewrite(checkpoint["loops"]["fit_loop"], data.epoch, done, left, begun)
         loop_state.check(trainer, checkpoint)
         ema.leave(trainer, pl_module, checkpoint)
-        before = checkpoint["callbacks"].get(self.state_key, {}).get("options")
-        resume_settings.keep_options(trainer, before, self._note_options)
+        before = checkpoint["callbacks"].get(self.state_key, {})
+        resume_settings.keep_options(trainer, before, self._note_given)
         if checkpoint["callbacks"].get(self.state_key, {}).get("is_best"):
             self._name(trainer, "best.ckpt")  # a kill may have come between the two
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._options is None:  # a run that begins
-            self._options = resume_settings.options(trainer.optimizers)
+            self._note_given(resume_settings.options(trainer.optimizers), schedules.states(trainer))
+        self.plateaus.take_over(trainer)
         loop_state.at_start(trainer, validated=self._validated == _data(trainer).place)
         if self.agreement.now(*self.stop.wishes())[1]:
             raise Stopped("budget")  # the checkpoint that it began with holds everything
@@ -119,16 +122,17 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
-        _data(trainer).advance()
+        data, loop = _data(trainer), trainer.fit_loop.epoch_loop
+        data.advance()
+        assert trainer.fit_loop._data_fetcher is not None
+        if not (validates := loop._should_check_val_fx(trainer.fit_loop._data_fetcher)):
+            self.plateaus.step("step", data.place)
         due = time.monotonic() - self._saved_at > self.every_seconds
         *ends, save = self.agreement.ask(*self.stop.wishes(), due)
         if end := ended(*ends):
             self.save(trainer)
             raise end
-        loop = trainer.fit_loop.epoch_loop
-        assert trainer.fit_loop._data_fetcher is not None
-        later = loop._should_check_val_fx(trainer.fit_loop._data_fetcher) or loop.batch_progress.is_last_batch
-        if save and not later:
+        if save and not validates and not loop.batch_progress.is_last_batch:
             self.save(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -145,6 +149,7 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validated = _data(trainer).place
+        self.plateaus.step("step", self._validated)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_with_best(trainer)
             self._end_if_asked()
@@ -157,6 +162,8 @@ class Checkpoints(Checkpoint):
             return
         if left and trainer.is_global_zero:
             say(f"the model ended epoch {data.epoch} itself: {left * data.global_batch_size} images are left out")
+        if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            self.plateaus.step("epoch", data.place)
         data.finish_epoch()
         if measured:
             self.waited += 1

@@ -11,8 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ..errors import InputError
-from . import optimizer_state
-from .alike import unlike
+from . import optimizer_state, schedules
 
 NEEDS_NEW_RUN = ("model.optimizer", "model.weights")  # and what makes other weights: `check` sees by names and shapes
 FIXED = (  # the order, which says what a place in the training means: the datamodule's `take_order` refuses others
@@ -24,8 +23,6 @@ FIXED = (  # the order, which says what a place in the training means: the datam
     "data.balance",
     "trainer.overfit_batches",
 )  # all other settings take effect
-
-_OF_SCHEDULERS = {"lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 
 
 def check(
@@ -88,31 +85,40 @@ def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def keep_options(trainer: L.Trainer, before: list[dict[str, Any]] | None, note: Callable[[Any], None]) -> None:
-    """Let options that the model now gives, and gave otherwise in the run `before`, outlive the load of the state.
+def keep_options(trainer: L.Trainer, before: Mapping[str, Any], note: Callable[[Any, Any], None]) -> None:
+    """Let options that the model now gives, and gave otherwise in the run before, outlive the load of the state.
 
-    What is as it was keeps what the training has made of it; a rate that schedulers set stays theirs.
+    What is as it was keeps what the training, and the schedulers in it, have made of it.
+
+    Args:
+        before: `options` and `schedules` with which that start began which has written the checkpoint.
+        note: takes those of this start.
     """
     strategy = trainer.strategy
     load = strategy.load_optimizer_state_dict
 
     def load_and_put_back(checkpoint: Mapping[str, Any]) -> None:
-        now = options(strategy.optimizers)
-        note(now)
-        _check_schedulers(trainer, checkpoint)
-        if before is not None and [one["kind"] for one in before] != [one["kind"] for one in now]:
+        now, old, saved = options(strategy.optimizers), before.get("options"), checkpoint["lr_schedulers"]
+        note(now, schedules.states(trainer))
+        if old is not None and [one["kind"] for one in old] != [one["kind"] for one in now]:
             raise InputError(
                 "the model's optimizer is of another kind than the run's: start a new run from its weights"
             )
         if len(checkpoint["optimizer_states"]) != len(now):
             raise InputError("the model has more or fewer optimizers than the run: start a new run from its weights")
+        schedules.check(trainer, saved)
         try:
+            anew = schedules.renew(trainer, saved, before.get("schedules"), _rates(now, old or now))
+            made = options(strategy.optimizers)
             load(checkpoint)
-            for number, (one, given) in enumerate(zip(strategy.optimizers, now, strict=True)):
-                for place, (group, new) in enumerate(zip(one.param_groups, given["groups"], strict=True)):
-                    old = before[number]["groups"][place] if before is not None else {}
-                    _put_back(group, new, old, bool(trainer.lr_scheduler_configs))
-                optimizer_state.check(one, given["groups"])
+            for number, one in enumerate(strategy.optimizers):
+                for place, group in enumerate(one.param_groups):
+                    given, was, new = (each[number]["groups"][place] if each else {} for each in (now, old, made))
+                    theirs = schedules.sets(group) if anew[number] is not None else set()
+                    changed = {name for name in given if name not in was or was[name] != given[name]}
+                    put = changed - theirs | (theirs & new.keys() if anew[number] else set())
+                    group |= {name: new[name] for name in put}
+                optimizer_state.check(one, now[number]["groups"])
                 optimizer_state.lay_out(one)
         except ValueError as error:  # other groups, or other parameters in them
             raise InputError(f"the optimizer's state does not fit: {error}; start a new run from its weights") from None
@@ -120,17 +126,14 @@ def keep_options(trainer: L.Trainer, before: list[dict[str, Any]] | None, note: 
     strategy.load_optimizer_state_dict = load_and_put_back  # type: ignore[method-assign]
 
 
-def _check_schedulers(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Raise InputError for states of schedulers of another number or kind: each would be taken over as it is."""
-    own, saved = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs], checkpoint["lr_schedulers"]
-    if len(own) != len(saved) or any(unlike(a, b, "scheduler", more=False) for a, b in zip(own, saved, strict=True)):
-        raise InputError("the model's schedulers are others than the run's: start a new run from its weights")
-
-
-def _put_back(group: dict[str, Any], new: Mapping[str, Any], old: Mapping[str, Any], scheduled: bool) -> None:
-    theirs = _OF_SCHEDULERS if scheduled else set()
-    if "max_momentum" in group:  # a schedule of the momentum too
-        theirs = theirs | {"momentum", "betas"}
-    for name, value in new.items():
-        if name not in theirs and (name not in old or old[name] != value):
-            group[name] = value
+def _rates(now: list[dict[str, Any]], old: list[dict[str, Any]]) -> list[set[str]]:
+    """Of each optimizer, the options of schedulers that are given otherwise now."""
+    return [
+        {
+            name
+            for new, was in zip(one["groups"], other["groups"], strict=True)
+            for name in schedules.sets(new) & was.keys() & new.keys()
+            if was[name] != new[name]
+        }
+        for one, other in zip(now, old, strict=True)
+    ]
