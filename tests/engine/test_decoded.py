@@ -24,6 +24,8 @@ from lightning_shards.data.fields import Image, Mask
 from lightning_shards.data.uniforms import draw, sample_seeds
 from lightning_shards.data.worker import WorkerSpec
 from lightning_shards.errors import InputError
+from lightning_shards.packing.decoded import keep_decoded, render
+from lightning_shards.packing.pool import Stopped
 from lightning_shards.train.datamodule import ShardDataModule
 
 from .conftest import encoded, picture, write_dataset
@@ -281,11 +283,81 @@ def test_sizes_that_somebody_made_up_stay_in_the_room(small: Path) -> None:
     assert sum(len(batch.ids) for batch, _ in decode(spec.decoder, make_sampler(small))) == 96
 
 
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_values_that_somebody_made_up_are_read_from_the_tars(tmp_path: Path, task: str) -> None:
+    path = write_dataset(tmp_path / "d", task=task)
+    right = [(row.ids, batch["target"].copy()) for row, batch in decode(fill(path).decoder, make_sampler(path))]
+    values: dict[str, tuple[float, float]] = {"single_label": (-1, 3), "multi_label": (0.5, 7)}
+    made_up = values.get(task, (float("nan"), float("inf")))
+    for array in arrays(path):
+        rows = np.load(array, mmap_mode="r+")
+        rows["target"][::4], rows["target"][1::4] = made_up
+        rows.flush()
+    found = [
+        (row.ids, row.valid.all(), batch["target"].copy())
+        for row, batch in decode(plan_of(path)[0].decoder, make_sampler(path))
+    ]
+    for (ids, expected), (others, valid, targets) in zip(right, found, strict=True):
+        assert valid and (ids == others).all() and (expected == targets).all()
+
+
 def test_a_tar_that_is_gone_is_missed(small: Path) -> None:
     fill(small)
     (small / "train/000001.tar").unlink()
     with pytest.raises(InputError, match="restore it or pack the dataset again"):
         passes(small, 1)
+
+
+def test_they_are_made_on_request_and_a_stop_loses_nothing(small: Path) -> None:
+    right = passes(small, 1, decoded_bytes=0)
+    dataset, done = Dataset.open(small), list[tuple[int, int]]()
+
+    def stops(images: int, total: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped, match="what is decoded is kept"):
+        keep_decoded(dataset, stops)
+    begun = [*small.glob("train/*.partial"), *small.glob("train/*.npy")]
+    assert sum(int((np.load(path, mmap_mode="r")["there"] > 0).sum()) for path in begun) > 0
+    report = keep_decoded(dataset, lambda images, total: done.append((images, total)))
+    assert done[-1] == (138, 138) and {split: kept["images"] for split, kept in report.items()} == {
+        "train": 96,
+        "val": 21,
+        "test": 21,
+    }
+    files = list(small.glob("*/*.npy"))
+    assert len(files) == 6 and not list(small.glob("*/*.partial"))
+    assert sum(path.stat().st_size for path in files) > sum(kept["bytes"] for kept in report.values()) > 138 * 24**2 * 3
+    assert same(passes(small, 1)[0], right[0])
+
+
+def test_what_cannot_be_made_on_request_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_dataset(tmp_path / "d", damaged={number: encoded(number, side=100) for number in range(96)})
+    report = keep_decoded(Dataset.open(photos))
+    assert report["train"] == {
+        "images": 0,
+        "bytes": 0,
+        "note": "nothing is kept decoded: images are larger than 96 pixels",
+    }
+    assert report["val"]["images"] == 21 and "decoded" in render(report)
+    monkeypatch.setattr("lightning_shards.packing.decoded.free_bytes", lambda dataset: 1000)
+    small = write_dataset(tmp_path / "small")
+    assert "takes 0.167 MB, and the disk has 0.001 MB" in keep_decoded(Dataset.open(small))["train"]["note"]
+    monkeypatch.undo()
+    monkeypatch.setattr("lightning_shards.packing.decoded.default_bytes", lambda dataset, there: 1000)
+    assert "data.decoded_bytes is 166944 or more" in keep_decoded(Dataset.open(small))["train"]["note"]
+
+
+def test_whoever_is_killed_before_a_file_has_its_name_loses_nothing(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, plan = plan_of(small)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", lambda path, to: path.rename(to) if "tmp" in path.name else 1 / 0)
+        fill(small)
+    shards = spec.dataset.splits["train"]
+    assert not any(plan.open(shard) for shard in shards) and len(list(small.glob("train/*.partial"))) == 4
+    assert all(plan.finish(shard) for shard in shards) and not list(small.glob("train/*.partial"))
 
 
 def test_a_folder_that_cannot_be_written_has_its_arrays_in_the_cache(

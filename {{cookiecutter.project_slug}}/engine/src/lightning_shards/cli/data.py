@@ -36,6 +36,7 @@ def _add_pack(commands: Any) -> None:
     add = parser.add_argument
     add("--limit", type=int, help="at most so many images a split, for a trial")
     add("--force", action="store_true", help="replace the dataset DEST once the new one is complete")
+    _add_decoded(parser)
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_pack)
 
@@ -56,11 +57,35 @@ def _pack(arguments: argparse.Namespace) -> int:
                 max_damaged_fraction=arguments.max_damaged_fraction,
                 progress=progress,
             )
+        if arguments.decoded:
+            report["decoded"] = _keep_decoded(report["dataset"])
     except (Stopped, KeyboardInterrupt) as stop:
         say(str(stop) or "stopped; run the same command again", sys.stderr)
         return STOPPED
     show(json.dumps(report) if arguments.json else render(report))
+    _show_decoded(arguments, report)
     return 0
+
+
+def _add_decoded(parser: argparse.ArgumentParser) -> None:
+    what = "decode small images once now, and keep their pixels beside the tars, as the first epoch would"
+    parser.add_argument("--decoded", action="store_true", help=what)
+
+
+def _keep_decoded(root: str) -> dict[str, Any]:
+    from ..data.remote import open_dataset
+    from ..packing.decoded import keep_decoded
+    from ..packing.report import progress_bar
+
+    with progress_bar("decoding") as progress:
+        return keep_decoded(open_dataset(root), progress)
+
+
+def _show_decoded(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
+    if "decoded" in report and not arguments.json:
+        from ..packing.decoded import render
+
+        show(render(report["decoded"]))
 
 
 def _add_adopt(commands: Any) -> None:
@@ -80,6 +105,7 @@ def _add_adopt(commands: Any) -> None:
     parser.add_argument("--names", type=Path, metavar="FILE", help="names of the classes, one a line")
     add_field_option(parser.add_argument, "EXTENSION", "what else a sample holds, such as mask=seg.png")
     parser.add_argument("--workers", type=int, default=cpus(), help="shards at a time (%(default)s)")
+    _add_decoded(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_adopt)
 
@@ -98,6 +124,8 @@ def _adopt(arguments: argparse.Namespace) -> None:
     with progress_bar("adopting", "shards") as progress:
         fields = parse_fields(arguments.field)
         report = adopt(arguments.source, arguments.dest, patterns, names, arguments.workers, progress, fields)
+    if arguments.decoded:
+        report["decoded"] = _keep_decoded(report["dataset"])
     if arguments.json:
         show(json.dumps(report))
         return
@@ -108,6 +136,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
     if report["lacking"]:
         examples = "; ".join(report["lacking_examples"])
         show(f"  {report['lacking']:,} samples lack something or are damaged, and will be skipped, such as {examples}")
+    _show_decoded(arguments, report)
 
 
 def _add_verify(commands: Any) -> None:
@@ -137,7 +166,9 @@ def _verify(arguments: argparse.Namespace) -> None:
             show(f"{damage['shard']} {damage['key'] or ''} {damage['offset'] or ''}: {damage['error']}")
         show(size)
     if report["damages"]:
-        raise RunError(f"{arguments.dataset} is damaged; restore the shards or pack it again")
+        arrays = all(damage["shard"].endswith(".npy") for damage in report["damages"])
+        way_out = "delete the arrays of decoded images named above" if arrays else "restore the shards or pack it again"
+        raise RunError(f"{arguments.dataset} is damaged; {way_out}")
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -74,6 +74,11 @@ class ArrayFile:
             return None
 
 
+def place_while_made(path: Path) -> Path:
+    """Where the file is made: of a shared disk, each machine has its own."""
+    return path.with_name(f"{path.name}.{hashlib.sha256(boot_id().encode()).hexdigest()[:8]}.partial")
+
+
 class PartialFile:
     """The file while it is made, by any number of processes of this machine.
 
@@ -82,10 +87,10 @@ class PartialFile:
 
     def __init__(self, path: Path, record: np.dtype[Any], samples: int, made: Made) -> None:
         self.path, self.record, self.samples, self.made = path, record, samples, made
-        boot = hashlib.sha256(boot_id().encode()).hexdigest()[:8]  # of a shared disk, each machine has its own
-        self.place = path.with_name(f"{path.name}.{boot}.partial")
+        self.place = place_while_made(path)
         self._while_made = {**made, "boot": boot_id()}
         opened = ArrayFile.open(self.place, record, samples, self._while_made)
+        opened = opened or ArrayFile.open(self.place, record, samples, made)  # whoever finished it was killed
         if opened is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self._lock):
@@ -137,8 +142,8 @@ class PartialFile:
             if self.place.exists() and os.path.samestat(self.place.stat(), os.fstat(self._descriptor)):
                 end = self._begin + self.samples * self.record.itemsize
                 in_tar = np.flatnonzero(self.written.rows[:, -1] == IN_TAR).tolist()
-                os.ftruncate(self._descriptor, end)
-                os.pwrite(self._descriptor, json.dumps({**self.made, "in_tar": in_tar}).encode(), end)
+                said, before = json.dumps({**self.made, "in_tar": in_tar}).encode(), os.fstat(self._descriptor).st_size
+                os.pwrite(self._descriptor, said.ljust(before - end), end)  # at no moment is there none
                 os.fsync(self._descriptor)
                 self.place.replace(self.path)
                 for other in self.path.parent.glob(f"{glob.escape(self.path.name)}.*.partial"):

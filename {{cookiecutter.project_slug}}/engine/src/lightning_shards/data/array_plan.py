@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..machine import cache_folder
-from .array_file import ArrayFile, Made
+from .array_file import ArrayFile, Made, PartialFile, place_while_made
 from .dataset import Shard
 
 
@@ -36,6 +37,10 @@ class ArrayPlan:
         """Of `about`."""
         return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:8]
 
+    def needed(self, shards: Iterable[Shard]) -> int:
+        """Bytes of the arrays of these shards, but for a few KB each."""
+        return self.record.itemsize * sum(shard.samples for shard in shards)
+
     def made(self, shard: Shard) -> dict[str, Any]:
         """What the array of a shard is made from: a tar of the same bytes, in whatever dataset, has the same."""
         return {**self.about, "sha256": shard.sha256}
@@ -59,3 +64,14 @@ class ArrayPlan:
                 return None
         found = (ArrayFile.open(path, self.record, shard.samples, self.made(shard)) for path in self.places(shard))
         return next((file for file in found if file), None)
+
+    def finish(self, shard: Shard) -> ArrayFile | None:
+        """The same, where need be out of a file in the making that has all records, and that nobody writes any more.
+
+        Raises OSError.
+        """
+        found = self.open(shard)
+        for path in () if found else self.places(shard):
+            if place_while_made(path).exists():
+                PartialFile(path, self.record, shard.samples, self.made(shard)).finish()
+        return found or self.open(shard)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +43,13 @@ class DecodedPlan(ArrayPlan):
     Attributes:
         image: name of the field with the pixels.
         height, width: of the room for them.
-        others: names of the other fields.
+        others: the other fields.
     """
 
     image: str
     height: int
     width: int
-    others: tuple[str, ...]
+    others: Fields
 
 
 def plan_decoded(
@@ -68,31 +70,37 @@ def plan_decoded(
     """
     if limit == 0:
         return None, ""
+    plan = possible_plan(dataset, split, fields, transform, reader)
+    if isinstance(plan, str):
+        return None, f"data.decoded_bytes plays no part for {split}: {plan}" if limit else ""
+    needed = plan.needed(dataset.splits[split])
+    if limit is None and needed < LEAST_BYTES:
+        return None, ""
+    there = plan.open(dataset.splits[split][0]) is not None
+    allowed = default_bytes(dataset, there) if limit is None else limit
+    if needed > allowed:
+        return None, (
+            f"images of {split} are decoded in each epoch: to keep them takes {gb(needed)}, and data.decoded_bytes"
+            f" allows {gb(allowed)}"
+        )
+    where = "beside the tars" if isinstance(dataset.root, Path) else f"in {cache_folder()}"
+    what = f"read decoded, from {where}" if there else f"decoded once and kept {where} for later epochs"
+    return plan, f"images of {split} are {what} ({gb(needed)}; data.decoded_bytes: 0 decodes them in each epoch)"
+
+
+def possible_plan(
+    dataset: Dataset, split: str, fields: Fields, transform: Transform | None, reader: SampleReader
+) -> DecodedPlan | str:
+    """What can be kept of a split, or why nothing can. The arguments are those of `plan_decoded`."""
     why = _unfit(dataset, split, fields) or ("a transform changes each decoded sample" if transform else "")
     sizes = list[tuple[int, int]]()
     for size in () if why else _sizes(dataset, split, fields, reader):
         sizes.append(size)
         if max(size) > MOST_SIDE:
-            why = f"images are larger than {MOST_SIDE} pixels"
-            break
+            return f"images are larger than {MOST_SIDE} pixels"
     if not sizes:
-        why = why or "no image was found to tell their size by"
-    if why:
-        return None, f"data.decoded_bytes plays no part for {split}: {why}" if limit else ""
-    plan = _plan(dataset, fields, *_room(sizes))
-    needed = plan.record.itemsize * dataset.samples(split)
-    if limit is None and needed < LEAST_BYTES:
-        return None, ""
-    there = plan.open(dataset.splits[split][0]) is not None
-    allowed = _default(dataset, there) if limit is None else limit
-    if needed > allowed:
-        return None, (
-            f"images of {split} are decoded in each epoch: to keep them takes {_gb(needed)}, and data.decoded_bytes"
-            f" allows {_gb(allowed)}"
-        )
-    where = "beside the tars" if isinstance(dataset.root, Path) else f"in {cache_folder()}"
-    what = f"read decoded, from {where}" if there else f"decoded once and kept {where} for later epochs"
-    return plan, f"images of {split} are {what} ({_gb(needed)}; data.decoded_bytes: 0 decodes them in each epoch)"
+        return why or "no image was found to tell their size by"
+    return _plan(dataset, fields, *_room(sizes))
 
 
 def _unfit(dataset: Dataset, split: str, fields: Fields) -> str:
@@ -147,22 +155,23 @@ def _plan(dataset: Dataset, fields: Fields, height: int, width: int) -> DecodedP
     record = record_type({image: (byte, (height, width, 3)), **shapes, SIZE: (byte, (2,))})
     described = {name: one.describe() for name, one in others.items()}
     about = {"of": "decoded images", "version": VERSION, image: [height, width], "fields": described}
-    return DecodedPlan(dataset.root, "decoded", about, record, image, height, width, tuple(others))
+    return DecodedPlan(dataset.root, "decoded", about, record, image, height, width, others)
 
 
-def _default(dataset: Dataset, there: bool) -> int:
+def default_bytes(dataset: Dataset, there: bool) -> int:
     """Bytes that may be kept where nothing is set; what is there already takes no more of the disk."""
     memory = memory_bytes() // 2
-    if there:
-        return memory
+    return memory if there else min(memory, free_bytes(dataset) // 2)
+
+
+def free_bytes(dataset: Dataset) -> int:
+    """Of the disk where the arrays go."""
     places = [dataset.root] if isinstance(dataset.root, Path) else []
     for place in (*places, *(folder for folder in (cache_folder(), *cache_folder().parents) if folder.exists())):
-        try:
-            return min(memory, shutil.disk_usage(place).free // 2)
-        except OSError:
-            continue
-    return memory
+        with suppress(OSError):
+            return shutil.disk_usage(place).free
+    return sys.maxsize
 
 
-def _gb(size: int) -> str:
+def gb(size: int) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

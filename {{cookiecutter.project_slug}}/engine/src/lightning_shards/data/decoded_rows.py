@@ -6,6 +6,7 @@ is about to write.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,9 @@ class DecodedRows(ArrayRows):
     def __init__(self, plan: DecodedPlan, dataset: Dataset, split: str, crop: Crop) -> None:
         super().__init__(plan, dataset.splits[split])
         self._plan, self._crop = plan, crop
-        self.others = plan.others  # fields beside the image
+        self.others = list(plan.others)  # fields beside the image
+        # whoever made the file may have written any number
+        self._checks = {name: one.possible for name, one in plan.others.items() if hasattr(one, "possible")}
         self._open: dict[int, ArrayFile | PartialFile | None] = {}  # None: neither read nor written
         self._most = max(8, min(256, open_files() // 8))  # files in the making that are open
         self._writes = True
@@ -102,11 +105,15 @@ class DecodedRows(ArrayRows):
             valid: becomes true for the rows that are filled, (B,).
         """
         filled, records = self.gather(ids)
+        images = self._images[: len(filled)]
+        for name, possible in self._checks.items():
+            if not (right := possible(records[name])).all():  # the tars have these
+                filled, records = filled[right], records[right]
+                images = list(itertools.compress(images, right))
         room = self._plan.height, self._plan.width
         heights, widths = records[SIZE].clip(1, room).T  # whoever made the file
         out = self._rows_of(arrays[self._plan.image])
         made = [out[row] for row in filled.tolist()]
-        images = self._images[: len(filled)]
         cut_all(self._crop, images, heights, widths, None if seeds is None else seeds[filled], made)
         for name in self.others:
             arrays[name][filled] = records[name]

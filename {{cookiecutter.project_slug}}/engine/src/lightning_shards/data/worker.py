@@ -33,7 +33,7 @@ from .batcher import PREFETCH, BatchDecoder, DecodedBatch, EveryNth, Sampler
 from .cache import Cache
 from .crop import Crop
 from .dataset import Dataset
-from .decoded import DecodedPlan, plan_decoded
+from .decoded import DecodedPlan, plan_decoded, possible_plan
 from .decoded_rows import DecodedRows
 from .fields import Fields, dataset_fields
 from .fields.resolve import in_decoding_order
@@ -87,6 +87,14 @@ class WorkerSpec:
         decoder = self.decoder
         try:
             return plan_decoded(self.dataset, self.split, decoder.fields, decoder.transform, decoder.store, limit)
+        finally:
+            decoder.store.close()
+
+    def possible_plan(self) -> DecodedPlan | str:
+        """What could be kept once it is decoded, or why nothing can."""
+        decoder = self.decoder
+        try:
+            return possible_plan(self.dataset, self.split, decoder.fields, decoder.transform, decoder.store)
         finally:
             decoder.store.close()
 

@@ -29,7 +29,7 @@ class Stopped(RunError):
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def noted_signals() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM are noted in the list instead of raising somewhere."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -99,7 +99,7 @@ class Pool:
         kept = [task for task in tasks if task.finished(self.work)]
         damaged = [image for task in kept for image in read_record(self.work, task).damaged]
         waiting, running = iter(queue), dict[Future[None], Task]()
-        with _signals() as stopped:
+        with noted_signals() as stopped:
             while True:
                 for task in islice(waiting, 2 * self.workers - len(running)):
                     running[self.submit(write_shard, task)] = task

@@ -71,6 +71,10 @@ class Shipped:
                 found[one.name] = _plain(value)
         return found
 
+    def possible(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which of the rows (B, ...), kept from an earlier pass, `decode` can have made, (B,)."""
+        return np.ones(len(rows), np.bool_)
+
     def __post_init__(self) -> None:
         names = getattr(self, "names", None)
         if (

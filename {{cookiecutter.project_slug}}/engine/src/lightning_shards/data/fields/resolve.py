@@ -78,19 +78,22 @@ def resolve_fields(dataset: Dataset, wanted: WantedFields = None) -> dict[str, F
     return dict(found)
 
 
-def check_sample(fields: Fields, members: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
+def check_sample(
+    fields: Fields, members: Mapping[str, bytes], values: dict[str, Any] | None = None
+) -> Iterator[tuple[str, str]]:
     """What is wrong with a sample: (field, why), for `verify`.
 
-    `members` holds each field's bytes, where the sample has them.
+    `members` holds each field's bytes, where the sample has them; what they decode to goes into `values`.
     """
     size: tuple[int, ...] | None = None
+    values = {} if values is None else values
     for name, field in in_decoding_order(fields).items():
         if name not in members:
             if field.required:
                 yield name, f"the sample has no {'/'.join(field.names)}"
             continue
         try:
-            value = field.decode(members[name], None, None)
+            value = values[name] = field.decode(members[name], None, None)
         except DecodeError as error:
             yield name, str(error.args[0])
             continue

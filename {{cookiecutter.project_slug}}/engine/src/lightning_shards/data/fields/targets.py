@@ -42,6 +42,10 @@ class ClassIndex(Shipped):
             raise DecodeError(f"its class {str(number)[:40]} is not in 0..{self.classes - 1}")
         return number
 
+    def possible(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        right = (rows >= 0) & (rows < self.classes)
+        return right if self.required else right | (rows == self.missing)
+
 
 @dataclass(frozen=True)
 class MultiHot(Shipped):
@@ -78,6 +82,10 @@ class MultiHot(Shipped):
             raise DecodeError(f"its target cannot be read ({error})") from None
         return values
 
+    def possible(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        right = ((rows == 0) | (rows == 1)).all(1)
+        return right if self.required else right | np.isnan(rows).all(1)
+
 
 @dataclass(frozen=True)
 class Numbers(Shipped):
@@ -113,3 +121,7 @@ class Numbers(Shipped):
         if values.shape != (self.count,) or not np.isfinite(values).all():
             raise DecodeError(f"its target is not {self.count} finite numbers")
         return values
+
+    def possible(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        right = np.isfinite(rows).all(1)
+        return right if self.required else right | np.isnan(rows).all(1)
