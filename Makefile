@@ -1,6 +1,6 @@
 # The template's own verbs; a generated project has setup, demo, test and lint too. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo new bake test lint soak bench gpu format clean in_place uv
+.PHONY: help demo new bake test lint soak hundred-million bench gpu format clean in_place uv
 
 # uv runs everything; where it is not installed, a copy is put into .uv/. The bake, two folders down, uses the same one.
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -23,7 +23,7 @@ CODE := hooks tests tools $(wildcard benchmarks)
 PROCESSES := 3
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: bake  ## bake a project with the default answers, train it on its sample images, report
 	@$(IN_BAKE) demo
@@ -57,6 +57,9 @@ lint: bake in_place  ## format, lint, types and who imports whom: of the templat
 
 soak: in_place  ## 100 random kills and resumes of the engine; the figures go into build/soak.json
 	@PYTHONPATH=tests $(RUN_COMPILED) python -m engine.soak --chains 100 --seed 0 --json build/soak.json
+
+hundred-million:  ## 100 million samples once through the loader, killed and resumed; build/hundred_million.json
+	@$(RUN_COMPILED) python benchmarks/hundred_million.py --json build/hundred_million.json $(HUNDRED)
 
 BENCH_ENV := build/bench
 bench: bake $(BENCH_ENV)/ready  ## this loader beside others on the same images; BENCH="--help" says what can be chosen

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,24 @@ def memory_mb() -> float:
     return total / 1024
 
 
-def cpu_seconds() -> tuple[float, float]:
-    """CPU time of this process and those below it, and of the whole machine."""
+def seconds_of(pids: Iterable[int]) -> float:
+    """CPU time of processes that live."""
     ticks = 0
-    for pid in tree(os.getpid()):
+    for pid in pids:
         with contextlib.suppress(OSError):
             ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def machine_seconds() -> float:
+    """CPU time of the whole machine."""
     user, nice, system, _, _, interrupts, soft = map(int, Path("/proc/stat").read_text().split()[1:8])
-    hertz = os.sysconf("SC_CLK_TCK")
-    return ticks / hertz, (user + nice + system + interrupts + soft) / hertz
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """CPU time of this process and those below it, and of the whole machine."""
+    return seconds_of(tree(os.getpid())), machine_seconds()
 
 
 def measure(name: str, data: Path, spec: Spec, warmup: float, seconds: float) -> dict[str, float]:
