@@ -272,9 +272,12 @@ def test_a_model_of_targets_is_refused_where_there_are_none(folder: Path) -> Non
 def test_own_schedulers_and_groups_stay_as_they_are(folder: Path) -> None:
     cli = train(Scheduled, "--run", "one")
     assert [group["lr"] for group in cli.trainer.optimizers[0].param_groups] == [0.01 * 0.5**6] * 4
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    loggers = ["--log.wandb", "true", "--log.tensorboard", "true"]
     for other in (OtherSchedule, Unscheduled):
         with pytest.raises(InputError, match="the model's schedulers are others than the run's: start a new run"):
-            train(other, "--resume", "one", "--trainer.max_epochs", "2")
+            train(other, "--resume", "one", "--trainer.max_epochs", "2", *loggers)
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
     cli = train(Scheduled, "--resume", "one", "--trainer.max_epochs", "2")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**12)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Checkpoints(Checkpoint):
         keep: how many of the last ones stay.
         patience: validations at epochs' ends without a better metric after which the training is over; None: never.
         stop: where a signal is noted.
+        begin: called once it is known that the training begins, or can go on from its checkpoint.
     """
 
     state_key = "lightning_shards/checkpoints"  # in checkpoints, whatever this class is called
@@ -53,9 +55,10 @@ class Checkpoints(Checkpoint):
         keep: int = 2,
         patience: int | None = None,
         stop: StopRequest | None = None,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.monitor, self.sign, self.every_seconds = monitor, 1 if mode == "max" else -1, 60 * every_minutes
-        self.keep, self.patience = keep, patience
+        self.keep, self.patience, self.begin = keep, patience, begin
         self.stop, self.agreement, self.plateaus = stop or StopRequest(), RankConsensus(), schedules.Plateaus()
         self.best: float | None = None
         self._options: list[dict[str, Any]] | None = None  # what the model gave its optimizers at this start,
@@ -106,6 +109,12 @@ class Checkpoints(Checkpoint):
         resume_settings.keep_options(trainer, before, self._note_given)
         if checkpoint["callbacks"].get(self.state_key, {}).get("is_best"):
             self._name(trainer, "best.ckpt")  # a kill may have come between the two
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        connector = trainer._checkpoint_connector
+        connector.restore_training_state()  # which Lightning does behind this, when loggers have begun to write
+        connector.restore_training_state = lambda: None  # type: ignore[method-assign]
+        self.begin()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._options is None:  # a run that begins

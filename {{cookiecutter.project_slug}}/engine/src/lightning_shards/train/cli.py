@@ -39,7 +39,6 @@ from .run_name import choose
 from .settings import check, set_to_null, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
-from .wandb_logger import Wandb
 
 
 class TrainingCLI(LightningCLI):
@@ -187,7 +186,7 @@ class TrainingCLI(LightningCLI):
         check_names(self.asked, "the settings", type(self.model).__module__)
         c = self.config
         self.checkpoints = Checkpoints(
-            *contract.goal(self.model), c.save_every_minutes, c.keep_checkpoints, c.patience, stop
+            *contract.goal(self.model), c.save_every_minutes, c.keep_checkpoints, c.patience, stop, self._begin
         )
         engine = [*self.model_callbacks(), *engine_callbacks(c, given, self.meter, self._model_settings())]
         trainer_checks.check_plugins(plugins)
@@ -243,17 +242,19 @@ class TrainingCLI(LightningCLI):
     def start(self) -> None:
         """Train, from the begin or from where the run was left."""
         summary.announce(self)
-        checkpoint = self.run.last_checkpoint
-        self.run.note_start(checkpoint)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, Wandb):
-                logger.begin({**self.asked, "resolved": self.resolved})
+        if checkpoint := self.run.last_checkpoint:
+            loggers.begin_late(self.trainer)
         with self._explained():
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         self._note_metrics()
         self.run.outcome = self.checkpoints.outcome(self.trainer)
         if self.run.outcome == "budget":
             raise Stopped("budget")
+
+    def _begin(self) -> None:
+        """Nothing can be refused any more."""
+        self.run.note_start(self.run.last_checkpoint)
+        loggers.begin(self.trainer, {**self.asked, "resolved": self.resolved})
 
     def test(self) -> None:
         """Measure the best weights on the test split, if there is one and the model has a test_step."""

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ..terminal import say
 from . import wandb_logger
 from .metrics_file import MetricsFile
+from .wandb_logger import Wandb
 
 
 @dataclass
@@ -85,6 +86,31 @@ def build(settings: LogSettings, folder: Path, own: Any = None, more: Sequence[L
     if settings.tensorboard or own is True:
         loggers.append(TensorBoard(folder, name="tensorboard", version=""))
     return loggers + added
+
+
+def begin_late(trainer: Trainer) -> None:
+    """Keep Lightning from beginning the loggers before it has read the checkpoint, which may be refused; `begin` does.
+
+    It looks for them once before the barrier `pre_setup`, for nothing else.
+    """
+    given, barrier = trainer.loggers, trainer.strategy.barrier
+
+    def put_back(name: str | None = None) -> None:
+        if name == "pre_setup":
+            trainer.loggers = given
+        barrier(name)
+
+    trainer.loggers = []
+    trainer.strategy.barrier = put_back  # type: ignore[method-assign]
+
+
+def begin(trainer: Trainer, settings: dict[str, Any]) -> None:
+    """As Lightning begins them; W&B gets the settings of the run."""
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb):
+            logger.begin(settings)
+        elif hasattr(logger, "experiment"):
+            _ = logger.experiment
 
 
 def keep_profile(trainer: Trainer, folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..files import write_durably
@@ -52,16 +53,22 @@ class Wandb(WandbLogger):
     def mode(self) -> str:
         return str(self._wandb_init["mode"])
 
-    @rank_zero_only
-    def begin(self, config: dict[str, Any]) -> None:
-        """Begin the W&B run, write its id down, and send the whole configuration there."""
-        if self.mode == "online":
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, which whoever asks for it first begins."""
+        if self._experiment is None and self.mode == "online":
             try:
-                _ = self.experiment
+                return super().experiment
             except Exception as defect:  # no way out, a server in trouble, a key that it does not know
                 _give_up()
                 self._wandb_init |= {"mode": "offline", "resume": None}
                 self._tell_offline(_one_line(defect))
+        return super().experiment
+
+    @rank_zero_only
+    def begin(self, config: dict[str, Any]) -> None:
+        """Begin the W&B run, write its id down, and send the whole configuration there."""
         self.try_to(lambda: self.experiment.config.update(config, allow_val_change=True))
         if not self._gone and _known_id(self._folder) is None:
             self.try_to(lambda: write_durably(self._folder / "wandb-id.txt", f"{self.version}\n".encode()))
