@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import subprocess
@@ -312,6 +313,59 @@ def test_a_rate_that_follows_a_metric_keeps_what_it_has_become(folder: Path) -> 
         train(OnPlateau, "--resume", "one", "--trainer.max_epochs", "3", "--model.rate", "0.5")
     cli = train(OnPlateau, "--resume", "one", "--trainer.max_epochs", "3", "--model.gamma", "0.1")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5 * 0.1)
+
+
+class OfAnotherPackage(torch.optim.Optimizer):
+    """A step of the sign of an average."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.001})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            state = self.state[parameter]
+            if not state:
+                state["average"] = torch.zeros_like(parameter)
+            parameter.sub_(0.001 * state["average"].lerp_(parameter.grad, 0.1).sign())
+        return loss
+
+
+class Signs(Plain):
+    kind: Any = OfAnotherPackage
+    breaks = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.breaks:
+            raise KeyError("in the team's code")
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        return self.kind(self.parameters())
+
+
+class Newton(Signs):
+    kind = torch.optim.LBFGS
+
+
+@pytest.mark.parametrize(("model_class", "entry"), [(Signs, "average"), (Newton, "old_dirs")])
+def test_a_state_that_only_its_optimizer_knows_is_no_traceback(
+    folder: Path, model_class: Any, entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(model_class, "--run", "one", "--keep_checkpoints", "1")
+    whole = torch.load("runs/one/checkpoints/last.ckpt", weights_only=True)
+    for damaged in ({"entry": torch.zeros(3)}, {entry: torch.zeros(2)}, {entry: [torch.zeros(2)]}):
+        content = copy.deepcopy(whole)
+        content["optimizer_states"][0]["state"][0] = damaged
+        torch.save(content, "runs/one/checkpoints/last.ckpt")
+        with pytest.raises(InputError, match=r"(cannot go on from what its last|state does not fit).*start a new run"):
+            train(model_class, "--resume", "one", "--trainer.max_epochs", "2")
+    torch.save(whole, "runs/one/checkpoints/last.ckpt")
+    monkeypatch.setattr(model_class, "breaks", True)
+    with pytest.raises(KeyError, match="in the team's code"):
+        train(model_class, "--resume", "one", "--trainer.max_epochs", "2")
 
 
 class Rates(L.Callback):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.connectors import checkpoint_connector
+from torch.optim import Optimizer
 
 from ..errors import InputError, RunError
 from ..files import fsync_folder, replacing
@@ -41,19 +42,30 @@ def unwritten(error: BaseException, path: object = None) -> Unwritten | None:
     return Unwritten(f"{path or cause.filename or 'a file'} could not be written ({cause.strerror or cause})")
 
 
-def unfit(error: BaseException) -> str:
+def unfit(error: BaseException, first_step: bool) -> str:
     """Why Lightning could not go on from a checkpoint that it had read; empty for an error that is of something else.
 
     What a checkpoint holds beside the weights and the place (the state of optimizers, loops, callbacks) is taken over
-    by many hands, each of which stumbles in its own way over what somebody else has put there.
+    by many hands, each of which stumbles in its own way over what somebody else has put there. An optimizer may do so
+    at its first step only.
+
+    Args:
+        first_step: the training has gone on from a checkpoint, and has made no step since.
     """
     if isinstance(error, (InputError, RunError, KeyboardInterrupt, SystemExit)) or unwritten(error):
         return ""
+    in_step = False
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        of = frame.f_globals.get("__name__"), frame.f_code.co_name
-        if of[0] == checkpoint_connector.__name__ and of[1].startswith(("restore", "resume", "_restore")):
-            return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
-    return ""
+        module, function = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+        restores = module == checkpoint_connector.__name__ and function.startswith(("restore", "resume", "_restore"))
+        steps = function == "step" and isinstance(frame.f_locals.get("self"), Optimizer)
+        in_step = steps or (in_step and not module.startswith("lightning."))  # which the step calls for the gradients
+        if restores:
+            break
+    else:
+        if not (in_step and first_step) or isinstance(error, torch.OutOfMemoryError):
+            return ""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

@@ -271,6 +271,7 @@ class TrainingCLI(LightningCLI):
             lambda: smaller_batch(self.resolved["micro_batch_size"], self.trainer.world_size, self.data),
             lambda: self.run.how_to_go_on,
             lambda: self.checkpoints.saved,
+            lambda: bool(self.run.last_checkpoint) and not self.data.has_moved,
         )
 
     def describe(self) -> dict[str, Any]:

@@ -43,7 +43,11 @@ def refused_by_a_class() -> Iterator[None]:
 
 @contextmanager
 def explained(
-    watch: RankWatchdog, smaller_batch: Callable[[], str], how_to_go_on: Callable[[], str], saved: Callable[[], bool]
+    watch: RankWatchdog,
+    smaller_batch: Callable[[], str],
+    how_to_go_on: Callable[[], str],
+    saved: Callable[[], bool],
+    first_step: Callable[[], bool],
 ) -> Iterator[None]:
     """While a trainer trains or tests.
 
@@ -52,6 +56,7 @@ def explained(
         smaller_batch: what to do about too little memory.
         how_to_go_on: the command that does.
         saved: whether anything was, so that what Lightning refuses now is no bad input that has left nothing behind.
+        first_step: whether the training has gone on from a checkpoint, and has made no step since.
     """
     try:
         yield
@@ -61,7 +66,7 @@ def explained(
             raise RunError(smaller_batch()) from None
         if isinstance(error, RuntimeError) and (sentence := watch.explain(error)):
             raise RunError(f"{sentence}. {how_to_go_on()}") from None
-        if why := unfit(error):
+        if why := unfit(error, first_step()):
             anew = "start a new run from its weights with --model.weights CHECKPOINT"
             raise InputError(f"the run cannot go on from what its last checkpoint holds ({why}): {anew}") from None
         if full := unwritten(error):

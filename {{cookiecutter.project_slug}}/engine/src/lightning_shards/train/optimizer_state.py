@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -48,20 +49,29 @@ def lay_out(optimizer: Optimizer) -> None:
 
 
 def _made_by_a_step(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
-    """What a first step would make for each parameter, found by one on parameters without content.
+    """What a first step would make for each parameter, found by one on parameters without content, or on zeros.
 
-    Empty where the optimizer is not torch's, or needs content to make a step.
+    Empty where the optimizer is not torch's, so that nobody knows what else its step does: `checkpoint_io.unfit`
+    explains what such a one makes of a state of another kind.
     """
     step: Any = type(optimizer).step
     if not step.__module__.startswith("torch.optim."):
         return {}
+    for device in ("meta", "cpu"):
+        with suppress(Exception):  # without content there is no value to look at
+            return _made_on(device, optimizer, step)
+    return {}
+
+
+def _made_on(device: str, optimizer: Optimizer, step: Any) -> dict[Tensor, dict[str, Any]]:
+    make = torch.empty_like if device == "meta" else torch.zeros_like
     ghosts = {
-        parameter: torch.empty_like(parameter, device="meta", requires_grad=False)
+        parameter: make(parameter, device=device, requires_grad=False)
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
     for ghost in ghosts.values():
-        ghost.grad = torch.empty_like(ghost)
+        ghost.grad = make(ghost)
     ghostly = object.__new__(type(optimizer))
     plain = {"fused": False, "foreach": False, "capturable": False}
     ghostly.__dict__.update(
@@ -73,11 +83,9 @@ def _made_by_a_step(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
             for group in optimizer.param_groups
         ],
         state=defaultdict(dict),
+        _params=[ghosts[parameter] for parameter in optimizer.param_groups[0]["params"]],  # which LBFGS looks at
         _optimizer_step_pre_hooks=OrderedDict(),
         _optimizer_step_post_hooks=OrderedDict(),
     )
-    try:
-        step(ghostly)
-    except Exception:  # it looks at a value
-        return {}
+    step(ghostly, lambda: torch.zeros(()))
     return {parameter: dict(ghostly.state.get(ghost, {})) for parameter, ghost in ghosts.items()}

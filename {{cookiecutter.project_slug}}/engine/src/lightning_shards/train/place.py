@@ -65,6 +65,11 @@ class PlaceInOrder:
         """(epoch, position in its order)."""
         return self.epoch, self.position
 
+    @property
+    def has_moved(self) -> bool:
+        """Since the training began or went on."""
+        return self.place != self._start
+
     def batches(self, accumulation: int) -> tuple[int, int]:
         """Micro-batches of this epoch before and behind the place, counted from the epoch's end."""
         samples = len(self.order)
