@@ -31,6 +31,8 @@ def build(name: str, outputs: int, image_size: int, weights: str | None = None) 
 
     Raises InputError for an unknown name, an image size that is too small for the network, or weights that do not fit.
     """
+    if name in ("linear", "mlp"):
+        raise InputError(f"model.backbone {name} takes features, not images: make them with `embed`, name data.features")
     if name not in names():
         near = ", ".join(n for n in names() if n[:4] == name[:4]) or "small_cnn, resnet18, convnext_tiny, vit_b_16"
         raise InputError(f"model.backbone {name!r} is not known; there are for instance {near} (all of torchvision's)")
@@ -39,6 +41,23 @@ def build(name: str, outputs: int, image_size: int, weights: str | None = None) 
     else:
         small = image_size < SMALL_IMAGE and weights != "imagenet"
         model = torchvision_models.build(name, outputs, image_size, small)
+    if weights:
+        load_weights(model, name, weights)
+    return model
+
+
+def head(name: str, inputs: int, outputs: int, weights: str | None = None) -> nn.Module:
+    """A network from features (B, inputs), which `embed` has made of images, to (B, outputs): `linear`, or `mlp`.
+
+    They are first normalised by the statistics of the training, so that one learning rate fits all that made them.
+    """
+    norm = nn.BatchNorm1d(inputs, affine=False)
+    if name == "linear":
+        model = nn.Sequential(norm, nn.Linear(inputs, outputs))
+    elif name == "mlp":
+        model = nn.Sequential(norm, nn.Linear(inputs, inputs), nn.GELU(), nn.Dropout(0.1), nn.Linear(inputs, outputs))
+    else:
+        raise InputError(f"model.backbone {name} takes images, and data.features gives features: linear or mlp would do")
     if weights:
         load_weights(model, name, weights)
     return model

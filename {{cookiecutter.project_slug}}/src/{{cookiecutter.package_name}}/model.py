@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError
 from lightning_shards.train import EvalMetrics, ShardModule
+from lightning_shards.vision import last_layer
 from lightning_shards.vision.torchvision_models import check_input
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -44,7 +45,9 @@ class ImageModel(ShardModule):
         targets: class names, or names of the numbers; come from the dataset.
         task: single_label, multi_label or regression; comes from the dataset.
         image_size: side of the images, in pixels; comes from data.image_size.
-        backbone: small_cnn, or any classification network of torchvision: resnet50, convnext_tiny, vit_b_16, ...
+        fields: shape of a row of each field of a sample; comes from the dataset.
+        backbone: small_cnn, or any classification network of torchvision: resnet50, convnext_tiny, vit_b_16, ...; for
+            data.features, in place of images: linear or mlp.
         weights: what to start from: a checkpoint of this project, `imagenet`, or null for random weights.
         optimizer: adamw or sgd (with Nesterov momentum).
         learning_rate: the highest one, reached after the warm-up.
@@ -61,7 +64,7 @@ class ImageModel(ShardModule):
         compile: torch.compile in place; null: on CUDA, for runs that are long enough to earn it.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)  # the fields of a batch that `forward` takes
+    inputs: tuple[str, ...] = ("image",)  # the fields of a batch that `forward` takes
     mean: Tensor  # of ImageNet's pixels in 0..255, (1, 3, 1, 1)
     std: Tensor
 
@@ -70,6 +73,7 @@ class ImageModel(ShardModule):
         targets: list[str],
         task: Literal["single_label", "multi_label", "regression"] = "single_label",
         image_size: int = 224,
+        fields: dict[str, list[int] | None] | None = None,
         backbone: str = "resnet50",
         weights: str | None = None,
         optimizer: Literal["adamw", "sgd"] = "adamw",
@@ -104,26 +108,38 @@ class ImageModel(ShardModule):
         self.objective: Objective = OBJECTIVES[task](len(targets), label_smoothing)
         self.monitor, self.mode = self.objective.monitor, self.objective.mode  # what picks the best weights
         self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
-        self.backbone: nn.Module = backbones.build(backbone, len(targets), image_size, weights)
-        check_input(self.backbone, image_size)
+        if shape := (fields or {}).get("features"):
+            self.inputs = ("features",)
+            self.backbone: nn.Module = backbones.head(backbone, shape[0], len(targets), weights)
+        else:
+            self.backbone = backbones.build(backbone, len(targets), image_size, weights)
+            check_input(self.backbone, image_size)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
         self.augment = Augment(mixup, cutmix, erasing, color_jitter, fill=self.mean)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S)."""
-        return self.backbone((images - self.mean) / self.std)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S), or for features (B, F)."""
+        return self.backbone(self._normalized(inputs))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What `embed` keeps of images: what the backbone's last layer sees, float (B, F)."""
+        return last_layer.features(self.backbone, self._normalized(images))
+
+    def _normalized(self, inputs: Tensor) -> Tensor:
+        return (inputs - self.mean) / self.std if self.inputs[0] == "image" else inputs.float()
 
     def scores(self, *inputs: Tensor) -> Tensor:
         """Probabilities or numbers, float (B, T): what `predict` writes and an exported file gives."""
         return self.objective.scores(self(*inputs).float())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, mix = self.augment(batch["image"], batch["target"], batch.seeds, batch.valid)
-        others = [batch[name] for name in self.inputs[1:]]
-        losses = self.losses(self(images, *others), batch, mix)
+        inputs, mix = [batch[name] for name in self.inputs], None
+        if self.inputs[0] == "image":
+            inputs[0], mix = self.augment(inputs[0], batch["target"], batch.seeds, batch.valid)
+        losses = self.losses(self(*inputs), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
         self.log("train/loss", loss, batch_size=len(batch))  # with prog_bar, each step would wait for its value
         return loss

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from ..entry import command
 from ..terminal import printable
-from . import data, models, runs
+from . import data, embed, models, runs
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,6 +39,7 @@ def main(
         runs.add(commands, model is not None)
         if model:
             models.add(commands)
+            embed.add(commands)
         arguments, settings = parser.parse_known_args()
         if settings and "settings" not in arguments:
             commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(settings)}")

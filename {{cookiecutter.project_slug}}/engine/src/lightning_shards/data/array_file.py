@@ -87,14 +87,12 @@ class PartialFile:
 
     def __init__(self, path: Path, record: np.dtype[Any], samples: int, made: Made) -> None:
         self.path, self.record, self.samples, self.made = path, record, samples, made
-        self.place = place_while_made(path)
-        self._while_made = {**made, "boot": boot_id()}
-        opened = ArrayFile.open(self.place, record, samples, self._while_made)
-        opened = opened or ArrayFile.open(self.place, record, samples, made)  # whoever finished it was killed
+        self.place, self._while_made = place_while_made(path), {**made, "boot": boot_id()}
+        opened = left_behind(path, record, samples, made)
         if opened is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self._lock):
-                opened = ArrayFile.open(self.place, record, samples, self._while_made) or self._new()
+                opened = left_behind(path, record, samples, made) or self._new()
         self.written = opened
         self._begin = len(_header(record, samples))
         self._descriptor = os.open(self.place, os.O_RDWR | os.O_CLOEXEC)
@@ -122,12 +120,15 @@ class PartialFile:
             raise OSError(0, "is replaced by others", str(self.place))
         return opened
 
-    def put(self, row: int, record: NDArray[Any]) -> None:
-        """Write one record, whose `there` says that it is whole, by one call. Raises OSError."""
-        size = self.record.itemsize
-        if os.pwrite(self._descriptor, record.tobytes(), self._begin + row * size) < size:  # a disk nearly full
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place))
-        self.written.there[row] = record["there"].item()
+    def put(self, row: int, records: NDArray[Any]) -> None:
+        """Write one record, or several in a row from `row` on, by one call. Raises OSError.
+
+        A kill in the middle of it leaves whole records, and perhaps one whose `there`, its last byte, is still 0.
+        """
+        content = records.tobytes()
+        if os.pwrite(self._descriptor, content, self._begin + row * self.record.itemsize) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place))  # a disk nearly full
+        self.written.there[row : row + records.size] = records["there"]
 
     def leave(self, row: int) -> None:
         """Note that the tar alone has this sample. Raises OSError."""
@@ -160,6 +161,13 @@ class PartialFile:
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):
             self.close()
+
+
+def left_behind(path: Path, record: np.dtype[Any], samples: int, made: Made) -> ArrayFile | None:
+    """What an earlier process of this machine has written of the file; None where there is nothing to go on with."""
+    place = place_while_made(path)
+    found = ArrayFile.open(place, record, samples, {**made, "boot": boot_id()})
+    return found or ArrayFile.open(place, record, samples, made)  # whoever finished it was killed
 
 
 def _header(record: np.dtype[Any], samples: int) -> bytes:

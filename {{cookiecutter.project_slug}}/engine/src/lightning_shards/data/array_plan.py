@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..machine import cache_folder
-from .array_file import ArrayFile, Made, PartialFile, place_while_made
+from .array_file import ArrayFile, Made, PartialFile, left_behind, place_while_made
 from .dataset import Shard
 
 
@@ -75,3 +76,23 @@ class ArrayPlan:
             if place_while_made(path).exists():
                 PartialFile(path, self.record, shard.samples, self.made(shard)).finish()
         return found or self.open(shard)
+
+    def left(self, shard: Shard) -> ArrayFile | None:
+        """What an earlier process of this machine has written of it."""
+        found = (left_behind(path, self.record, shard.samples, self.made(shard)) for path in self.places(shard))
+        return next((file for file in found if file), None)
+
+    def begin(self, shard: Shard) -> ArrayFile | PartialFile:
+        """The array of a shard while it is made, or as another process has finished it meanwhile. Raises OSError."""
+        failed = OSError()
+        for path in self.places(shard):
+            try:
+                begun = PartialFile(path, self.record, shard.samples, self.made(shard))
+            except OSError as error:
+                failed = failed if failed.errno == errno.ENOSPC else error
+                continue
+            finished = self.open(shard)
+            if finished:
+                begun.place.unlink(missing_ok=True)
+            return finished or begun
+        raise failed

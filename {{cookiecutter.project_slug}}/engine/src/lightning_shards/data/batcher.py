@@ -29,6 +29,7 @@ from .uniforms import draw, sample_seeds
 
 if TYPE_CHECKING:
     from .decoded_rows import DecodedRows
+    from .embedded_rows import EmbeddedRows
 
 PADDING = -1  # the id of a row that stands for no sample
 PREFETCH = 4  # batches in the making
@@ -99,6 +100,7 @@ class _Making:
     epoch: int
     rows: BatchRows
     chunks: Chunks
+    skipped: Skipped
 
 
 class _AtOnce(Executor):
@@ -116,12 +118,13 @@ class BatchDecoder:
 
     Args:
         store: reads the members of `fields` in the split.
-        fields: of a sample, in the order in which they are decoded.
+        fields: of a sample, in the order in which they are decoded; without those that are embedded.
         crop: how a square of S pixels is cut from each image.
         seed: of the random crops; None takes the centred crop (validation, test).
         workers: threads.
         transform: changes each sample; None: none does.
         decoded: the arrays that hold what was decoded before, and take what is now; None: all comes from the tars.
+        embedded: the arrays that hold further fields.
     """
 
     store: SampleReader
@@ -131,6 +134,7 @@ class BatchDecoder:
     workers: int
     transform: Transform | None = None
     decoded: DecodedRows | None = None
+    embedded: Sequence[EmbeddedRows] = ()
 
     def __post_init__(self) -> None:
         self._first_look = FirstLook()
@@ -173,7 +177,10 @@ class BatchDecoder:
                 shards = range(used.min(), min(used.max() + 2, len(self.store.shards))) if len(used) else current
             if shards != current:
                 current = shards
-                self.store.expect(self.decoded.expect(shards) if self.decoded else shards)
+                for one in self.embedded:
+                    one.expect(shards)
+                wanted = self.decoded.expect(shards) if self.decoded else shards
+                self.store.expect(wanted if self.fields else ())
 
         return expect
 
@@ -189,15 +196,36 @@ class BatchDecoder:
         count, seed = len(ids), self.seed
         seeds = sample_seeds(seed or 0, epoch, ids, occurrences)
         rows = BatchRows(self.fields, arrays, count, self.crop, seeds, self.transform, bool(self.decoded))
-        making = _Making(slot, ids, seeds, epoch, rows, [])
+        making = _Making(slot, ids, seeds, epoch, rows, [], [])
         left: Sequence[int] = range(count)
+        drawn = None if seed is None else seeds
         if self.decoded:
-            left = self.decoded.fill(ids, None if seed is None else seeds, arrays, rows.valid).tolist()
+            left = self.decoded.fill(ids, drawn, arrays, rows.valid).tolist()
+        elif not self.fields:
+            rows.valid[:], left = ids != PADDING, []
+        if self.embedded:
+            left = self._embed(making, drawn, arrays, left)
         rows.draws = None if seed is None or not left else draw(seeds, self.crop.draws)
         step = len(left) if self.workers == 1 else min(CHUNK, -(-len(left) // self.workers))
         for first in range(0, len(left), max(1, step)):
             making.chunks.append(pool.submit(self._decode, left[first : first + step], making))
         return making
+
+    def _embed(
+        self, making: _Making, seeds: NDArray[np.int64] | None, arrays: Arrays, left: Sequence[int]
+    ) -> Sequence[int]:
+        """Fill the fields that are embedded. Returns which of the rows `left` are still wanted."""
+        lacking = dict[int, str]()
+        for one in self.embedded:
+            lacking |= dict.fromkeys(one.fill(making.ids, seeds, arrays).tolist(), one.name)
+        if not lacking:
+            return left
+        making.rows.valid[list(lacking)] = False
+        located = self.store.locate(making.ids[list(lacking)])
+        for name, row, (shard, place) in zip(lacking.values(), lacking, located, strict=True):
+            error = DecodeError(f"could not be decoded when {name!r} was embedded")
+            making.skipped.append(_line(making, row, shard, place, error))
+        return [row for row in left if row not in lacking]
 
     def _decode(self, chunk: Sequence[int], making: _Making) -> Skipped:
         """Fill some rows of a batch; what could not be decoded is returned as lines for the skip log."""
@@ -212,20 +240,23 @@ class BatchDecoder:
             except (DecodeError, KeyError) as error:
                 if kept:
                     kept.keep(number, None, {})
-                where = {"shard": shard.name, "key": shard.keys[place]}
-                offset = shard.offset(place, getattr(error, "member", 0))
-                line = {"id": number, "epoch": making.epoch, **where, "offset": offset, "error": str(error.args[0])}
                 self._first_look.failed(error, shard)
-                skipped.append(line)
+                skipped.append(_line(making, row, shard, place, error))
         return skipped
 
     def _finish(self, making: _Making, last: bool) -> DecodedBatch:
         """Wait for a batch's rows, and fill those that are not valid."""
-        skipped = [line for chunk in making.chunks for line in chunk.result()]
+        skipped = [*making.skipped, *(line for chunk in making.chunks for line in chunk.result())]
         rows = making.rows
-        rows.fill()
+        rows.fill(name for one in self.embedded for name in one.values)
         self._first_look.judge(bool(rows.valid.any()), last)
         return DecodedBatch(making.slot, making.ids, making.seeds, rows.valid, rows.ragged, skipped, last)
+
+
+def _line(making: _Making, row: int, shard: ShardFile, place: int, error: DecodeError | KeyError) -> dict[str, object]:
+    """Of the skip log."""
+    where = {"shard": shard.name, "key": shard.keys[place], "offset": shard.offset(place, getattr(error, "member", 0))}
+    return {"id": int(making.ids[row]), "epoch": making.epoch, **where, "error": str(error.args[0])}
 
 
 class FirstLook:

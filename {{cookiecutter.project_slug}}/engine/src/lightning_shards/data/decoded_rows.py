@@ -69,19 +69,11 @@ class DecodedRows(ArrayRows):
         return self._open[number]
 
     def _begin(self, number: int) -> ArrayFile | PartialFile | None:
-        shard, failed = self.shards[number], OSError()
-        for path in self._plan.places(shard):
-            try:
-                begun = PartialFile(path, self._plan.record, shard.samples, self._plan.made(shard))
-            except OSError as error:
-                failed = error
-                continue
-            finished = self._plan.open(shard)  # by another process, since it was looked for
-            if finished:
-                begun.place.unlink(missing_ok=True)
-            return finished or begun
-        self._give_up(failed)
-        return None
+        try:
+            return self._plan.begin(self.shards[number])
+        except OSError as error:
+            self._give_up(error)
+            return None
 
     def _give_up(self, error: OSError) -> None:
         """Go on without writing: what is kept is a convenience."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,15 +116,15 @@ class BatchRows:
             if value is not before[name]:
                 (self.ragged if name in self.ragged else self.arrays)[name][row] = value
 
-    def fill(self) -> None:
-        """In the image's plane, give rows that are not valid the values of valid ones: zeros never enter BatchNorm."""
+    def fill(self, inputs: Iterable[str] = ()) -> None:
+        """Give rows that are not valid the values of valid ones, in the image's plane and in these other `inputs` of
+        the model: zeros never enter BatchNorm."""
         if self.valid.all():
             return
         good, bad = np.flatnonzero(self.valid), np.flatnonzero(~self.valid)
-        for name, field in self._fields.items():
-            if in_plane(field):
-                array = self.arrays[name]
-                array[bad] = array[good[bad % len(good)]] if len(good) else 0
-            elif field.shape is None:
-                for row in bad.tolist():
-                    self.ragged[name][row] = empty_row(field)
+        for name in (*(name for name, field in self._fields.items() if in_plane(field)), *inputs):
+            array = self.arrays[name]
+            array[bad] = array[good[bad % len(good)]] if len(good) else 0
+        for name, values in self.ragged.items():
+            for row in bad.tolist():
+                values[row] = empty_row(self._fields[name])

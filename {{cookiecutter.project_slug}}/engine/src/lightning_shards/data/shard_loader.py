@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..terminal import say
 from .batch import Batch
 from .crop import Crop
+from .embedding import embedded_fields
 from .fields.resolve import WantedFields, resolve_fields
 from .loader import EpochLoader, SkipLog
 from .order import Order
@@ -68,6 +69,8 @@ class ShardLoader(Passes):
         cache, cache_bytes: folder on this node's own disk for the shards of a URL, and the bytes it may hold.
         decoded_bytes: of images of 96 pixels at most, decoded pixels that may be kept beside the tars; None: half of
             the disk that is free, and of the memory; 0 decodes them anew in each pass.
+        features: what `embed` has made under this name, in place of the images: the field `features`.
+        teacher: what `embed` has made under this name, beside the images: the field `teacher`.
 
     Attributes: `epoch` and `position`, where the next batch begins; `dataset`; `rank` and `world_size`. What cannot be
     used raises InputError, with a sentence.
@@ -100,6 +103,8 @@ class ShardLoader(Passes):
         cache: str | Path | None = None,
         cache_bytes: int | None = None,
         decoded_bytes: int | None = None,
+        features: str | None = None,
+        teacher: str | None = None,
         **unknown: Never,
     ) -> None:
         self._open(locals())
@@ -108,7 +113,7 @@ class ShardLoader(Passes):
         if not shuffles:
             processes, threads = 1, processes * threads
         cut, drawn_with = crop if isinstance(crop, Crop) else Crop(crop), seed if shuffles else None
-        what = resolve_fields(self.dataset, fields)
+        what = embedded_fields(self.dataset, resolve_fields(self.dataset, fields), features, teacher)
         for part, _ in self.dataset.parts(split):
             try_fields(part, split, what, cut, seed, transform)
         job = WorkerSpec(

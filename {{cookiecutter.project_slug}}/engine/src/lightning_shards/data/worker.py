@@ -35,6 +35,8 @@ from .crop import Crop
 from .dataset import Dataset
 from .decoded import DecodedPlan, plan_decoded, possible_plan
 from .decoded_rows import DecodedRows
+from .embedded_rows import embedded_rows
+from .embedding import Embedded
 from .fields import Fields, dataset_fields
 from .fields.resolve import in_decoding_order
 from .sample_reader import SampleReader
@@ -100,16 +102,19 @@ class WorkerSpec:
 
     @property
     def decoder(self) -> BatchDecoder:
-        data, fields = self.dataset, in_decoding_order(self.fields)
+        data = self.dataset
+        fields = in_decoding_order({n: one for n, one in self.fields.items() if not isinstance(one, Embedded)})
         roots = [part.root for part, _ in data.parts(self.split)]
         caches = [Cache(root, *self.cache) if isinstance(root, str) else None for root in roots]
         optional = [number for number, one in enumerate(fields.values()) if not one.required]
-        store = SampleReader(data, self.split, [one.names for one in fields.values()], caches, optional=optional)
+        wanted = [one.names for one in fields.values()] or None
+        store = SampleReader(data, self.split, wanted, caches, optional=optional)
         transform = self.transform
         if self.seed is None and not getattr(transform, "evaluation", False):
             transform = None
         kept = DecodedRows(self.decoded, data, self.split, self.crop) if self.decoded and transform is None else None
-        return BatchDecoder(store, fields, self.crop, self.seed, self.workers, transform, kept)
+        embedded = embedded_rows(data, self.split, self.fields)
+        return BatchDecoder(store, fields, self.crop, self.seed, self.workers, transform, kept, embedded)
 
     @property
     def layout(self) -> SlotLayout:

@@ -70,6 +70,12 @@ def inputs(model: LightningModule, purpose: str) -> tuple[str, ...]:
     return tuple(getattr(model, "inputs", ("image",)))
 
 
+def has_features(model: LightningModule) -> bool:
+    """Whether the model says what `embed` keeps of images."""
+    method = getattr(type(model), "features", None)
+    return callable(method) and method is not ShardModule.features
+
+
 def setting(model: LightningModule, name: str) -> Any:
     """A hyperparameter that a model need not have; None where it has not."""
     return model.hparams.get(name)

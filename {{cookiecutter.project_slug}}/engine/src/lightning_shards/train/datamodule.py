@@ -14,6 +14,7 @@ from ..data.cache import Cache
 from ..data.checks import check_settings
 from ..data.crop import Crop
 from ..data.decoded import DecodedPlan
+from ..data.embedding import embedded_fields
 from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import WantedFields, resolve_fields
 from ..data.loader import EpochLoader, SkipLog
@@ -57,6 +58,8 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         cache_bytes: bytes it may hold, at least two windows and some batches; null: half of what is free on its disk.
         decoded_bytes: of images of 96 pixels at most, decoded pixels that may be kept beside the tars, from which
             later epochs read; null: half of the disk that is free, and of the memory; 0 decodes them in each epoch.
+        features: what `embed` has made under this name, in place of the images: the field `features`.
+        teacher: what `embed` has made under this name, beside the images: the field `teacher`.
 
     Attributes that a subclass may set, on the class:
         fields: what a sample holds: a mapping from names to fields, or a function of the dataset that gives one. None:
@@ -87,11 +90,14 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         cache: str | None = None,
         cache_bytes: int | None = None,
         decoded_bytes: int | None = None,
+        features: str | None = None,
+        teacher: str | None = None,
     ) -> None:
         super().__init__()
         check_settings(locals(), "data.")
         self.dataset, shares = open_mixture(path, mixture)
-        self.sample_fields = resolve_fields(self.dataset, _on_class(type(self), "fields"))
+        resolved = resolve_fields(self.dataset, _on_class(type(self), "fields"))
+        self.sample_fields = embedded_fields(self.dataset, resolved, features, teacher)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
@@ -104,6 +110,8 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         )
         self.order = self._recipe.make()
         self.note = describe(self.order, self.dataset, shares)  # for the run's first lines
+        if features and self._transform:
+            self._add_note("the transform plays no part: features are read as `embed` made them")
         if global_batch_size > len(self.order):
             raise InputError(
                 f"data.global_batch_size {global_batch_size} is larger than the training set"

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from ..data.embedding import identities
 from ..errors import InputError
 from . import contract, hardware
 from .datamodule import ShardDataModule
@@ -45,6 +46,10 @@ def evaluate(
     data_class = contract.data_class(ShardDataModule, fields, transform)
     data = data_class(**settings | alone | {"global_batch_size": 1})
     check_targets(config["trained_on"], data)
+    if (config["trained_on"].get("embedded") or {}) != identities(data.sample_fields):
+        raise InputError(
+            f"{data.dataset.root} was embedded by another network than the run was trained on: embed it anew"
+        )
     if not data.dataset.splits.get(split):
         raise InputError(f"{data.dataset.root} has no split {split!r}; it has {', '.join(data.dataset.splits)}")
     data.global_batch_size, data.micro_batch_size = batch_size(settings), None

@@ -26,6 +26,7 @@ from ..files import write_durably
 from ..terminal import say
 from ..vision.objective import Shown
 from .gallery_loggers import show
+from .pictures import with_pictures
 from .top_rows import TopRows
 
 LARGEST_SIDE = 128  # pixels; larger images are made smaller
@@ -48,6 +49,7 @@ class Gallery(L.Callback):
         self._counts = MetricCollection({})
         self._images = SumMetric()
         self._evaluation: dict[str, Any] = {}
+        self._pictures = True  # whether the batches have images
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._kept, self._evaluation = {}, {}
@@ -85,7 +87,8 @@ class Gallery(L.Callback):
         self._collect(objective, batch, scores)
 
     def _begin(self, objective: Shown, task: str, batch: Batch, scores: Tensor) -> None:
-        side, targets = min(LARGEST_SIDE, batch["image"].shape[-1]), batch["target"]
+        self._pictures, targets = "image" in batch.fields, batch["target"]
+        side = min(LARGEST_SIDE, batch["image"].shape[-1]) if self._pictures else 1
         rows, device = (scores.shape[1], tuple(targets.shape[1:]), targets.dtype), scores.device
         groups = {"surest": 1, "wrong": 2, "right": 3}  # times as many as are shown, since none is shown twice
         self._kept = {kind: TopRows(times * self.count, side, *rows).to(device) for kind, times in groups.items()}
@@ -126,6 +129,8 @@ class Gallery(L.Callback):
         for kind, rows in kept.items():
             kept[kind] = [row for row in rows if row[0] not in shown][: self.count]
             shown.update(row[0] for row in kept[kind])
+        if not self._pictures:
+            kept = with_pictures(kept, dataset, split, data.crop)
         self._evaluation = {
             "format": FORMAT,
             "split": split,

@@ -7,7 +7,7 @@ loses nothing of it by a hook of Lightning's that it has itself.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -27,7 +27,7 @@ class ShardModule(L.LightningModule):
 
     monitor: str = "val/loss"
     mode: str = "min"
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    inputs: tuple[str, ...] = ("image",)
 
     def learning_rate(self, progress: float) -> float | None:
         """The learning rate at `progress`, 0..1; None: the optimizer's own schedulers have it.
@@ -39,6 +39,10 @@ class ShardModule(L.LightningModule):
     def compiled(self) -> Iterable[nn.Module]:
         """The modules that torch.compile takes, in place."""
         return ()
+
+    def features(self, image: Tensor) -> Tensor:
+        """What `embed` keeps of images (B, 3, S, S) in 0..255: float (B, F)."""
+        raise NotImplementedError
 
     def scores(self, *inputs: Tensor) -> Tensor:
         """What predictions and exported programs say of a batch of `inputs`: probabilities or numbers, float (B, T)."""

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..data.dataset import Dataset
+from ..data.embedding import identities
+from ..data.fields import Fields
 from ..data.order import Order
 from ..data.place import order_of, order_state
 from ..data.shortened import Shortened
@@ -24,6 +26,7 @@ class PlaceInOrder:
     """
 
     dataset: Dataset
+    sample_fields: Fields
     order: Order
     global_batch_size: int
     note: str | None
@@ -86,11 +89,16 @@ class PlaceInOrder:
         leave it out without a word where the class is another one on a resume.
         """
         place = {"epoch": self.epoch, "position": self.position, "images_seen": self.images_seen}
-        return {**place, "order": self._order_state()}
+        return {**place, "order": self._order_state(), "embedded": identities(self.sample_fields)}
 
     def take_order(self, state: dict[str, Any]) -> None:
         """Go on with the order of a saved place. Raises InputError where it is one in another dataset or order."""
         way_out = ": restore it, or start a new run from its weights with --model.weights CHECKPOINT"
+        if state.get("embedded", {}) != identities(self.sample_fields):
+            raise InputError(
+                "data.features or data.teacher is not what this run began with: set it back, embed with the same"
+                " network again, or start a new run from its weights with --model.weights CHECKPOINT"
+            )
         order = order_of(state["order"], self.dataset, self.order, self._recipe, "this run began with", way_out)
         if order is not self.order:
             self.order = order

@@ -21,6 +21,8 @@ FIXED = (  # the order, which says what a place in the training means: the datam
     "data.window_bytes",
     "data.mixture",
     "data.balance",
+    "data.features",
+    "data.teacher",
     "trainer.overfit_batches",
 )  # all other settings take effect
 

@@ -15,7 +15,7 @@ class TopRows(Metric):
 
     Args:
         count: rows.
-        side: of the images that are kept with them, in pixels.
+        side: of the images that are kept with them, in pixels; where a batch has none, they are black.
         scores, target_shape, target_type: what the rows of scores and targets look like.
     """
 
@@ -36,7 +36,8 @@ class TopRows(Metric):
     def update(self, priority: Tensor, batch: Batch, scores: Tensor) -> None:
         """Take the rows of a batch into account; those of priority -inf never count. Nothing waits for the device."""
         rows = priority.topk(min(self.count, len(priority))).indices
-        images = batch["image"][rows]
+        missing = torch.zeros((len(rows), 3, self.side, self.side), dtype=torch.uint8, device=priority.device)
+        images = batch["image"][rows] if "image" in batch.fields else missing
         if images.shape[-1] != self.side:
             images = F.interpolate(images.float(), self.side, mode="area").round().to(torch.uint8)
         new = (priority[rows], batch.ids[rows], images, batch["target"][rows], scores[rows].float())

@@ -12,6 +12,7 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from ..data.checks import check_settings
+from ..data.embedding import identities
 from ..errors import InputError
 from ..runs.checkpoints import load
 from ..runs.folder import find
@@ -41,6 +42,7 @@ class KeepSettings(L.Callback):
         shapes = data.field_shapes
         rows = {name: [shapes[name], np.dtype(field.dtype).name] for name, field in data.sample_fields.items()}
         checkpoint |= {"task": data.task, "targets": data.targets, "fields": rows, SETTINGS: self.settings}
+        checkpoint["embedded"] = identities(data.sample_fields)
 
 
 def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
@@ -62,7 +64,7 @@ def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any,
     if checkpoint is None:
         raise InputError(f"{folder} has no checkpoint yet")
     saved = load(checkpoint)
-    model = _restore(model_class, saved, checkpoint)
+    model = restore(model_class, saved, checkpoint)
     config = read_settings(folder / "config.yaml")
     known = inspect.signature(ShardDataModule).parameters.values()
     for section in ("data", "trainer"):
@@ -72,7 +74,8 @@ def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any,
     config["data"] = _checked_data(config["data"], folder / "config.yaml")
     config["trainer"] = {"accelerator": "auto"} | config["trainer"]
     config["trained_on"] = {
-        name: saved.get(name, (saved.get("hyper_parameters") or {}).get(name)) for name in ("task", "targets", "fields")
+        name: saved.get(name, (saved.get("hyper_parameters") or {}).get(name))
+        for name in ("task", "targets", "fields", "embedded")
     }
     _check_trained_on(config["trained_on"], checkpoint)
     config["trained_on"]["targets"] = list(config["trained_on"]["targets"] or [])
@@ -104,7 +107,7 @@ def _check_trained_on(known: dict[str, Any], checkpoint: Path) -> None:
             raise InputError(f"{checkpoint} does not say which fields it was trained on")
 
 
-def _restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkpoint: Path) -> L.LightningModule:
+def restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkpoint: Path) -> L.LightningModule:
     """The model of a checkpoint. Raises InputError where it is another class's."""
     given = saved.get("hyper_parameters") or saved.get(SETTINGS) or {}
     if not isinstance(given, dict):
@@ -114,7 +117,7 @@ def _restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkp
     try:
         if saved.get("hyper_parameters"):
             return model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-        model = _made(model_class, saved.get(SETTINGS, {}))
+        model = make(model_class, saved.get(SETTINGS, {}))
         model.on_load_checkpoint(saved)
         model.load_state_dict(saved["state_dict"])
     except InputError:
@@ -125,7 +128,7 @@ def _restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkp
     return model
 
 
-def _made(model_class: type[L.LightningModule], settings: dict[str, Any]) -> L.LightningModule:
+def make(model_class: type[L.LightningModule], settings: dict[str, Any]) -> L.LightningModule:
     """A model of settings as in config.yaml, which may name classes for the constructor."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(model_class, "model", fail_untyped=False, sub_configs=True)

@@ -1,0 +1,334 @@
+"""`embed`, and trainings that read what it made: the network's own values, once for each image, whatever was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning_shards.data import Crop, Dataset, ShardLoader
+from lightning_shards.data.array_file import IN_TAR, MISSING
+from lightning_shards.data.embedding import Embedding
+from lightning_shards.errors import InputError
+from lightning_shards.inference.embedding_writer import unfinished
+from lightning_shards.train.trained_model import load_model
+from team.model import ImageModel
+
+from .conftest import write_dataset
+from .in_place import PACKAGE
+from .test_inference import call
+from .test_train import SMALL, start, summary
+
+CENTRE = {"shuffle": False, "crop": Crop(16), "workers": 1, "max_skipped_fraction": 0.5}
+LACKING = [3, 50]  # damaged images of the training set
+
+
+@pytest.fixture(scope="module")
+def embedded(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, its dataset of 96 images, and features and scores of the run's weights."""
+    folder = tmp_path_factory.mktemp("embedded") / "project"
+    shutil.copytree(trained, folder)
+    settings = {**SMALL, "data": {"path": "colours", "global_batch_size": 8, "max_skipped_fraction": 0.1}}
+    head = {"backbone": "linear", "learning_rate": 0.01}
+    (folder / "small.yaml").write_text(yaml.safe_dump(settings | {"model": head}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call(patch, "embed", "first", "colours", "--batch-size", 7) == 0
+        assert call(patch, "embed", "first", "colours", "--scores") == 0
+    return folder
+
+
+@pytest.fixture
+def project(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(embedded, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+@contextmanager
+def opened(**settings: Any) -> Iterator[ShardLoader]:
+    loader = ShardLoader("colours", 8, **settings)
+    yield loader
+    loader.close()
+
+
+def rows(name: str, **settings: Any) -> dict[int, torch.Tensor]:
+    """The values of a field, by id, of a pass; of samples that are valid."""
+    with opened(**{**CENTRE, **settings}) as loader:
+        return {
+            int(number): values.clone()
+            for batch in loader
+            for number, values, valid in zip(batch.ids, batch[name], batch.valid, strict=True)
+            if valid
+        }
+
+
+def test_features_and_scores_are_what_the_network_makes_of_the_centre(embedded: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(embedded)
+    model = load_model("first", ImageModel)
+    features, scores, images = (
+        rows("features", features="features"),
+        rows("teacher", teacher="teacher"),
+        rows("image"),
+    )
+    assert sorted(features) == sorted(scores) == sorted(images) == sorted(set(range(96)) - set(LACKING))
+    for number, image in images.items():
+        with torch.inference_mode():
+            torch.testing.assert_close(features[number].float(), model.features(image[None])[0], rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(scores[number].float(), model.scores(image[None])[0], rtol=2e-3, atol=2e-3)
+    assert rows("target", features="features") == rows("target")
+
+
+def test_numpy_alone_reads_an_array(embedded: Path) -> None:
+    files = sorted((embedded / "colours/train").glob("*.features-*.npy"))
+    records = np.concatenate([np.load(file, mmap_mode="r") for file in files])
+    assert records.dtype.names == ("values", "target", "there")
+    assert records["values"].shape == (96, 1, 128) and records["values"].dtype == np.float16
+    assert np.flatnonzero(records["there"] == IN_TAR).tolist() == LACKING
+
+
+def test_a_head_learns_of_them_and_the_tars_are_not_read(project: Path, monkeypatch: Any, capfd: Any) -> None:
+    for file in (project / "colours").glob("*/*.tar.index"):
+        file.unlink()
+    assert start(monkeypatch, "--run", "head", "--data.features", "features", "--trainer.max_epochs", "6") == 0
+    told = summary("head")
+    assert told["metrics"]["test/accuracy"] > 0.9 and told["skipped"] == 2 * 6, told
+    listed = [json.loads(line) for line in Path("runs/head/skipped/rank-0.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in listed} == set(LACKING)
+    assert listed[0]["error"] == "could not be decoded when 'features' was embedded"
+    made = sorted(file.name for file in (project / "colours/train").glob("*.tar.index"))
+    assert made == ["000000.tar.index", "000002.tar.index"], "which name the samples that are skipped"
+    assert call(monkeypatch, "evaluate", "head") == 0 and call(monkeypatch, "report", "head") == 0
+    assert call(monkeypatch, "export", "head", "head.pt2") == 0
+    capfd.readouterr()
+    assert call(monkeypatch, "predict", "head", "colours") == 2
+    assert "the model looks at features, and predict reads images alone" in capfd.readouterr().err
+
+
+def test_a_run_goes_on_with_the_features_that_it_began_with(project: Path, monkeypatch: Any, capfd: Any) -> None:
+    short = ("--data.features", "features", "--trainer.max_epochs", "1")
+    assert start(monkeypatch, "--run", "head", *short) == 0
+    another = ("embed", "small_cnn", "colours", "--weights", "none", "--image-size", 16)
+    assert call(monkeypatch, *another) == 2
+    assert "has another embedding 'features'" in capfd.readouterr().err
+    assert call(monkeypatch, *another, "--force") == 0
+    assert len(list(Path("colours").glob("*/*.features-*.npy"))) == 6, "those of before are gone"
+    capfd.readouterr()
+    assert start(monkeypatch, "--resume", "head", "--trainer.max_epochs", "2") == 2
+    assert "is not what this run began with" in capfd.readouterr().err
+    assert call(monkeypatch, "evaluate", "head") == 2
+    assert "was embedded by another network" in capfd.readouterr().err
+
+
+def test_a_pass_over_features_is_exact_on_any_ranks(embedded: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(embedded)
+    settings = {"features": "features", "max_skipped_fraction": 0.5}
+    with opened(**settings) as whole:
+        wanted = [batch.ids.tolist() for batch in whole]
+    with opened(**settings, workers=1) as first:
+        seen = [batch.ids.tolist() for _, batch in zip(range(3), first, strict=False)]
+        state = first.state_dict()
+    for rank in (0, 1):
+        with opened(**settings, workers=2, rank=rank, world_size=2) as half:
+            half.load_state_dict(state)
+            after = [batch.ids.tolist() for batch in half]
+        assert after == wanted[len(seen) + rank :: 2][: len(after)] and len(after) == (len(wanted) - len(seen)) // 2
+
+
+def test_views_are_random_crops_of_training_images_and_others_have_the_centre(project: Path, monkeypatch: Any) -> None:
+    assert call(monkeypatch, "embed", "first", "colours", "--name", "crops", "--views", 4, "--batch-size", 10) == 0
+    stored = np.load(next((project / "colours/train").glob("000000.tar.crops-*.npy")))["values"]
+    assert stored.shape == (17, 4, 128) and not (stored[:, :1] == stored[:, 1:]).all()
+    val = np.load(next((project / "colours/val").glob("*.crops-*.npy")))["values"]
+    assert (val == np.load(next((project / "colours/val").glob("*.features-*.npy")))["values"]).all()
+    chosen = []
+    with (
+        opened(features="crops", max_skipped_fraction=0.5) as one,
+        opened(features="crops", max_skipped_fraction=0.5, workers=1) as other,
+    ):
+        for _ in range(6):
+            for batch, same in zip(one, other, strict=True):
+                assert (batch["features"] == same["features"]).all(), "whoever reads a sample, its view is the same"
+                for number, values in zip(batch.ids.tolist(), batch["features"].numpy(), strict=True):
+                    if number < 17 and number not in LACKING:
+                        (view,) = np.flatnonzero((stored[number] == values).all(axis=1)).tolist()
+                        chosen.append(view)
+    assert set(chosen) == {0, 1, 2, 3}
+
+
+def test_a_kill_loses_nothing_that_was_written(project: Path, monkeypatch: Any, capfd: Any) -> None:
+    for file in (project / "colours").glob("*/*features*"):
+        file.unlink()
+    command = [sys.executable, "-m", PACKAGE, "embed", "first", "colours", "--batch-size", "4", "--json"]
+    dataset = Dataset.open(Path("colours"))
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not (begun := list(Path("colours/train").glob("000001.tar.features-*.partial"))):
+            assert process.poll() is None
+        while not (np.memmap(begun[0])[-1 - 4096 :: -1] != 0).any() and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
+    capfd.readouterr()
+    assert call(monkeypatch, *command[3:]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert 0 < report["embedded"] < 96 + 2 * 60, report
+    assert report["splits"]["train"] == {"samples": 96, "lacking": 2}
+    found = Embedding.find(dataset, "features")
+    assert found and not len(unfinished(found.plan(dataset, "train"), dataset.splits["train"], 0, 1))
+    assert not list(Path("colours").glob("*/*.partial")) and MISSING == 0
+    assert call(monkeypatch, *command[3:]) == 0
+    assert json.loads(capfd.readouterr().out)["embedded"] == 0
+
+
+def test_two_processes_share_the_shards(project: Path, monkeypatch: Any) -> None:
+    before = rows("features", features="features")
+    command = [sys.executable, "-m", PACKAGE, "embed", "first", "colours", "--name", "two", "--devices", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["splits"]["train"] == {"samples": 96, "lacking": 2}
+    after = rows("features", features="two")
+    assert all(torch.allclose(after[number].float(), before[number].float(), atol=2e-3) for number in before)
+
+
+def test_the_teacher_comes_beside_the_image_kept_decoded_or_not(embedded: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(embedded)
+    settings = {"crop": Crop(16), "max_skipped_fraction": 0.5, "shuffle": True}
+    alone = rows("image", **settings)
+    for kept in (0, 1 << 30, 1 << 30):
+        beside = rows("image", **settings, teacher="teacher", decoded_bytes=kept)
+        assert sorted(beside) == sorted(alone) and all((beside[n] == alone[n]).all() for n in alone)
+    for file in Path("colours/train").glob("*.decoded-*"):
+        file.unlink()
+
+
+def test_the_forecast_writes_nothing(project: Path, monkeypatch: Any, capfd: Any) -> None:
+    before = sorted(project.rglob("*"))
+    given = ("embed", "first", "colours", "--name", "new", "--forecast", "--seconds", 0.3, "--images", "1M")
+    assert call(monkeypatch, *given) == 0
+    assert "1,000,000 images: " in capfd.readouterr().out
+    assert call(monkeypatch, *given, "--json") == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["bytes"] == 1_000_000 * (128 * 2 + 8 + 1) and told["embedding"]["seconds"] > 0
+    assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["embed", "no_such", "colours"], "'no_such' is no run and no checkpoint; as a backbone: .* is not known"),
+        (["embed", "first", "nowhere"], "no packed dataset"),
+        (["embed", "first", "colours", "--name", "../out"], "cannot be an embedding's name"),
+        (["embed", "first", "colours", "--views", "0"], "views"),
+        (["embed", "first", "colours", "--views", "900"], "900 views"),
+        (["embed", "first", "colours", "--batch-size", "0"], "--batch_size is 0"),
+        (["embed", "first", "colours", "--devices", "many"], "--devices many cannot be had here"),
+        (["embed", "resnet18", "colours", "--weights", "nowhere.ckpt"], "there is no file nowhere.ckpt"),
+    ],
+)
+def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, arguments: list[str], sentence: str) -> None:
+    before = sorted(project.rglob("*"))
+    assert call(monkeypatch, *arguments) == 2
+    said = capfd.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert re.search(sentence, said), said
+    assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--data.features", "other"], "colours has no embedding 'other'"),
+        (["--data.teacher", "other", "--model.backbone", "small_cnn"], "colours has no embedding 'other'"),
+        (["--data.features", "features", "--model.backbone", "small_cnn"], "data.features gives features"),
+        (["--data.features", "null"], "takes features, not images"),
+        (["--data.features", "features", "--data.mixture", "{colours: 1, ./colours/../colours: 1}"], "mixture"),
+    ],
+)
+def test_bad_input_of_a_training(
+    embedded: Path, monkeypatch: Any, capfd: Any, arguments: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(embedded)
+    assert start(monkeypatch, "--run", "bad", *arguments) == 2
+    assert sentence in capfd.readouterr().err and not Path("runs/bad").exists()
+
+
+def of_another_dataset(project: Path) -> None:
+    write_dataset(project / "others", sizes=(5, 6), held_out=0)
+    shutil.copy("colours/features.embedding.json", "others")
+    shutil.rmtree("colours")
+    Path("others").rename("colours")
+
+
+def cut(project: Path) -> None:
+    path = project / "colours/features.embedding.json"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def made_up(project: Path) -> None:
+    path = project / "colours/features.embedding.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"length": 1 << 60}))
+
+
+def without_an_array(project: Path) -> None:
+    next((project / "colours/train").glob("000000.tar.features-*.npy")).unlink()
+
+
+def with_a_cut_array(project: Path) -> None:
+    path = next((project / "colours/train").glob("000000.tar.features-*.npy"))
+    path.write_bytes(path.read_bytes()[:-4000])
+
+
+@pytest.mark.parametrize("damage", [of_another_dataset, cut, made_up, without_an_array, with_a_cut_array])
+def test_what_does_not_fit_is_never_read(
+    project: Path, monkeypatch: Any, capfd: Any, damage: Callable[[Path], None]
+) -> None:
+    damage(project)
+    assert start(monkeypatch, "--run", "bad", "--data.features", "features") == 2
+    assert "embed" in capfd.readouterr().err and not Path("runs/bad").exists()
+    if damage in (without_an_array, with_a_cut_array):
+        assert call(monkeypatch, "embed", "first", "colours") == 0
+        assert start(monkeypatch, "--run", "good", "--data.features", "features", "--trainer.max_epochs", "1") == 0
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_what_was_made(project: Path, monkeypatch: Any, capfd: Any) -> None:
+    real = os.posix_fallocate
+
+    def full(descriptor: int, start: int, size: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name.startswith("000002.tar.new"):
+            raise OSError(28, "No space left on device")
+        real(descriptor, start, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        patch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+        assert call(patch, "embed", "first", "colours", "--name", "new") == 1
+    assert "No space left on device" in (said := capfd.readouterr().err) and "what was made is kept" in said
+    assert len(list(Path("colours/train").glob("*.new-*.npy"))) == 2 and not Path("colours/new.embedding.json").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: type("", (), {"free": 100})())
+    assert call(monkeypatch, "embed", "first", "colours", "--name", "new") == 2
+    assert "GB left: make room" in capfd.readouterr().err
+
+
+def test_the_arrays_of_a_url_are_in_the_cache(web: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    given = ("embed", "small_cnn", web.url, "--weights", "none", "--image-size", 16)
+    assert call(monkeypatch, *given) == 0
+    assert len(list((tmp_path / "cache/lightning-shards/arrays").glob("*.npy"))) == 5, "val and test are the same tar"
+    with pytest.raises(InputError, match="has no embedding"):
+        ShardLoader(web.url, 8, features="other")
+    loader = ShardLoader(web.url, 8, features="features")
+    assert sum(len(batch.ids) for batch in loader) == 96
+    loader.close()

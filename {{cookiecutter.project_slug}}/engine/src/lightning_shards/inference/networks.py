@@ -1,0 +1,72 @@
+"""The network that `embed` runs: a run's best weights, a checkpoint, or a backbone by name."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..runs.checkpoints import load
+from ..runs.folder import RUNS, find
+from ..train.contract import has_features, inputs
+from ..train.trained_model import best_model, make, restore
+
+RANDOM = "none"  # in place of weights
+
+
+def open_network(
+    model_class: type[LightningModule], name: str, weights: str, image_size: int | None, dataset: Dataset, scores: bool
+) -> tuple[Any, dict[str, Any]]:
+    """A model on the CPU, and the `data` settings that it was trained with, as far as they are known.
+
+    Args:
+        model_class: the team's.
+        name: of a run, `last`, a checkpoint's file, or a backbone.
+        weights: of a backbone: `imagenet`, a checkpoint, or RANDOM.
+        image_size: of a backbone.
+        dataset: what it will look at.
+        scores: whether its scores are wanted; else its features.
+
+    Raises InputError for what is none of these, and for a model that does not look at images alone.
+    """
+    model, settings = _opened(model_class, name, weights, image_size, dataset)
+    if scores and inputs(model, "used as a teacher") != ("image",):
+        raise InputError(f"the model {type(model).__name__} looks at more than images, and embed at images alone")
+    if not scores and not has_features(model):
+        raise InputError(
+            f"the model {type(model).__name__} has no method features(image), so nothing but its scores can be kept:"
+            " give it one that makes numbers (B, F) of images in 0..255, or add --scores"
+        )
+    if tuple(getattr(model, "inputs", ("image",))) != ("image",):
+        raise InputError(f"the model {type(model).__name__} looks at {' and '.join(model.inputs)}, not at images")
+    return model, settings
+
+
+def _opened(
+    model_class: type[LightningModule], name: str, weights: str, image_size: int | None, dataset: Dataset
+) -> tuple[Any, dict[str, Any]]:
+    path = Path(name)
+    if path.is_file():
+        return restore(model_class, load(path), path), {}
+    if name == "last" or path.parent == RUNS or (RUNS / name).is_dir():
+        model, config = best_model(model_class, find(name))
+        return model, config["data"]
+    known = inspect.signature(model_class).parameters
+    if "backbone" not in known:
+        raise InputError(f"there is no run and no checkpoint {name!r}, and the model has no setting `backbone`")
+    given: dict[str, Any] = {
+        "backbone": name,
+        "weights": None if weights == RANDOM else weights,
+        "image_size": image_size or 224,
+    }
+    given |= {"targets": list(dataset.targets) or ["none"], "task": dataset.task or "single_label"}
+    torch.manual_seed(0)
+    try:
+        return make(model_class, {key: value for key, value in given.items() if key in known}), {}
+    except InputError as error:
+        raise InputError(f"{name!r} is no run and no checkpoint; as a backbone: {error}") from None
