@@ -368,6 +368,27 @@ def test_a_state_that_only_its_optimizer_knows_is_no_traceback(
         train(model_class, "--resume", "one", "--trainer.max_epochs", "2")
 
 
+def test_the_scale_of_float16_and_an_average_go_on_or_are_refused(folder: Path) -> None:
+    plugin = {"class_path": "lightning.pytorch.plugins.MixedPrecision"}
+    plugin |= {"init_args": {"precision": "16-mixed", "device": "cpu"}}
+    settings = yaml.safe_load(Path("small.yaml").read_text())
+    settings["trainer"]["plugins"] = [plugin]
+    Path("small.yaml").write_text(yaml.safe_dump(settings | {"ema_decay": 0.9}))
+    train(Plain, "--run", "one", "--keep_checkpoints", "1")
+    file = Path("runs/one/checkpoints/last.ckpt")
+    whole = torch.load(file, weights_only=True)
+    scale = whole["MixedPrecision"]
+    assert scale["_growth_tracker"] == 12, "steps since the scale was changed"
+    halves = [{k: v for k, v in whole.items() if k != name} for name in ("averaging_state", "current_model_state")]
+    for damaged in (*({"MixedPrecision": scale | {name: "text"}} for name in ("scale", "_growth_tracker")), *halves):
+        torch.save(whole | damaged if len(damaged) == 1 else damaged, file)
+        with pytest.raises(InputError, match="cannot go on from what its last checkpoint holds"):
+            train(Plain, "--resume", "one", "--trainer.max_epochs", "2")
+    torch.save(whole | {"MixedPrecision": scale | {"scale": 1024.0}}, file)
+    cli = train(Plain, "--resume", "one", "--trainer.max_epochs", "2")
+    assert cli.trainer.precision_plugin.state_dict() == scale | {"scale": 1024.0, "_growth_tracker": 24}
+
+
 class Rates(L.Callback):
     """The rate of each step; ends the training at the validation after step `last`."""
 

@@ -226,6 +226,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("num_nodes", "2", "torchrun"),
     ("precision", "transformer-engine", "transformer_engine"),
     ("precision", "17", "precision is 17"),
+    ("precision", "16-mixed", "trainer.precision 16-mixed works on GPUs only: take bf16-mixed or 32-true"),
     ("logger", "Nonsense", "there is no Nonsense"),
     ("callbacks", "Nonsense", "there is no Nonsense"),
     ("callbacks", "team.model.ImageModel", "is no Callback"),
@@ -294,7 +295,7 @@ def test_flags_that_contradict_each_other_are_refused(monkeypatch: pytest.Monkey
         assert seen.status == 2 and sentence in seen.err and not Path("runs").exists()
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
 @pytest.mark.usefixtures("folder")
 def test_each_precision_trains(monkeypatch: pytest.MonkeyPatch, capfd: Any, precision: str) -> None:
     seen = attempt(monkeypatch, capfd, *flag(precision=precision))

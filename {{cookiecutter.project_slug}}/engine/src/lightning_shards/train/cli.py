@@ -237,6 +237,7 @@ class TrainingCLI(LightningCLI):
                 **{"precision": precision, **flags.for_trainer(self.config.trainer), **changes}
             )
         trainer_checks.check_strategy(trainer)
+        trainer_checks.check_precision(trainer, own["precision"])
         return trainer
 
     def start(self) -> None:

@@ -58,7 +58,12 @@ def swap_back(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
 
 
 def leave(trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Where weights are no longer averaged: go on with those that were trained, not with the average."""
+    """Where weights are no longer averaged: go on with those that were trained, not with the average.
+
+    Raises ValueError where a checkpoint has but one half of an average, which Lightning would pass over.
+    """
+    if ("current_model_state" in checkpoint) != ("averaging_state" in checkpoint):
+        raise ValueError("the average of the weights is not whole")
     if "current_model_state" in checkpoint and not _averages(trainer):
         pl_module.load_state_dict(checkpoint["current_model_state"])
 

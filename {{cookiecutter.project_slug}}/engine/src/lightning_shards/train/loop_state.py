@@ -46,12 +46,16 @@ def rewrite(fit_loop: dict[str, Any], epoch: int, done: int, left: int, begun: b
 
 
 def check(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Raise ValueError where the counters, or the state of a callback of Lightning's, are of another kind than its own.
+    """Raise ValueError where the counters, or the state of what is Lightning's, are of another kind than its own.
 
     Lightning takes over whatever there is, and stumbles over it steps later.
     """
     if wrong := unlike(trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"], "loops"):
         raise ValueError(f"{wrong} is no such counter")
+    plugin = trainer.precision_plugin  # with the scale of gradients in float16
+    name = type(plugin).__qualname__
+    if wrong := unlike(plugin.state_dict(), checkpoint.get(name), name) if name in checkpoint else "":
+        raise ValueError(f"{wrong} is of another kind")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         saved = checkpoint["callbacks"].get(callback.state_key)
         stock = type(callback).__module__.startswith("lightning.pytorch.")

@@ -51,6 +51,12 @@ def check_strategy(trainer: Trainer) -> None:
         raise InputError(f"trainer.strategy ddp_{method} cannot be used: its processes hand nothing back; take ddp")
 
 
+def check_precision(trainer: Trainer, asked: Any) -> None:
+    """Raise InputError where Lightning has taken another precision than the one that was asked for."""
+    if str(asked) in ("16", "16-mixed") and trainer.precision == "bf16-mixed":
+        raise InputError(f"trainer.precision {asked} works on GPUs only: take bf16-mixed or 32-true")
+
+
 def check_averages(trainer: Trainer) -> None:
     """Raise InputError where weights are averaged that are not of float32: Lightning makes the average before it casts
     the model, and in half a precision an average would stand still."""
