@@ -127,7 +127,7 @@ def _lives(pid: int) -> bool:
 
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
-    data, facts = make(folder / "data", Size(given.shards, given.each, given.packs), given.seed)
+    data, facts = make(folder / "data", Size(given.shards, given.each, given.packs, tuple(given.sides)), given.seed)
     made = round(time.monotonic() - began, 1)
     print(f"{facts['samples']:,} samples in {facts['shards']:,} shards after {made} s", flush=True)
     (folder / "ledger").mkdir()
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--each", type=int, default=10_000, help="samples of a shard")
     parser.add_argument("--packs", type=int, default=3, help="different shards, in eights")
+    parser.add_argument("--sides", type=int, nargs=2, default=[28, 32], help="least and most pixels of an image's side")
     parser.add_argument("--batch", type=int, default=256, help="the smallest batch; others are multiples of it")
     parser.add_argument("--crop", type=int, default=32, help="pixels of a side of what is handed out")
     parser.add_argument("--save-every", type=int, default=500_000, help="samples between two saved states")

@@ -25,16 +25,19 @@ from .ledger import TARGETS
 
 SAMPLE = next(Path(__file__).parents[2].glob("*cookiecutter*/sample/*.zip"))
 SHARDS_A_PACK = 8  # as many as `pack` makes at least
-SIDES = 28, 64  # of the images, in pixels
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a dataset: `shards` of `each` samples, of which `packs` x SHARDS_A_PACK are different ones."""
+    """How large a dataset: `shards` of `each` samples, of which `packs` x SHARDS_A_PACK are different ones.
+
+    `sides`: the least and the most pixels of an image's side.
+    """
 
     shards: int
     each: int
     packs: int
+    sides: tuple[int, int]
 
     @property
     def samples(self) -> int:
@@ -62,7 +65,7 @@ def _pack(folder: Path, size: Size, images: list[tuple[str, NDArray[np.uint8]]],
     random, source = np.random.default_rng(seed), folder / "source"
     for number in range(SHARDS_A_PACK * size.each):
         name, pixels = images[int(random.integers(len(images)))]
-        side = int(random.integers(SIDES[0], SIDES[1] + 1))
+        side = int(random.integers(size.sides[0], size.sides[1] + 1))
         (source / name).mkdir(parents=True, exist_ok=True)
         made = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(source / name / f"{number:06d}.png"), made)
@@ -94,7 +97,7 @@ def _link(root: Path, tars: list[tuple[Dataset, Shard]], size: Size) -> tuple[Pa
         "samples": size.samples,
         "shards": size.shards,
         "different_shards": len(tars),
-        "pixels": list(SIDES),
+        "pixels": size.sides,
         "tar_bytes": round(sum(shard.bytes for _, shard in tars) / len(tars)),
         "array_bytes": round(sum(path.stat().st_size for path in arrays) / len(arrays)),
     }

@@ -40,7 +40,7 @@ def train(task: dict[str, Any]) -> None:
             mine = {name_of(task["attempt"], one): handed for one in range(world)}
             ledger.save(loader.state_dict(), {**counted, **mine})
 
-    file = os.open(ledger.folder / name_of(task["attempt"], rank), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    file = os.open(ledger.folder / name_of(task["attempt"], rank), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     for number, batch in enumerate(loader, 1):
         ids = batch.ids.numpy()
         shards, rows = np.divmod(ids, each)
