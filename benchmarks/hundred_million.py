@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/hundred-million"), help="where to work; emptied")
     parser.add_argument("--json", type=Path, help="where the figures go")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))  # the training ends, too
     shutil.rmtree(given.folder, ignore_errors=True)
     given.folder.mkdir(parents=True)
     figures = run(given, given.folder)
