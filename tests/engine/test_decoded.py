@@ -17,6 +17,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_shards.data import Crop, Dataset, ShardLoader
+from lightning_shards.data.array_cache import make_room
 from lightning_shards.data.array_file import HERE, IN_TAR, ArrayFile, PartialFile
 from lightning_shards.data.crop_batch import boxes
 from lightning_shards.data.decoded import DecodedPlan
@@ -34,6 +35,7 @@ from .test_loading import decode, make_sampler
 
 Rows = dict[int, tuple[Any, int, bool]]
 ENOUGH = 1 << 30
+places = DecodedPlan.places
 CROP = Crop(16, scale=(0.3, 1.0))
 
 
@@ -372,6 +374,34 @@ def test_a_folder_that_cannot_be_written_has_its_arrays_in_the_cache(
     assert all(map(same, passes(small, 2), right))
     fill(small)
     assert cached.is_file() and not beside.exists() and plan.open(shard)
+
+
+def test_in_the_cache_what_was_used_longest_ago_makes_room(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("lightning_shards.data.decoded_rows.memory_bytes", lambda: 660_000)  # half of it may be kept
+    monkeypatch.setattr(DecodedPlan, "places", lambda plan, shard: places(plan, shard)[1:])  # as behind a URL
+    folder = tmp_path / "cache/lightning-shards/arrays"
+    folder.mkdir(parents=True)
+    others = [folder / f"{number}.decoded-0.npy" for number in range(5)]
+    for number, path in enumerate(others):
+        path.write_bytes(bytes(20_000))
+        os.utime(path, (1e9 - number, 1e9 - number))
+    embedded = folder / "0.embedded-0.npy"  # of a network, which took longer
+    embedded.write_bytes(bytes(400_000))
+    plan = fill(small).decoded
+    assert plan
+    assert embedded.exists() and [path.exists() for path in others] == [True, False, False, False, False], (
+        "297 KB are of this dataset"
+    )
+    shards = Dataset.open(small).splits["train"]
+    assert all(plan.open(shard) for shard in shards) and len(list(folder.iterdir())) == 6
+    for shard in shards:
+        os.utime(plan.places(shard)[0], (1e9 - 9, 1e9 - 9))
+    assert plan.open(shards[1]), "used just now"
+    make_room(others[1], "decoded", 100_000, 220_000)
+    assert [bool(plan.open(shard)) for shard in shards] == [False, True, False, False] and others[0].exists()
 
 
 def test_behind_a_url_they_are_in_the_cache(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

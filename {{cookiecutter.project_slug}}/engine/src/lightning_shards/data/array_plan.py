@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..machine import cache_folder
+from .array_cache import cached_arrays, make_room, used
 from .array_file import ArrayFile, Made, PartialFile, left_behind, place_while_made
 from .dataset import Shard
 
@@ -49,7 +49,7 @@ class ArrayPlan:
     def places(self, shard: Shard) -> list[Path]:
         """Where the array of a shard may lie: beside the tar, or in the user's cache where that cannot be written."""
         name = f"{self.name}-{self.digest}.npy"
-        cached = cache_folder() / "arrays" / f"{hashlib.sha256(shard.sha256.encode()).hexdigest()[:32]}.{name}"
+        cached = cached_arrays() / f"{hashlib.sha256(shard.sha256.encode()).hexdigest()[:32]}.{name}"
         if isinstance(self.root, str):
             return [cached]
         beside = self.root / shard.name
@@ -63,8 +63,11 @@ class ArrayPlan:
                     return None
             except OSError:  # whoever reads the tar says what is wrong
                 return None
-        found = (ArrayFile.open(path, self.record, shard.samples, self.made(shard)) for path in self.places(shard))
-        return next((file for file in found if file), None)
+        for path in self.places(shard):
+            if found := ArrayFile.open(path, self.record, shard.samples, self.made(shard)):
+                used(path)
+                return found
+        return None
 
     def finish(self, shard: Shard) -> ArrayFile | None:
         """The same, where need be out of a file in the making that has all records, and that nobody writes any more.
@@ -82,11 +85,16 @@ class ArrayPlan:
         found = (left_behind(path, self.record, shard.samples, self.made(shard)) for path in self.places(shard))
         return next((file for file in found if file), None)
 
-    def begin(self, shard: Shard) -> ArrayFile | PartialFile:
-        """The array of a shard while it is made, or as another process has finished it meanwhile. Raises OSError."""
+    def begin(self, shard: Shard, limit: int | None = None) -> ArrayFile | PartialFile:
+        """The array of a shard while it is made, or as another process has finished it meanwhile. Raises OSError.
+
+        `limit`: bytes of such arrays that may lie in the user's cache; None: any number.
+        """
         failed = OSError()
         for path in self.places(shard):
             try:
+                if limit is not None and path.parent == cached_arrays():
+                    make_room(path, self.name, self.needed([shard]), limit)
                 begun = PartialFile(path, self.record, shard.samples, self.made(shard))
             except OSError as error:
                 failed = failed if failed.errno == errno.ENOSPC else error

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..machine import open_files
+from ..machine import memory_bytes, open_files
 from ..terminal import say
 from .array_file import HERE, MISSING, ArrayFile, PartialFile
 from .array_rows import ArrayRows, read_ahead
@@ -46,7 +46,7 @@ class DecodedRows(ArrayRows):
         self._checks = {name: one.possible for name, one in plan.others.items() if hasattr(one, "possible")}
         self._open: dict[int, ArrayFile | PartialFile | None] = {}  # None: neither read nor written
         self._most = max(8, min(256, open_files() // 8))  # files in the making that are open
-        self._writes = True
+        self._writes, self._limit = True, max(memory_bytes() // 2, plan.needed(self.shards))  # as if nothing were set
         self._thread = ThreadPoolExecutor(1, "arrays")
         self._rows: dict[int, tuple[NDArray[Any], list[Pixels]]] = {}  # of the slots' memory
         self._images: list[Pixels] = []  # of the buffer's rows
@@ -70,7 +70,7 @@ class DecodedRows(ArrayRows):
 
     def _begin(self, number: int) -> ArrayFile | PartialFile | None:
         try:
-            return self._plan.begin(self.shards[number])
+            return self._plan.begin(self.shards[number], self._limit)
         except OSError as error:
             self._give_up(error)
             return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.array_cache import cached_arrays
 from ..data.array_file import HERE, ArrayFile
 from ..data.crop import Crop
 from ..data.dataset import Dataset, Shard
@@ -67,7 +68,7 @@ class ArrayCheck:
 def plans(dataset: Dataset) -> dict[str, DecodedPlan]:
     """What arrays of the splits would hold, where there may be any."""
     found = {}
-    if isinstance(dataset.root, Path) or (cache_folder() / "arrays").exists():
+    if isinstance(dataset.root, Path) or cached_arrays().exists():
         for split in dataset.splits:
             try:
                 plan = WorkerSpec(dataset, split, Crop(1), 1, None, 1, (cache_folder(), None)).possible_plan()
