@@ -35,7 +35,9 @@ from lightning_shards.data import (
     dataset_fields,
 )
 from lightning_shards.data.fields import check_sample, from_description, resolve_fields
+from lightning_shards.data.number_text import to_number
 from lightning_shards.errors import InputError
+from lightning_shards.packing.options import size
 from lightning_shards.packing.verify import verify
 from PIL import Image as Pillow
 
@@ -244,8 +246,23 @@ def test_text_and_json_that_are_none_are_damage() -> None:
     for field, data in ((Text(), b"\xff"), (Json(), b"{"), (Json(), b"[" * 100_000), (Json(), b"\xff\xfe")):
         with pytest.raises(DecodeError):
             field.decode(data, None, None)
-    with pytest.raises(DecodeError):
-        MultiHot(3).decode(b'{"labels": [%d]}' % 10**30, None, None)
+    for field, data in (
+        *(
+            (ClassIndex(99), text.encode())
+            for text in ("1_0", "\uff10", "1e1", "0x1", "nan", "1.0", "", "True", "9" * 5000)
+        ),
+        *((MultiHot(30), f'{{"labels": [{text}]}}'.encode()) for text in (10**30, '"1_0"', '"1"', 1.7, "true")),
+        *((Numbers(1), f'{{"targets": [{text}]}}'.encode()) for text in ('"1_0"', '"1"', "NaN", "Infinity", "null")),
+        (Boxes(2), b'{"boxes": [[1, 2, 3, "4_0"]], "labels": [0]}'),
+        (Boxes(2), b'{"boxes": [[1, 2, 30, 40]], "labels": [0.9]}'),
+    ):
+        with pytest.raises(DecodeError):
+            field.decode(data, None, None)
+    for read, text in ((to_number, "1_0"), (to_number, "\uff11"), (to_number, "0x10"), (size, "infG"), (size, "nanK")):
+        with pytest.raises(ValueError):
+            read(text)
+    assert to_number(" 1e3 ") == 1000 and ClassIndex(99).decode(b" 10\n", None, None) == 10
+    assert Numbers(2).decode(b'{"targets": [1, 1e3]}', None, None).tolist() == [1, 1000]
     assert Numbers(1, key=None).decode(b"3.5", None, None).tolist() == [3.5]
 
 

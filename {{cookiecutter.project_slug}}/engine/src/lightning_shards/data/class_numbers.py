@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..errors import InputError
 from ..files import replacing
 from ..machine import cache_folder
 from .dataset import Dataset, Shard
+from .number_text import to_whole_number
 from .remote import Remote
 from .shard_file import load_index
 
@@ -105,8 +107,9 @@ def _read_shard(path: Path, shard: Shard, classes: int) -> NDArray[np.int32]:
     try:
         for row, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
             text = os.pread(descriptor, min(size, 64), offset) if offset >= 0 else b""
-            number = int(text) if text.strip().isdigit() else -1
-            numbers[row] = number if number < classes else -1
+            with suppress(ValueError):
+                number = to_whole_number(text)
+                numbers[row] = number if 0 <= number < classes else -1
     finally:
         os.close(descriptor)
     return numbers

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from .dataset import Dataset, Shard
+from .number_text import to_whole_number, to_whole_numbers
 from .shard_file import ShardFile
 
 
@@ -28,17 +29,17 @@ class Renumbering:
         numbers that no target has become -1: the decoder refuses both."""
         try:
             if self.task == "single_label":
-                return str(self._number(int(data))).encode()
+                return str(self._number(to_whole_number(data))).encode()
             content = json.loads(data)
             if self.task == "multi_label":
-                content["labels"] = [self._number(int(label)) for label in content["labels"]]
+                content["labels"] = list(map(self._number, to_whole_numbers(content["labels"]).tolist()))
             else:
                 values: list[Any] = [None] * len(self.numbers)
                 for number, value in zip(self.numbers, content["targets"], strict=True):
                     values[number] = value
                 content["targets"] = values
             return json.dumps(content).encode()
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return data if self.task != "single_label" else b"-1"
 
     def _number(self, number: int) -> int:

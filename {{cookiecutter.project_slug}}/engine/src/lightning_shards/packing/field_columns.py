@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.file_names import IMAGE_FIELDS
+from ..data.number_text import to_number
 from ..errors import InputError
 from .image_files import below
 from .options import KINDS
@@ -94,7 +95,7 @@ def _numbers(cell: Cell) -> list[float] | None:
     try:
         if isinstance(cell, str) and cell.lstrip().startswith("["):
             cell = json.loads(cell)
-        found = [float(text) for text in (cell if isinstance(cell, list) else [cell])]
+        found = [to_number(text) for text in (cell if isinstance(cell, list) else [cell])]
     except (ValueError, TypeError, OverflowError, RecursionError):
         return None
     return found if all(map(math.isfinite, found)) else None

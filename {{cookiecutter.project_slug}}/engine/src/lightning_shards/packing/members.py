@@ -14,6 +14,7 @@ from ..data.fields import Array, Boxes, Bytes, ClassIndex, Field, Image, Json, M
 from ..data.fields.base import MOST_CLASSES
 from ..data.fields.free import read_npy
 from ..data.fields.plane import IGNORED
+from ..data.number_text import to_numbers, to_whole_number
 from ..errors import InputError
 
 LAYOUTS = {"boxes": "xyxy", "boxes_xywh": "xywh"}
@@ -36,26 +37,26 @@ def forms_of(kind: str, data: bytes, key: str | None = None) -> list[str]:
 
 
 def _class_numbers(kind: str, data: bytes, key: str | None) -> Sequence[int]:
-    numbers: Any
+    found: Any
     if kind == "class":
-        numbers = [int(data)]
+        found = [to_whole_number(data)]
     elif kind in LAYOUTS:
-        numbers = Boxes(MOST_CLASSES, layout=LAYOUTS[kind]).decode(data, None, None)["labels"].tolist()
+        found = Boxes(MOST_CLASSES, layout=LAYOUTS[kind]).decode(data, None, None)["labels"].tolist()
     else:
         content = json.loads(data)
         content = content if key is None else content[key]
-        numbers = content if kind == "labels" else [_how_many(content)]
-    if not all(type(number) is int and 0 <= number < 1 << 31 for number in numbers):
+        found = content if kind == "labels" else [_how_many(content)]
+    if not all(type(number) is int and 0 <= number < 1 << 31 for number in found):
         raise ValueError("is no class number")
-    return numbers  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]
 
 
 def _how_many(content: Any) -> int:
     """Numbers in a list, or one alone; finite ones, as `Numbers` wants them."""
-    numbers = np.array(content, np.float64)
-    if numbers.ndim > 1 or not np.all(np.abs(numbers) <= np.finfo(np.float32).max):
+    found = to_numbers(content, np.float64)
+    if found.ndim > 1 or not np.all(np.abs(found) <= np.finfo(np.float32).max):
         raise ValueError("is no list of finite numbers")
-    return numbers.size
+    return found.size
 
 
 TO_SEE = ("class", "labels", "numbers", "mask", "boxes", "boxes_xywh", "array")  # kinds of which forms say anything

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ TASKS = ("single_label", "multi_label", "regression")
 def size(text: str) -> int:
     """Bytes, or any other number, with K, M or G for thousands, millions and billions."""
     factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper())
-    return round(float(text[:-1]) * factor) if factor else int(text)
+    with suppress(OverflowError):  # infinity
+        return round(float(text[:-1]) * factor) if factor else int(text)
+    raise ValueError("it has no end")
 
 
 def add_field_option(add: Callable[..., Any], origin: str, what: str) -> None:

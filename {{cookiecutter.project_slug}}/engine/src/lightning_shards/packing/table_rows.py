@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..data.number_text import to_number
 from ..errors import InputError
 from .field_columns import ColumnReader, FieldColumn, labels, single
 from .image_files import are_plain, below
@@ -86,7 +87,7 @@ def _targets(where: str, task: str, cells: tuple[Cell, ...]) -> list[Any]:
             check_classes(where, [name])
         return [name]
     try:
-        numbers = [float(text) for text in texts]
+        numbers = [to_number(text) for text in texts]
         if all(map(math.isfinite, numbers)):
             return numbers
     except ValueError:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ..crop import View
 from ..decode import IMAGE_FIELDS, DecodeError, decode_image, decode_mask, mask_size
+from ..number_text import to_numbers, to_whole_numbers
 from .base import SIDE, Shipped, check_count
 
 IGNORED = 255  # in a mask: counts in no loss and no metric
@@ -126,8 +127,8 @@ class Boxes(Shipped):
     def _parse(self, data: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         try:
             content = json.loads(data)
-            boxes = np.array(content["boxes"], np.float32).reshape(-1, 4)
-            labels = np.array(content["labels"], np.int64)
+            boxes = to_numbers(content["boxes"]).reshape(-1, 4)
+            labels = to_whole_numbers(content["labels"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DecodeError(f"its boxes cannot be read ({error})") from None
         if labels.shape != (len(boxes),) or ((labels < 0) | (labels >= self.classes)).any():

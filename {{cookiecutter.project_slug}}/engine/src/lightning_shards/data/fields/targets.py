@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..crop import View
 from ..decode import DecodeError
+from ..number_text import to_numbers, to_whole_number, to_whole_numbers
 from .base import Shipped, check_count
 
 _INT64, _FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
@@ -35,7 +36,7 @@ class ClassIndex(Shipped):
 
     def decode(self, data: bytes, view: View | None, out: NDArray[Any] | None) -> int:
         try:
-            number = int(data)
+            number = to_whole_number(data)
         except ValueError:
             raise DecodeError(f"its class {data[:40]!r} is no number") from None
         if not 0 <= number < self.classes:
@@ -75,7 +76,7 @@ class MultiHot(Shipped):
         try:
             content = json.loads(data)
             labels = content if self.key is None else content[self.key]
-            values[np.array(labels, np.int64)] = 1
+            values[to_whole_numbers(labels)] = 1
             if min(labels, default=0) < 0:
                 raise IndexError("a class number is negative")
         except _DAMAGE as error:
@@ -113,7 +114,7 @@ class Numbers(Shipped):
     def decode(self, data: bytes, view: View | None, out: NDArray[Any] | None) -> NDArray[np.float32]:
         try:
             content = json.loads(data)
-            values = np.array(content if self.key is None else content[self.key], np.float32)
+            values = to_numbers(content if self.key is None else content[self.key])
         except _DAMAGE as error:
             raise DecodeError(f"its target cannot be read ({error})") from None
         if values.shape == () and self.count == 1:
