@@ -155,6 +155,16 @@ def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
     assert reports[0]["fingerprint"] == reports[1]["fingerprint"]
 
 
+def test_any_number_of_folders_may_lie_around_the_classes(tmp_path: Path) -> None:
+    files = {f"a/b/c/{name}": data for name, data in class_files(4).items()}
+    extra = {"__MACOSX/a/b/c/cat/._1.jpg": b"x", "a/.DS_Store": b"x", "a/b/README.txt": b"x"}
+    sources = (write_tree(tmp_path / "tree", files | extra), write_zip(tmp_path / "z.zip", files | extra))
+    plain = pack(write_tree(tmp_path / "plain", class_files(4)), tmp_path / "d", KEEP, 1)
+    for number, source in enumerate(sources):
+        report = pack(source, tmp_path / f"d{number}", KEEP, 1)
+        assert (report["fingerprint"], report["ignored"]) == (plain["fingerprint"], 1)
+
+
 def test_a_zip_with_backslashes_is_a_zip_of_folders(tmp_path: Path) -> None:
     files = class_files(4)
     write_zip(tmp_path / "z.zip", {name.replace("/", "\\"): data for name, data in files.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from ..data.file_names import is_image_file
 from ..errors import InputError
 from .field_columns import FieldColumn, describe_listed
-from .image_files import walk
+from .image_files import MOST_DEEP, walk
 from .source_table import Row
 from .spelling import SPLITS, clean, split_of
 
@@ -25,9 +25,11 @@ def folder_rows(root: Path, files: Files, about: dict[str, Any]) -> Iterator[Row
 
     Where there are folders `images` and `masks`, and no others, each image has the mask of the same name.
     """
-    tree, lead = _tree(name for name, _ in files or walk(root)), ""
-    if len(tree) == 1 and all(tree.values()) and not split_of(next(iter(tree))):
-        lead, tree = f"{next(iter(tree))}/", next(iter(tree.values()))
+    tree, lead = _tree(root, files), ""
+    while (wrapper := _wrapper(tree)) and lead.count("/") < MOST_DEEP:
+        lead, tree = f"{lead}{wrapper}/", tree[wrapper]
+        if _wrapper(tree):  # of what lies deeper too little is known
+            tree = _tree(root, files, lead)
     about |= {"lead": lead, "ignored": 0, "ignored_example": ""}
     if (depth := _depth_of_masks(tree)) is not None:
         about |= {"task": "", "fields": [describe_listed(_MASK)]}
@@ -35,13 +37,20 @@ def folder_rows(root: Path, files: Files, about: dict[str, Any]) -> Iterator[Row
     return _class_rows(root, files, about, _splits(root, lead, tree))
 
 
-def _tree(names: Iterable[str]) -> Tree:
+def _tree(root: Path, files: Files, lead: str = "") -> Tree:
+    """Three levels of the folders below `lead`."""
     tree: Tree = {}
-    for name in names:
+    for name, _ in files or walk(root):
         place: dict[str, Any] = tree
-        for folder in name.split("/", 4)[:-1][:3]:
+        for folder in name[len(lead) :].split("/", 4)[:-1][:3] if name.startswith(lead) else ():
             place = place.setdefault(folder, {})
     return tree
+
+
+def _wrapper(tree: Tree) -> str:
+    """The one folder that holds all others, such as a zip's; empty where there is none."""
+    only = next(iter(tree), "")
+    return only if len(tree) == 1 and tree[only] and not split_of(only) else ""
 
 
 def _splits(root: Path, lead: str, tree: Tree) -> dict[str, str]:
