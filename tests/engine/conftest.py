@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 import webdataset
@@ -25,6 +26,8 @@ from .servers import Web
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would our processes
 os.environ["WANDB_MODE"] = "offline"
+hypothesis.settings.register_profile("any machine", deadline=None)  # no outcome hangs on its speed
+hypothesis.settings.load_profile("any machine")
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 NAMES = ["red", "green", "blue"]
 DatasetMaker = Callable[..., Path]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from {{ cookiecutter.package_name }}.model import ImageModel
 
 from .conftest import PROJECT
 
-ALONE = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml") if path.name != "many_gpus.yaml")
+PACKAGE = "{{ cookiecutter.package_name }}"
+ALONE = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml") if path.name not in ("many_gpus.yaml", "probe.yaml"))
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -24,6 +28,17 @@ def test_config_makes_a_model(name: str, dataset: Path, tmp_path: Path, monkeypa
     cli = TrainingCLI(ImageModel, fields=fields, transform=transform, args=given)
     assert sum(parameter.numel() for parameter in cli.model.parameters()) > 0
     assert list(tmp_path.iterdir()) == [], "nothing is written before a training starts"
+
+
+def test_a_head_trains_on_features(dataset: Path, tmp_path: Path) -> None:
+    """`embed`, then configs/probe.yaml: two processes, of seconds each."""
+    shutil.copytree(dataset, tmp_path / "data")
+    embed = ["-m", PACKAGE, "embed", "small_cnn", "data", "--weights", "none", "--image-size", "28"]
+    probe = [str(PROJECT / "train.py"), "--config", str(PROJECT / "configs" / "probe.yaml"), "--data.path", "data"]
+    probe += ["--data.global_batch_size", "10", "--trainer.max_epochs", "1", "--log.wandb", "false"]
+    for command in (embed, probe):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_settings_of_the_sweep_exist(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

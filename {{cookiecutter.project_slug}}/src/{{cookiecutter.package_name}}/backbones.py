@@ -1,6 +1,7 @@
 """Backbones by name: every classification network of torchvision, and `small_cnn` for tiny images and slow machines.
 
-Another network is another name in `build`: any module from images (B, 3, S, S) to (B, outputs).
+Another network is another name in `build`: any module from images (B, 3, S, S) to (B, outputs). `linear` and `mlp` take
+features that `embed` made of the images.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from lightning_shards.vision.torchvision_models import SMALL_IMAGE
 from lightning_shards.vision.weights import load_weights
 from torch import Tensor, nn
 
+HEADS = ("linear", "mlp")  # on features that `embed` made
+
 
 def names() -> list[str]:
     """All names that `build` knows."""
     return ["small_cnn", *torchvision_models.names()]
 
 
-def build(name: str, outputs: int, image_size: int, weights: str | None = None) -> nn.Module:
-    """A network from images (B, 3, S, S) to (B, outputs).
+def build(
+    name: str, outputs: int, image_size: int, weights: str | None = None, features: list[int] | None = None
+) -> nn.Module:
+    """A network from images (B, 3, S, S), or from `features`, to (B, outputs).
 
     Args:
         name: one of `names()`.
@@ -28,16 +33,20 @@ def build(name: str, outputs: int, image_size: int, weights: str | None = None) 
         image_size: S, in pixels. Below 64 the stem is replaced by one that keeps the resolution.
         weights: `imagenet` (torchvision's best; downloaded once), a checkpoint of this project, or None. What does not
             fit in shape, as the last layer for other classes, starts anew.
+        features: [F] where the network takes features (B, F) in place of images: `linear` or `mlp`.
 
     Raises InputError for an unknown name, an image size that is too small for the network, or weights that do not fit.
     """
-    if name in ("linear", "mlp"):
-        raise InputError(f"model.backbone {name} takes features, not images: make them with `embed`, name data.features")
-    if name not in names():
+    if (name in HEADS) != bool(features):
+        takes = "images, not features: linear or mlp take those" if features else "features: name some in data.features"
+        raise InputError(f"model.backbone {name} takes {takes}")
+    if name not in (*names(), *HEADS):
         near = ", ".join(n for n in names() if n[:4] == name[:4]) or "small_cnn, resnet18, convnext_tiny, vit_b_16"
         raise InputError(f"model.backbone {name!r} is not known; there are for instance {near} (all of torchvision's)")
-    if name == "small_cnn":
-        model: nn.Module = SmallCNN(outputs)
+    if features:
+        model: nn.Module = _head(name, features[0], outputs)
+    elif name == "small_cnn":
+        model = SmallCNN(outputs)
     else:
         small = image_size < SMALL_IMAGE and weights != "imagenet"
         model = torchvision_models.build(name, outputs, image_size, small)
@@ -46,21 +55,12 @@ def build(name: str, outputs: int, image_size: int, weights: str | None = None) 
     return model
 
 
-def head(name: str, inputs: int, outputs: int, weights: str | None = None) -> nn.Module:
-    """A network from features (B, inputs), which `embed` has made of images, to (B, outputs): `linear`, or `mlp`.
-
-    They are first normalised by the statistics of the training, so that one learning rate fits all that made them.
-    """
+def _head(name: str, inputs: int, outputs: int) -> nn.Module:
+    """Features are first normalised by the statistics of the training: one learning rate fits whatever made them."""
     norm = nn.BatchNorm1d(inputs, affine=False)
     if name == "linear":
-        model = nn.Sequential(norm, nn.Linear(inputs, outputs))
-    elif name == "mlp":
-        model = nn.Sequential(norm, nn.Linear(inputs, inputs), nn.GELU(), nn.Dropout(0.1), nn.Linear(inputs, outputs))
-    else:
-        raise InputError(f"model.backbone {name} takes images, and data.features gives features: linear or mlp would do")
-    if weights:
-        load_weights(model, name, weights)
-    return model
+        return nn.Sequential(norm, nn.Linear(inputs, outputs))
+    return nn.Sequential(norm, nn.Linear(inputs, inputs), nn.GELU(), nn.Dropout(0.1), nn.Linear(inputs, outputs))
 
 
 class SmallCNN(nn.Module):

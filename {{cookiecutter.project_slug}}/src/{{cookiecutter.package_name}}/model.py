@@ -65,7 +65,7 @@ class ImageModel(ShardModule):
     """
 
     inputs: tuple[str, ...] = ("image",)  # the fields of a batch that `forward` takes
-    mean: Tensor  # of ImageNet's pixels in 0..255, (1, 3, 1, 1)
+    mean: Tensor  # of ImageNet's pixels in 0..255, (1, 3, 1, 1); of features 0
     std: Tensor
 
     def __init__(
@@ -108,28 +108,26 @@ class ImageModel(ShardModule):
         self.objective: Objective = OBJECTIVES[task](len(targets), label_smoothing)
         self.monitor, self.mode = self.objective.monitor, self.objective.mode  # what picks the best weights
         self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
-        if shape := (fields or {}).get("features"):
+        features = (fields or {}).get("features")  # (F,), where samples have them in place of an image
+        self.backbone: nn.Module = backbones.build(backbone, len(targets), image_size, weights, features)
+        if features:
             self.inputs = ("features",)
-            self.backbone: nn.Module = backbones.head(backbone, shape[0], len(targets), weights)
         else:
-            self.backbone = backbones.build(backbone, len(targets), image_size, weights)
             check_input(self.backbone, image_size)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+        self.register_buffer("mean", torch.zeros(1) if features else mean, persistent=False)
+        self.register_buffer("std", torch.ones(1) if features else std, persistent=False)
         self.augment = Augment(mixup, cutmix, erasing, color_jitter, fill=self.mean)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S), or for features (B, F)."""
-        return self.backbone(self._normalized(inputs))
+        return self.backbone((images - self.mean) / self.std)
 
     def features(self, images: Tensor) -> Tensor:
         """What `embed` keeps of images: what the backbone's last layer sees, float (B, F)."""
-        return last_layer.features(self.backbone, self._normalized(images))
-
-    def _normalized(self, inputs: Tensor) -> Tensor:
-        return (inputs - self.mean) / self.std if self.inputs[0] == "image" else inputs.float()
+        return last_layer.features(self.backbone, (images - self.mean) / self.std)
 
     def scores(self, *inputs: Tensor) -> Tensor:
         """Probabilities or numbers, float (B, T): what `predict` writes and an exported file gives."""
