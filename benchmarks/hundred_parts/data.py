@@ -46,12 +46,12 @@ class Size:
 
 def make(folder: Path, size: Size, seed: int) -> tuple[Path, dict[str, Any]]:
     """The dataset's folder in `folder`, and what is in it, to be said with the figures."""
-    images = list(_images())
-    packed = [_pack(folder / f"pack-{number}", size, images, seed + number) for number in range(size.packs)]
+    images = list(sample_images())
+    packed = [pack_tars(folder / f"pack-{number}", size, images, seed + number) for number in range(size.packs)]
     return _link(folder / "dataset", [(part, shard) for part in packed for shard in part.splits["train"]], size)
 
 
-def _images() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def sample_images() -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """(class, pixels) of each image of the sample."""
     with zipfile.ZipFile(SAMPLE) as archive:
         for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
@@ -60,7 +60,7 @@ def _images() -> Iterator[tuple[str, NDArray[np.uint8]]]:
             yield name.split("/")[-2], pixels.astype(np.uint8)
 
 
-def _pack(folder: Path, size: Size, images: list[tuple[str, NDArray[np.uint8]]], seed: int) -> Dataset:
+def pack_tars(folder: Path, size: Size, images: list[tuple[str, NDArray[np.uint8]]], seed: int) -> Dataset:
     """SHARDS_A_PACK tars, with their arrays."""
     random, source = np.random.default_rng(seed), folder / "source"
     for number in range(SHARDS_A_PACK * size.each):

@@ -130,6 +130,12 @@ class PartialFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place))  # a disk nearly full
         self.written.there[row : row + records.size] = records["there"]
 
+    def put_one(self, row: int, content: memoryview) -> None:
+        """The same for one record that the tar need not be asked for, as its bytes."""
+        if os.pwrite(self._descriptor, content, self._begin + row * self.record.itemsize) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place))
+        self.written.there[row] = HERE
+
     def leave(self, row: int) -> None:
         """Note that the tar alone has this sample. Raises OSError."""
         os.pwrite(self._descriptor, bytes([IN_TAR]), self._begin + (row + 1) * self.record.itemsize - 1)

@@ -230,16 +230,17 @@ class BatchDecoder:
     def _decode(self, chunk: Sequence[int], making: _Making) -> Skipped:
         """Fill some rows of a batch; what could not be decoded is returned as lines for the skip log."""
         skipped: Skipped = []
-        rows, ids, kept = making.rows, making.ids[list(chunk)], self.decoded
+        rows, ids = making.rows, making.ids[list(chunk)]
         ids = ids[ids != PADDING]  # the last rows of a split
-        for row, number, (shard, place) in zip(chunk, ids.tolist(), self.store.locate(ids), strict=False):
+        keeper = self.decoded.keeper(ids, rows.arrays) if self.decoded else None
+        for number, (row, (shard, place)) in enumerate(zip(chunk, self.store.locate(ids), strict=False)):
             try:
                 whole = rows.decode(row, shard.read(place))
-                if kept:
-                    kept.keep(number, whole, {name: rows.arrays[name][row] for name in kept.others})
+                if keeper:
+                    keeper.keep(number, row, whole)
             except (DecodeError, KeyError) as error:
-                if kept:
-                    kept.keep(number, None, {})
+                if keeper:
+                    keeper.keep(number, row, None)
                 self._first_look.failed(error, shard)
                 skipped.append(_line(making, row, shard, place, error))
         return skipped

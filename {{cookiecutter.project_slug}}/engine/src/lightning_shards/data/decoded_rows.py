@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..machine import memory_bytes, open_files
 from ..terminal import say
-from .array_file import HERE, MISSING, ArrayFile, PartialFile
+from .array_file import ArrayFile, PartialFile
 from .array_rows import ArrayRows, read_ahead
 from .batcher import PADDING
 from .crop import Crop
@@ -26,6 +26,7 @@ from .crop_batch import cut_all
 from .dataset import Dataset
 from .decode import Pixels
 from .decoded import SIZE, DecodedPlan
+from .keeper import Keeper
 from .slots import Arrays
 
 
@@ -127,31 +128,14 @@ class DecodedRows(ArrayRows):
             self._rows[id(array)] = array, rows
         return rows
 
-    def keep(self, sample: int, pixels: Pixels | None, values: dict[str, Any]) -> None:
-        """Write what was decoded; without `pixels`, that only the tar has this sample.
-
-        Args:
-            sample: its id.
-            pixels: of the whole image, uint8 (H, W, 3).
-            values: of the other fields.
-        """
-        number = int(np.searchsorted(self.ends, sample, side="right"))
-        file, row = self._open.get(number), int(sample - self.begins[number])
-        if not isinstance(file, PartialFile) or file.written.there[row] != MISSING or not self._writes:
-            return
-        plan = self._plan
-        try:
-            if pixels is None or pixels.shape[0] > plan.height or pixels.shape[1] > plan.width:
-                return file.leave(row)
-            record = np.zeros((), plan.record)
-            height, width = record[SIZE][:] = pixels.shape[:2]
-            record[plan.image][:height, :width] = pixels
-            for name, value in values.items():
-                record[name] = value
-            record["there"] = HERE
-            file.put(row, record)
-        except OSError as error:
-            self._give_up(error)
+    def keeper(self, ids: NDArray[np.int64], arrays: Arrays) -> Keeper:
+        """For what is decoded of the samples `ids`, (n,), into rows of `arrays`."""
+        numbers = self.ends.searchsorted(ids, side="right")
+        files = [
+            file if isinstance(file := self._open.get(number), PartialFile) else None for number in numbers.tolist()
+        ]
+        places = (ids - self.begins[numbers]).tolist()
+        return Keeper(self._plan, files if self._writes else [None] * len(files), places, arrays, self._give_up)
 
     def _let_go(self, number: int) -> None:
         file = self._open.pop(number)
