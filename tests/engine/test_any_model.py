@@ -369,7 +369,7 @@ def test_a_state_that_only_its_optimizer_knows_is_no_traceback(
 
 
 def test_the_scale_of_float16_and_an_average_go_on_or_are_refused(folder: Path) -> None:
-    plugin = {"class_path": "lightning.pytorch.plugins.MixedPrecision"}
+    plugin: dict[str, Any] = {"class_path": "lightning.pytorch.plugins.MixedPrecision"}
     plugin |= {"init_args": {"precision": "16-mixed", "device": "cpu"}}
     settings = yaml.safe_load(Path("small.yaml").read_text())
     settings["trainer"]["plugins"] = [plugin]

@@ -246,7 +246,7 @@ def test_text_and_json_that_are_none_are_damage() -> None:
     for field, data in ((Text(), b"\xff"), (Json(), b"{"), (Json(), b"[" * 100_000), (Json(), b"\xff\xfe")):
         with pytest.raises(DecodeError):
             field.decode(data, None, None)
-    for field, data in (
+    numbers: list[tuple[Any, bytes]] = [
         *(
             (ClassIndex(99), text.encode())
             for text in ("1_0", "\uff10", "1e1", "0x1", "nan", "1.0", "", "True", "9" * 5000)
@@ -255,7 +255,8 @@ def test_text_and_json_that_are_none_are_damage() -> None:
         *((Numbers(1), f'{{"targets": [{text}]}}'.encode()) for text in ('"1_0"', '"1"', "NaN", "Infinity", "null")),
         (Boxes(2), b'{"boxes": [[1, 2, 3, "4_0"]], "labels": [0]}'),
         (Boxes(2), b'{"boxes": [[1, 2, 30, 40]], "labels": [0.9]}'),
-    ):
+    ]
+    for field, data in numbers:
         with pytest.raises(DecodeError):
             field.decode(data, None, None)
     for read, text in ((to_number, "1_0"), (to_number, "\uff11"), (to_number, "0x10"), (size, "infG"), (size, "nanK")):

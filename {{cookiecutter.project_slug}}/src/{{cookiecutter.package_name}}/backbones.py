@@ -19,7 +19,7 @@ HEADS = ("linear", "mlp")  # on features that `embed` made
 
 def names() -> list[str]:
     """All names that `build` knows."""
-    return ["small_cnn", *torchvision_models.names()]
+    return ["small_cnn", *HEADS, *torchvision_models.names()]
 
 
 def build(
@@ -37,12 +37,12 @@ def build(
 
     Raises InputError for an unknown name, an image size that is too small for the network, or weights that do not fit.
     """
+    if name not in names():
+        near = ", ".join(n for n in names() if n[:4] == name[:4]) or "small_cnn, resnet18, convnext_tiny, vit_b_16"
+        raise InputError(f"model.backbone {name!r} is not known; there are for instance {near} (all of torchvision's)")
     if (name in HEADS) != bool(features):
         takes = "images, not features: linear or mlp take those" if features else "features: name some in data.features"
         raise InputError(f"model.backbone {name} takes {takes}")
-    if name not in (*names(), *HEADS):
-        near = ", ".join(n for n in names() if n[:4] == name[:4]) or "small_cnn, resnet18, convnext_tiny, vit_b_16"
-        raise InputError(f"model.backbone {name!r} is not known; there are for instance {near} (all of torchvision's)")
     if features:
         model: nn.Module = _head(name, features[0], outputs)
     elif name == "small_cnn":
