@@ -1,7 +1,7 @@
 """100 million samples through the loader once, killed and resumed on changing settings: does each come exactly once?
 
-    make hundred-million                                             # build/hundred_million.json
-    make hundred-million HUNDRED="--shards 48 --each 500 --batch 16" # a trial of seconds
+    make hundred-million                                                         # build/hundred_million.json
+    make hundred-million HUNDRED="--shards 48 --each 500 --packs 1 --batch 16"   # a trial of half a minute
 
 A training without a model takes ShardLoader's batches, looks at every target, and writes down every id. This program
 kills it (SIGKILL, all ranks) at random places, seeded, and starts it again from its last state with other workers,
@@ -66,7 +66,7 @@ class Run:
         task = {
             "data": str(self.data), "ledger": str(self.ledger.folder), "attempt": number, "world": world,
             "workers": workers, "batch": batch * self.given.batch, "decoded_bytes": kept, "crop": self.given.crop,
-            "each": self.given.each, "save_every": self.given.save_every,
+            "each": self.given.each, "save_every": self.given.save_every or self.given.shards * self.given.each // 200,
         }  # fmt: skip
         tasks = [json.dumps({**task, "rank": rank}) for rank in range(world)]
         command = [sys.executable, "-m", "hundred_parts.training"]
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs=2, default=[28, 32], help="least and most pixels of an image's side")
     parser.add_argument("--batch", type=int, default=256, help="the smallest batch; others are multiples of it")
     parser.add_argument("--crop", type=int, default=32, help="pixels of a side of what is handed out")
-    parser.add_argument("--save-every", type=int, default=500_000, help="samples between two saved states")
+    parser.add_argument("--save-every", type=int, help="samples between two saved states (a 200th of all)")
     parser.add_argument("--sample-seconds", type=float, default=10, help="between two looks at rate and memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("build/hundred-million"), help="where to work; emptied")

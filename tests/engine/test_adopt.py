@@ -48,8 +48,11 @@ def test_shards_of_others_become_a_dataset(
     root = tmp_path / "theirs"
     write_foreign(root, task=task)
     before = {path: path.read_bytes() for path in root.iterdir()}
-    assert run(monkeypatch, str(root), "--json", "--val", "*-0004.tar") == 0
+    decoded = ["--decoded"] if task == "single_label" else []
+    assert run(monkeypatch, str(root), "--json", "--val", "*-0004.tar", *decoded) == 0
     report = json.loads(capsys.readouterr().out)
+    if decoded:
+        assert [report["decoded"][split]["images"] for split in ("train", "val")] == [36, 4]
     assert report["splits"] == {"train": {"samples": 36, "shards": 4}, "val": {"samples": 4, "shards": 1}}
     assert (report["task"], report["lacking"]) == (task, 0)
     assert all(path.read_bytes() == data for path, data in before.items()), "the tars are as they were"

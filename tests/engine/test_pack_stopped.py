@@ -98,7 +98,9 @@ def test_the_command_prints_a_report_or_json(tmp_path: Path) -> None:
     assert text.returncode == 0
     assert "images/s" in text.stdout
     assert "10% of the images" in text.stdout
-    report = json.loads(command(root, tmp_path / "b", "--json").stdout)
+    report = json.loads(command(root, tmp_path / "b", "--json", "--decoded").stdout)
+    assert report["decoded"]["train"]["images"] == report["splits"]["train"]["images"]
+    assert list(tmp_path.glob("b/train/*.npy"))
     assert report["splits"]["train"]["images"] == 24
     for arguments in (["pack", root], ["pack", root, tmp_path / "c", "--quality", "good"], ["unknown"], []):
         result = subprocess.run([sys.executable, "-m", PACKAGE, *arguments], capture_output=True, text=True)
