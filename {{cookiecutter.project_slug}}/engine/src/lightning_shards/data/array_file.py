@@ -94,6 +94,7 @@ class PartialFile:
             with locked(self._lock):
                 opened = left_behind(path, record, samples, made) or self._new()
         self.written = opened
+        self.begun = bool(opened.there.any())  # by an earlier process or pass
         self._begin = len(_header(record, samples))
         self._descriptor = os.open(self.place, os.O_RDWR | os.O_CLOEXEC)
 

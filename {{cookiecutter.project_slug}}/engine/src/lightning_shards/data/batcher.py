@@ -243,6 +243,8 @@ class BatchDecoder:
                     keeper.keep(number, row, None)
                 self._first_look.failed(error, shard)
                 skipped.append(_line(making, row, shard, place, error))
+        if self.decoded and keeper:
+            self.decoded.keep(keeper)
         return skipped
 
     def _finish(self, making: _Making, last: bool) -> DecodedBatch:

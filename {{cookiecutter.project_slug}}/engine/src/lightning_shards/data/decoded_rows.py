@@ -51,6 +51,7 @@ class DecodedRows(ArrayRows):
         self._thread = ThreadPoolExecutor(1, "arrays")
         self._rows: dict[int, tuple[NDArray[Any], list[Pixels]]] = {}  # of the slots' memory
         self._images: list[Pixels] = []  # of the buffer's rows
+        self._spare: list[NDArray[Any]] = []  # memory of keepers
 
     def expect(self, numbers: Sequence[int]) -> list[int]:
         """Have these shards at hand, and let go of all others. Returns those whose tars are wanted."""
@@ -84,7 +85,7 @@ class DecodedRows(ArrayRows):
 
     def mapped(self, number: int) -> ArrayFile | None:
         file = self._at(number)
-        return file.written if isinstance(file, PartialFile) else file
+        return (file.written if file.begun else None) if isinstance(file, PartialFile) else file
 
     def fill(
         self, ids: NDArray[np.int64], seeds: NDArray[np.int64] | None, arrays: Arrays, valid: NDArray[np.bool_]
@@ -129,13 +130,24 @@ class DecodedRows(ArrayRows):
         return rows
 
     def keeper(self, ids: NDArray[np.int64], arrays: Arrays) -> Keeper:
-        """For what is decoded of the samples `ids`, (n,), into rows of `arrays`."""
+        """For what is decoded of the samples `ids`, (n,), into rows of `arrays`; to be handed to `keep`."""
         numbers = self.ends.searchsorted(ids, side="right")
-        files = [
+        open_ = [
             file if isinstance(file := self._open.get(number), PartialFile) else None for number in numbers.tolist()
         ]
-        places = (ids - self.begins[numbers]).tolist()
-        return Keeper(self._plan, files if self._writes else [None] * len(files), places, arrays, self._give_up)
+        records = self._spare.pop() if self._spare else np.zeros(0, self._plan.record)
+        if len(records) < len(ids):
+            records = np.zeros(len(ids), self._plan.record)
+        return Keeper(self._plan, records, open_, (ids - self.begins[numbers]).tolist(), arrays)
+
+    def keep(self, keeper: Keeper) -> None:
+        """Write what was decoded."""
+        try:
+            if self._writes:
+                keeper.write()
+        except OSError as error:
+            self._give_up(error)
+        self._spare.append(keeper.records)
 
     def _let_go(self, number: int) -> None:
         file = self._open.pop(number)
