@@ -21,9 +21,13 @@ import yaml
 from lightning_shards.data import Crop, Dataset, ShardLoader
 from lightning_shards.data.array_file import IN_TAR, MISSING
 from lightning_shards.data.embedding import Embedding
+from lightning_shards.data.fields import dataset_fields
 from lightning_shards.errors import InputError
+from lightning_shards.inference.embed import Embedder, Look
 from lightning_shards.inference.embedding_writer import unfinished
 from lightning_shards.train.trained_model import load_model
+from lightning_shards.vision import last_layer
+from team import backbones
 from team.model import ImageModel
 
 from .conftest import write_dataset
@@ -225,11 +229,40 @@ def test_the_forecast_writes_nothing(project: Path, monkeypatch: Any, capfd: Any
 
 
 @pytest.mark.parametrize(
+    "name", ["small_cnn", "convnext_tiny", "vit_b_16", "swin_t", "densenet121", "maxvit_t", "vgg11"]
+)
+def test_features_of_every_family_are_what_the_last_layer_sees(name: str) -> None:
+    with torch.device("meta"):
+        network = backbones.build(name, 7, 224).eval()
+        seen = last_layer.features(network, torch.zeros(2, 3, 224, 224))
+    last = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    assert seen.shape == (2, last.in_features) and last.out_features == 7
+    with pytest.raises(InputError, match="does not end in one linear layer"), torch.device("meta"):
+        last_layer.features(backbones.build("squeezenet1_1", 7, 224).eval(), torch.zeros(2, 3, 224, 224))
+
+
+def evaluated(sample: dict[str, Any], random: np.random.Generator) -> None:
+    sample["image"][:] = 255 - sample["image"]
+
+
+evaluated.evaluation = True  # type: ignore[attr-defined]
+
+
+def test_another_transform_makes_another_embedding(embedded: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(embedded)
+    dataset, model = Dataset.open(Path("colours")), load_model("first", ImageModel)
+    about = (model, "first", False, dataset, "changed", Look(Crop(16)), dataset_fields(dataset))
+    made = [Embedder(*about, transform).embedding.network for transform in (None, evaluated, lambda *both: None)]
+    assert made[0] == made[2] and made[1] == {**made[0], "transform": f"{__name__}.evaluated"}
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["embed", "no_such", "colours"], "'no_such' is no run and no checkpoint; as a backbone: .* is not known"),
         (["embed", "first", "nowhere"], "no packed dataset"),
         (["embed", "first", "colours", "--name", "../out"], "cannot be an embedding's name"),
+        (["embed", "first", "colours", "--name", "decoded"], "cannot be an embedding's name"),
         (["embed", "first", "colours", "--views", "0"], "views"),
         (["embed", "first", "colours", "--views", "900"], "900 views"),
         (["embed", "first", "colours", "--batch-size", "0"], "--batch_size is 0"),

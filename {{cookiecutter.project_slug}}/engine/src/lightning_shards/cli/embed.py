@@ -47,8 +47,8 @@ def add(commands: Any) -> None:
 
 def _embed(arguments: argparse.Namespace) -> int:
     with importing():
-        from ..inference.embed import embedder
         from ..inference.embed_report import forecast, render, render_forecast
+        from ..inference.networks import embedder
         from ..packing.report import progress_bar
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)

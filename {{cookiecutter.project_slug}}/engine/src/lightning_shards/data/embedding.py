@@ -54,7 +54,7 @@ class Embedding:
     others: Mapping[str, Mapping[str, Any]]
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not _NAME.fullmatch(self.name) or self.name == "decoded":  # which pixels are called
             raise InputError(f"{self.name[:80]!r} cannot be an embedding's name: use letters, digits, '-' and '_'")
         if not 1 <= self.views <= MOST_VIEWS:
             raise InputError(f"{self.views} views of an image cannot be kept: 1 to {MOST_VIEWS} would do")

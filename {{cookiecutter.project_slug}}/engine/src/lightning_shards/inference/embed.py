@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +16,17 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.array_file import HERE, IN_TAR
 from ..data.array_plan import ArrayPlan
 from ..data.batch import Batch
-from ..data.checks import check_settings
 from ..data.crop import Crop
 from ..data.dataset import Dataset
-from ..data.embedding import FEATURES, TEACHER, VALUES, Embedding, can_keep
-from ..data.fields import Fields, Image, resolve_fields
-from ..data.fields.resolve import WantedFields
+from ..data.embedding import VALUES, Embedding, can_keep
+from ..data.fields import Fields, Image
 from ..data.loader import EpochLoader, SkipLog
-from ..data.opening import open_dataset
 from ..data.ranks import find_ranks
 from ..data.runs_of_ids import RunsOfIds
 from ..data.spread import processes_and_threads
@@ -38,11 +35,8 @@ from ..data.worker import WorkerSpec
 from ..errors import InputError, RunError
 from ..machine import cache_folder
 from ..train import hardware
-from ..train.contract import title
 from .embedding_writer import EmbeddingWriter, unfinished
-from .networks import open_network
 
-CROPS = {"eval_crop": "center", "crop_scale": "scale", "flip": "flip"}  # option -> part of a Crop
 Progress = Callable[[int, int], None]  # samples done, samples in all
 
 
@@ -84,7 +78,7 @@ class Embedder:
         name: by which a training will call the embedding.
         look: how the images are cut.
         fields: of a sample; those that are numbers of fixed shape are kept, too.
-        transform: of the project; plays a part where it says that it is for evaluation, too.
+        transform: of the project; plays a part with random crops, and where it says that it is for evaluation, too.
         devices: how many; each has shards of its own.
         force: replace what another network has made under this name.
 
@@ -117,8 +111,9 @@ class Embedder:
             self.fabric = Fabric(accelerator=device, devices=devices, precision=precision)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise InputError(f"--devices {devices} cannot be had here: {str(error).splitlines()[0]}") from None
-        self.fabric.launch()
         network = {"kind": self._method, "title": title, "weights": weights_hash(model), **look.describe()}
+        if transform and (look.views > 1 or getattr(transform, "evaluation", False)):
+            network["transform"] = name_of(transform)
         others = {n: one.describe() for n, one in self._fields.items() if n != "image"}  # type: ignore[attr-defined]
         self.embedding = Embedding(name, network, self._length(), look.views, others)
         self._before = Embedding.find(dataset, name)
@@ -127,6 +122,7 @@ class Embedder:
                 f"{dataset.root} has another embedding {name!r}, by {self._before.network.get('title')}: give this one"
                 " another --name, or replace that with --force"
             )
+        self.fabric.launch()
 
     def _length(self) -> int:
         side = self.look.crop.size
@@ -249,37 +245,6 @@ class Embedder:
         return count
 
 
-def embedder(
-    model_class: type[LightningModule],
-    options: Mapping[str, Any],
-    fields: WantedFields = None,
-    transform: Transform | None = None,
-) -> Embedder:
-    """What the options of `embed` name, with its processes launched. Raises InputError for what cannot be done."""
-    dataset = open_dataset(options["dataset"])
-    model, settings = open_network(
-        model_class, options["network"], options["weights"], options["image_size"], dataset, options["scores"]
-    )
-    size = options["image_size"] or int(model.hparams.get("image_size") or 224)
-    given = {name: settings.get(name) if options[name] is None else options[name] for name in CROPS}
-    check_settings({"image_size": size, "workers": options["workers"], "seed": options["seed"], **given}, "--")
-    check_settings({"batch_size": options["batch_size"]}, "--")
-    crop = Crop(size, **{CROPS[name]: value for name, value in given.items() if value is not None})
-    look = Look(crop, options["views"], options["seed"], options["batch_size"], options["workers"])
-    return Embedder(
-        model,
-        title(model),
-        options["scores"],
-        dataset,
-        options["name"] or (TEACHER if options["scores"] else FEATURES),
-        look,
-        resolve_fields(dataset, fields),
-        transform,
-        options["devices"],
-        options["force"],
-    )
-
-
 def weights_hash(model: nn.Module) -> str:
     """Of the names and values of all that a model computes with."""
     digest = hashlib.sha256()
@@ -287,3 +252,11 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def name_of(transform: Transform) -> str:
+    """What tells a transform from another: its name, and the settings that its `repr` shows."""
+    if inspect.isroutine(transform):
+        return f"{transform.__module__}.{transform.__qualname__}"
+    text = repr(transform)
+    return f"{type(transform).__module__}.{type(transform).__qualname__}" if " at 0x" in text else text

@@ -1,22 +1,63 @@
-"""The network that `embed` runs: a run's best weights, a checkpoint, or a backbone by name."""
+"""What the options of `embed` name: a run's best weights, a checkpoint or a backbone by name, and how it looks."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 
+from ..data.checks import check_settings
+from ..data.crop import Crop
 from ..data.dataset import Dataset
+from ..data.embedding import FEATURES, TEACHER
+from ..data.fields import resolve_fields
+from ..data.fields.resolve import WantedFields
+from ..data.opening import open_dataset
+from ..data.transform import Transform
 from ..errors import InputError
 from ..runs.checkpoints import load
 from ..runs.folder import RUNS, find
-from ..train.contract import has_features, inputs
+from ..train.contract import has_features, inputs, title
 from ..train.trained_model import best_model, make, restore
+from .embed import Embedder, Look
 
 RANDOM = "none"  # in place of weights
+CROPS = {"eval_crop": "center", "crop_scale": "scale", "flip": "flip"}  # option -> part of a Crop
+
+
+def embedder(
+    model_class: type[LightningModule],
+    options: Mapping[str, Any],
+    fields: WantedFields = None,
+    transform: Transform | None = None,
+) -> Embedder:
+    """What the options of `embed` name, with its processes launched. Raises InputError for what cannot be done."""
+    dataset = open_dataset(options["dataset"])
+    model, settings = open_network(
+        model_class, options["network"], options["weights"], options["image_size"], dataset, options["scores"]
+    )
+    size = options["image_size"] or int(model.hparams.get("image_size") or 224)
+    given = {name: settings.get(name) if options[name] is None else options[name] for name in CROPS}
+    check_settings({"image_size": size, "workers": options["workers"], "seed": options["seed"], **given}, "--")
+    check_settings({"batch_size": options["batch_size"]}, "--")
+    crop = Crop(size, **{CROPS[name]: value for name, value in given.items() if value is not None})
+    look = Look(crop, options["views"], options["seed"], options["batch_size"], options["workers"])
+    return Embedder(
+        model,
+        title(model),
+        options["scores"],
+        dataset,
+        options["name"] or (TEACHER if options["scores"] else FEATURES),
+        look,
+        resolve_fields(dataset, fields),
+        transform,
+        options["devices"],
+        options["force"],
+    )
 
 
 def open_network(
