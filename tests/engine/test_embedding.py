@@ -31,7 +31,7 @@ from team import backbones
 from team.model import ImageModel
 
 from .conftest import write_dataset
-from .in_place import PACKAGE
+from .in_place import PACKAGE, PROJECT
 from .test_inference import call
 from .test_train import SMALL, start, summary
 
@@ -226,6 +226,15 @@ def test_the_forecast_writes_nothing(project: Path, monkeypatch: Any, capfd: Any
     told = json.loads(capfd.readouterr().out)
     assert told["bytes"] == 1_000_000 * (128 * 2 + 8 + 1) and told["embedding"]["seconds"] > 0
     assert sorted(project.rglob("*")) == before
+
+
+def test_a_training_on_features_is_forecast(project: Path, monkeypatch: Any, capfd: Any) -> None:
+    shutil.copy(PROJECT / "prices.yaml", project)
+    given = ("--config", "small.yaml", "--data.features", "features", "--seconds", 0.5, "--json")
+    assert call(monkeypatch, "forecast", *given) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["inputs"] == "128 features (features)" and told["forecast"]["seconds"] > 0
+    assert told["reading"]["bytes"] == 96 * (128 * 2 + 8 + 1) and told["reading"]["bytes_per_second"] > 0
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def _report(
         "devices": bench.world,
         "model": title(bench.model),
         "image_size": data.crop.size,
+        "inputs": data.inputs,
         **bench.resolved,
         "dataset": {"path": str(data.dataset.root), "images": bench.images, "bytes": source["bytes"]},
         "images": images,

@@ -67,7 +67,7 @@ def picture(report: Mapping[str, Any]) -> str:
 
 
 def _title(report: Mapping[str, Any]) -> str:
-    return f"{report['model']} at {report['image_size']} pixels on {report['devices']} x {report['hardware']}"
+    return f"{report['model']} at {report['inputs']} on {report['devices']} x {report['hardware']}"
 
 
 def _share(rate: float, least: float, most: float) -> float:

@@ -16,7 +16,7 @@ def render(report: Mapping[str, Any]) -> str:
     """At most 24 lines of 100 columns."""
     data, energy = report["dataset"], report["energy"]
     lines = [
-        f"{report['model']} at {report['image_size']} pixels, {report['precision']}, micro-batch"
+        f"{report['model']} at {report['inputs']}, {report['precision']}, micro-batch"
         f" {report['micro_batch_size']}, compile {'on' if report['compile'] else 'off'}, on"
         f" {report['devices']} x {report['hardware']}",
         f"{data['path']}: {data['images']:,} images, {_bytes(data['bytes'])}; {report['workers']} decoding threads",

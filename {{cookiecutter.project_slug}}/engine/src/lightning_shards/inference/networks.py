@@ -56,7 +56,7 @@ def embedder(
         resolve_fields(dataset, fields),
         transform,
         options["devices"],
-        options["force"],
+        options["force"] or options["forecast"],
     )
 
 

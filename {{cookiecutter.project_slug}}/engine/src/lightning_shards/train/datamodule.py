@@ -14,7 +14,7 @@ from ..data.cache import Cache
 from ..data.checks import check_settings
 from ..data.crop import Crop
 from ..data.decoded import DecodedPlan
-from ..data.embedding import embedded_fields
+from ..data.embedding import FEATURES, Embedded, Embedding, embedded_fields
 from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import WantedFields, resolve_fields
 from ..data.loader import EpochLoader, SkipLog
@@ -141,6 +141,18 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
     def targets(self) -> list[str]:
         """Class names, or the names of the numbers."""
         return list(self.dataset.targets)
+
+    @property
+    def features(self) -> Embedding | None:
+        """What takes the place of the images, if anything does."""
+        field = self.sample_fields.get(FEATURES)
+        return field.embedding if isinstance(field, Embedded) else None
+
+    @property
+    def inputs(self) -> str:
+        """What the model looks at, for a person."""
+        one = self.features
+        return f"{one.length} features ({one.name})" if one else f"{self.crop.size} pixels"
 
     @property
     def field_shapes(self) -> dict[str, list[int] | None]:

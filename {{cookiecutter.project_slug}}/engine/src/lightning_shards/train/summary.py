@@ -21,7 +21,7 @@ def announce(cli: TrainingCLI) -> None:
     parameters = sum(p.numel() for p in cli.model.parameters())
     lines = (
         f"{cli.run.folder}: {contract.title(cli.model)} ({parameters / 1e6:.2g} million parameters),"
-        f" {len(data.order):,} images of {data.crop.size} pixels, {cli.trainer.max_epochs} epochs,"
+        f" {len(data.order):,} images of {data.inputs}, {cli.trainer.max_epochs} epochs,"
         f" global batch {data.global_batch_size}"
         f"\n{cli.trainer.world_size} x {hardware.device_name(cli.device)}: {r['precision']},"
         f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
