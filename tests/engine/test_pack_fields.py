@@ -114,6 +114,10 @@ def test_a_table_brings_any_field_and_the_loader_hands_it_out(tmp_path: Path, sh
     assert boxes == {(6, 4, 30, 20) if short_side is None else (3, 2, 15, 10)}
 
 
+ZEROS = np.zeros((9, 9), np.uint8)
+JPEG = gray(np.zeros((40, 60), np.uint8), "jpg")
+
+
 def masked(count: int = 4, folder: str = "", size: tuple[int, int] = (40, 60)) -> dict[str, bytes]:
     files = {}
     for number in range(count):
@@ -276,11 +280,22 @@ def test_foreign_tars_of_anything_are_adopted_and_handed_out(case: str, tmp_path
         assert sum(text == "" for text in batch["text"]) == missing
 
 
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_adopt_names_a_mask_of_another_size_as_verify_does(extension: str, tmp_path: Path) -> None:
+    samples = [{extension: gray(np.zeros((9 + 2 * (number == 2), 9), np.uint8), extension), "seg.png": png(ZEROS)}
+               for number in range(4)]  # fmt: skip
+    report = adopt(write_tar(tmp_path / "d", samples), None, {}, None, 1)
+    assert (report["lacking"], report["lacking_examples"]) == (1, ["a.tar 0002"])
+    (damage,) = verify(tmp_path / "d", 1, lambda done, total: None)["damages"]
+    assert damage["key"] == "0002" and "mask: has 9 x 9 pixels, the image 9 x 11" in damage["error"]
+
+
 @pytest.mark.parametrize(
     ("samples", "flags", "sentence"),
     [
         ([{"wav": b"x"}], ["a=flac"], r"no sample has \.flac; the samples have wav"),
         ([{"wav": b"x"}], ["a=wav:array"], r"no \.wav of the samples can be read as array"),
+        ([{"jpg": JPEG, "seg.png": png(ZEROS)}], ["mask=seg.png"], "'0000': has 9 x 9 pixels, the image 60 x 40"),
         ([{"png": b"x", "cls": b"cat"}], [], "no target that can be read"),
         ([{"wav": b"x", "make.cls": b"0"}], [], "ends at the first dot"),
         ([{"wav": b"x", "make.cls": b"3000000"}], ["make=make.cls"], "'0000' has the class 3,000,000"),

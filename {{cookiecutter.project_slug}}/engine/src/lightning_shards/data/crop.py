@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import DecodeError, Pixels, decode_jpeg, decode_other, jpeg_frame, scratch
+from .decode import DecodeError, Pixels, check_mask_size, decode_jpeg, decode_other, jpeg_frame, scratch
 
 # reductions up to which linear interpolation will do: as it is, of pixels that are blurred once, or twice
 LINEAR, TWICE, BLURRED = 1.25, 2.2, 3.0
@@ -128,8 +128,7 @@ class View:
         Raises DecodeError for another size.
         """
         box = self._box(height, width)
-        if self.size and self.size != (height, width):
-            raise DecodeError(f"has {width} x {height} pixels, the image {self.size[1]} x {self.size[0]}")
+        check_mask_size((height, width), self.size or (height, width))
         return box
 
     def fit(self, region: NDArray[Any], out: NDArray[Any], nearest: bool = False) -> None:

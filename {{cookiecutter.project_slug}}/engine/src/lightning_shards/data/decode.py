@@ -17,7 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from .file_names import IMAGE_FIELDS as IMAGE_FIELDS
-from .image_header import MAX_PIXELS, Frame, has_end, image_format, read_frame
+from .image_header import MAX_PIXELS, Frame, has_end, image_format, is_turned, read_frame
 from .png import as_gray, inflate, unpack, without_bulk
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
@@ -109,6 +109,22 @@ def decode_image(data: bytes) -> Pixels:
     frame = jpeg_frame(data)
     image = decode_jpeg(data, frame, 1, frame.height, keep=True) if frame else None
     return decode_other(data) if image is None else image
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of an image once it is decoded, from its header where that tells. Raises DecodeError."""
+    if frame := jpeg_frame(data):
+        return frame.height, frame.width
+    if image_format(data) == "png" and not is_turned(data):
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    height, width, _ = decode_image(data).shape
+    return height, width
+
+
+def check_mask_size(mask: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """Raise DecodeError where a mask is not of its image's (height, width)."""
+    if mask[:2] != image[:2]:
+        raise DecodeError(f"has {mask[1]} x {mask[0]} pixels, the image {image[1]} x {image[0]}")
 
 
 def mask_size(data: bytes) -> tuple[int, int]:

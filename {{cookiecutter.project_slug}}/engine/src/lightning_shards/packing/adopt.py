@@ -146,7 +146,10 @@ def _described(dataset: Dataset, found: list[Found], asked: Sequence[FieldColumn
             there = ", ".join(sorted({one for tar in found for one in tar.extensions})[:50])
             raise InputError(f"--field {name}: no sample has .{names[0]}; the samples have {there}")
         if kind in ALWAYS_SEEN and not forms:
-            raise InputError(f"no .{names[0]} of the samples can be read as {kind}: say of which kind it is by --field")
+            raise InputError(
+                f"no .{names[0]} of the samples can be read as {kind}: mend them, or say of which kind it is by --field"
+                f" ({next((part.damage for part in these if part.damage), '')})"
+            )
         fields[f"{name}_{kind}" if name in fields else name] = describe(name, kind, names, samples == total, forms)
     return fields
 

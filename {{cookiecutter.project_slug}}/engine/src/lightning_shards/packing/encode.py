@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 
 from ..data.crop import resize, resize_nearest
-from ..data.decode import Pixels, decode_mask, scratch
+from ..data.decode import Pixels, check_mask_size, decode_mask, scratch
 from ..data.image_header import MAX_PIXELS, Frame, has_end, image_format, is_turned, read_frame
 from ..data.png import without_bulk
 
@@ -112,11 +112,9 @@ def _size(image: Pixels) -> tuple[int, int]:
 
 
 def encode_mask(data: bytes, image: Encoded) -> bytes:
-    """The mask of an image. Raises ValueError where it has another size, DecodeError where it is none."""
+    """The mask of an image. Raises DecodeError where it is none, or has another size."""
     mask = decode_mask(data)
-    if mask.shape != image.given:
-        (height, width), (of_image, across) = mask.shape, image.given
-        raise ValueError(f"has {width} x {height} pixels, the image {across} x {of_image}")
+    check_mask_size(mask.shape, image.given)
     if image.stored == image.given:
         return data
     made = np.empty(image.stored, np.uint8)

@@ -92,7 +92,7 @@ def _parse(line: bytes) -> Found:
     right = found.task in (*TASK_OF.values(), UNREADABLE, "")
     numbers = [shard.samples, shard.bytes, found.mtime_ns, found.images, *(m.samples for m in fields.values())]
     texts = [shard.name, shard.sha256, found.asked, found.task, *found.extensions, *found.lacking]
-    texts += [text for members in fields.values() for text in (members.kind, *members.names)]
+    texts += [text for members in fields.values() for text in (members.kind, members.damage, *members.names)]
     lists = [found.extensions, found.lacking, *(members.names for members in fields.values())]
     forms = [found.targets, *(members.forms for members in fields.values())]
     right &= all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..data.dataset import Shard
+from ..data.decode import check_mask_size, image_size, mask_size
 from ..data.file_names import IMAGE_FIELDS
 from ..data.shard_file import save_index
 from ..data.tar_index import ShardIndex
@@ -37,6 +38,7 @@ class Members:
     names: list[str]  # extensions
     samples: int  # that have it
     forms: Forms
+    damage: str  # of the first in which it is damaged, and which that is; empty where it is in none
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def survey(tar: Path, name: str, digest: str, mtime_ns: int, asked: Sequence[Fie
     if code:
         raise InputError(f"{name} has members .{min(code)}, which hold code and not data; pack the shard without them")
     claimed = {column.column for column in asked}
-    images = index.pick(tuple(field for field in IMAGE_FIELDS if field not in claimed))[0] >= 0
+    image_names = tuple(field for field in IMAGE_FIELDS if field not in claimed)
+    images = index.pick(image_names)[0] >= 0
     lacking = ~images if images.any() else np.zeros(len(index), bool)
     with tar.open("rb") as file:
         look = _Look(file, name, index, lacking)
@@ -73,7 +76,7 @@ def survey(tar: Path, name: str, digest: str, mtime_ns: int, asked: Sequence[Fie
         columns: list[tuple[FieldColumn, tuple[str, ...]]] = [(one, (one.column,)) for one in asked]
         if not asked and not (task and images.any()):  # else image and target are what it holds
             columns = columns_of(set(index.fields) - {target if task else ""})
-        fields = {column.name: look.members(column, names) for column, names in columns}
+        fields = {column.name: look.members(column, names, image_names) for column, names in columns}
     if mtime_ns:
         save_index(index, tar)
     keys = [index.keys[row] for row in np.flatnonzero(lacking).tolist()]
@@ -148,18 +151,25 @@ class _Look:
             self._lacking[damaged] = True
         return task or (UNREADABLE if damaged and not found else ""), forms
 
-    def members(self, column: FieldColumn, names: tuple[str, ...]) -> Members:
-        forms, samples, kind = Forms(), 0, column.kind
+    def members(self, column: FieldColumn, names: tuple[str, ...], image_names: tuple[str, ...]) -> Members:
+        """What the samples have of a field; a mask is damaged, too, where its image has another size."""
+        forms, samples, kind, damage = Forms(), 0, column.kind, ""
+        places, sizes, _ = self._index.pick(image_names)
         for row, offset, size in self._contents(names):
             samples += 1
-            if kind in TO_SEE:
-                try:
-                    forms_here = forms_of(kind, self._read(offset, size))
-                except NOT_OF_THIS_KIND:
-                    self._lacking[row] = True
-                    continue
-                add_forms(forms, forms_here, self._where(row), MOST_FORMS if kind == "array" else 0)
-        return Members(kind, list(names), samples, forms)
+            if kind not in TO_SEE:
+                continue
+            try:
+                data = self._read(offset, size)
+                forms_here = forms_of(kind, data)
+                if kind == "mask" and places[row] >= 0:
+                    check_mask_size(mask_size(data), image_size(self._read(int(places[row]), int(sizes[row]))))
+            except NOT_OF_THIS_KIND as error:
+                self._lacking[row] = True
+                damage = damage or f"{self._where(row)}: {str(error)[:200]}"
+                continue
+            add_forms(forms, forms_here, self._where(row), MOST_FORMS if kind == "array" else 0)
+        return Members(kind, list(names), samples, forms, damage)
 
 
 def _target(extension: str, data: bytes) -> tuple[str, list[str]]:

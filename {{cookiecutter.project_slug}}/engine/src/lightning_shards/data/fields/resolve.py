@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..dataset import Dataset
-from ..decode import DecodeError
+from ..decode import DecodeError, check_mask_size
 from .base import Field, Fields, in_plane, is_field
 from .free import Array, Bytes, Json, Text
 from .plane import Boxes, Image, Mask
@@ -94,13 +94,13 @@ def check_sample(
             continue
         try:
             value = values[name] = field.decode(members[name], None, None)
+            if in_plane(field):
+                size = size or value.shape[:2]
+                if not isinstance(field, Image):
+                    check_mask_size(value.shape, size)
         except DecodeError as error:
             yield name, str(error.args[0])
             continue
-        if in_plane(field):
-            size = size or value.shape[:2]
-            if value.shape[:2] != size and not isinstance(field, Image):
-                yield name, f"has {value.shape[1]} x {value.shape[0]} pixels, the image {size[1]} x {size[0]}"
 
 
 def in_decoding_order(fields: Fields) -> dict[str, Field]:
