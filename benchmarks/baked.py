@@ -17,7 +17,12 @@ def package() -> str:
 
 
 def team() -> tuple[Any, dict[str, Any]]:
-    """The class of its model, and `fields` and `transform`, as TrainingCLI takes them."""
+    """The class of its model, and that of its data, as TrainingCLI takes it."""
+    from lightning_shards.train.contract import data_class
+    from lightning_shards.train.datamodule import ShardDataModule
+
     name = package()
     data = importlib.import_module(f"{name}.data")
-    return importlib.import_module(f"{name}.model").ImageModel, {"fields": data.fields, "transform": data.transform}
+    return importlib.import_module(f"{name}.model").ImageModel, {
+        "datamodule_class": data_class(ShardDataModule, data.fields, data.transform)
+    }

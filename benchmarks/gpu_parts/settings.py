@@ -9,7 +9,7 @@ import tempfile
 from typing import Any
 
 from baked import team
-from lightning_shards.forecasting.bench import Bench, MeasuredData
+from lightning_shards.forecasting.bench import Bench
 
 from . import Figures, Setup, tried
 
@@ -20,14 +20,17 @@ Trial = tuple[Any, list[str], str]  # class of the bench, settings that are chan
 def trials(setup: Setup) -> dict[str, Trial]:
     """By name."""
 
-    class NothingAhead(MeasuredData):
-        def train_dataloader(self) -> Any:
-            loader = super().train_dataloader()
-            loader._device = None
-            return loader
-
     class Unhelped(Bench):
-        data_class = NothingAhead
+        def instantiate_classes(self) -> None:
+            super().instantiate_classes()
+            data, ahead = self.datamodule, self.datamodule.train_dataloader
+
+            def nothing_ahead() -> Any:
+                loader = ahead()
+                loader._device = None
+                return loader
+
+            vars(data)["train_dataloader"] = nothing_ahead
 
     found: dict[str, Trial] = {
         "defaults": (Bench, [], "model_alone"),

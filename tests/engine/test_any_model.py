@@ -11,21 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning_shards import cli as commands
-from lightning_shards.data import Dataset, Image
+from lightning_shards.data import ClassIndex, Dataset, Image
 from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.train import ShardModule, TrainingCLI, load_model
+from lightning_shards.train.datamodule import ShardDataModule
 from lightning_shards.train.evaluate import evaluate
 from lightning_shards.train.trained_model import best_model
 from team.model import ImageModel
 from torch import Tensor, nn
 
+from . import own_fields
 from .conftest import write_dataset
 from .in_place import PROJECT
 
@@ -435,18 +439,42 @@ def test_groups_get_their_share_of_the_rate_that_the_progress_gives(folder: Path
         assert whole == pytest.approx(0.02 * (1 - progress)) and tenth == pytest.approx(whole / 10)
 
 
-def test_a_subclass_goes_through_every_command(folder: Path, capsys: Any) -> None:
-    train(Renamed, "--run", "one", "--model.backbone", "small_cnn", "--model.dropout", "0.2")
-    assert load_model(Path("runs/one"), Renamed).hparams["dropout"] == 0.2
-    import cv2
-    import numpy as np
+class Dimmed(ShardDataModule):
+    """A datamodule of the team's own: with a setting, and a transform of what is measured on, too."""
 
-    cv2.imwrite("x.png", np.full((20, 20, 3), 200, np.uint8))
-    for arguments in (["predict", "one", "x.png"], ["export", "one", "one.pt2"], ["evaluate", "one"]):
+    transform = own_fields.Dims(2)
+
+    def __init__(self, *arguments: Any, brightest: int = 255, **settings: Any) -> None:
+        self.fields = {"image": Image(("png",)), "target": ClassIndex(3)}
+        super().__init__(*arguments, **settings)
+        self.brightest = brightest
+
+
+def test_subclasses_go_through_every_command(folder: Path, capsys: Any) -> None:
+    small = "--model.backbone", "small_cnn", "--model.dropout", "0.2"
+    cli = train(Renamed, "--run", "one", *small, "--data.brightest", "99", datamodule_class=Dimmed)
+    model, told = load_model(Path("runs/one"), Renamed), summary("one")["metrics"]
+    assert isinstance(cli.data, Dimmed) and cli.data.brightest == 99 and model.hparams["dropout"] == 0.2
+    images = np.full((1, 20, 20, 3), 200, np.uint8)
+    cv2.imwrite("x.png", images[0])
+    forecast = ["forecast", "--config", "small.yaml", *small, "--data.brightest", "9", "--seconds", "0.5", "--json"]
+    printed = []
+    capsys.readouterr()
+    for arguments in (["predict", "one", "x.png", "--scores", "--json"], ["export", "one", "one.pt2"],
+                      ["evaluate", "one", "--json"], forecast):  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["team", *arguments])
-            assert commands.main("team", lambda: Renamed) == 0
-    assert "x.png" in capsys.readouterr().out and Path("one.pt2").stat().st_size > 1000
+            assert commands.main("team", lambda: Renamed, datamodule=lambda: Dimmed) == 0
+        printed.append(capsys.readouterr().out)
+    predicted, exported, evaluated, forecasted = printed
+    seen = model.scores(torch.from_numpy(images[:, :16, :16] // 2).permute(0, 3, 1, 2))[0].tolist()
+    assert list(json.loads(predicted)["scores"].values()) == pytest.approx(seen, abs=1e-4)
+    assert "own_fields.Dims is not in it: apply it to the images before" in exported
+    assert Path("one.pt2").stat().st_size > 1000
+    assert json.loads(evaluated)["test/loss"] == pytest.approx(told["test/loss"])
+    assert json.loads(forecasted)["images_per_second"] > 0
+    with pytest.raises(InputError, match="brightest"):
+        best_model(Renamed, Path("runs/one"))
 
 
 # -- loggers, callbacks, profilers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from lightning_shards import train as train_package
 from lightning_shards.errors import InputError
 from lightning_shards.runs.checkpoints import KEY, newest, state
 from lightning_shards.train.checkpoints import Checkpoints
@@ -61,7 +63,7 @@ def test_a_checkpoint_says_where_it_stands_in_plain_data(stopped: Path) -> None:
 
 
 def test_a_datamodule_of_another_name_goes_on_exactly(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrainingCLI, "data_class", Renamed)
+    monkeypatch.setattr(train_package, "TrainingCLI", partial(TrainingCLI, datamodule_class=Renamed))
     assert start(monkeypatch, "--resume", "r", config=None) == 0
     assert summary("r")["images_seen"] == 3 * 96
     for epoch in range(3):
@@ -73,7 +75,7 @@ def test_a_datamodule_without_a_place_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capfd: Any,
 ) -> None:
-    monkeypatch.setattr(TrainingCLI, "data_class", Plain)
+    monkeypatch.setattr(train_package, "TrainingCLI", partial(TrainingCLI, datamodule_class=Plain))  # type: ignore[arg-type]
     assert start(monkeypatch, "--run", "r") == 2
     assert "Plain keeps no place to go on from" in capfd.readouterr().err and not Path("runs").exists()
     trainer = L.Trainer(max_epochs=1, callbacks=[Checkpoints("loss", "min")], logger=False, accelerator="cpu")

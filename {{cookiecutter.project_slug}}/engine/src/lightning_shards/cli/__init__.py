@@ -24,6 +24,7 @@ def main(
     model: Callable[[], type[Any]] | None = None,
     fields: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
     transform: Callable[..., None] | None = None,
+    datamodule: Callable[[], type[Any]] | None = None,
 ) -> int:
     """Run the command that the arguments name; returns the exit status.
 
@@ -31,7 +32,15 @@ def main(
         program: how the user calls it, for messages.
         model: gives the LightningModule that runs were trained with; None leaves out the commands that need one.
         fields, transform: as for TrainingCLI.
+        datamodule: gives the ShardDataModule that runs were trained with, where it is the team's own.
     """
+
+    def data_class() -> type[Any]:
+        from ..train import contract
+        from ..train.datamodule import ShardDataModule
+
+        return contract.data_class(datamodule() if datamodule else ShardDataModule, fields, transform)
+
     with command():
         parser = _Parser(prog=program, description="Commands beside training.")
         commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
@@ -43,6 +52,5 @@ def main(
         arguments, settings = parser.parse_known_args()
         if settings and "settings" not in arguments:
             commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(settings)}")
-        arguments.settings, arguments.model = settings, model
-        arguments.samples = {"fields": fields, "transform": transform}
+        arguments.settings, arguments.model, arguments.datamodule = settings, model, data_class
         return int(arguments.run(arguments) or 0)

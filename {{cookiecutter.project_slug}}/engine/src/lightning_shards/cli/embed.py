@@ -52,7 +52,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         from ..packing.report import progress_bar
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    made = embedder(arguments.model(), vars(arguments), **arguments.samples)
+    made = embedder(arguments.model(), vars(arguments), arguments.datamodule())
     if arguments.forecast:
         report = forecast(made, arguments.images, arguments.seconds)
         show(json.dumps(report) if arguments.json else render_forecast(report))

@@ -52,12 +52,14 @@ def _predict(arguments: argparse.Namespace) -> None:
         from ..inference.images import open_images
         from ..inference.predict import check, predict
         from ..inference.rows import check_new, opened, to_dict, writer
+        from ..train.datamodule import evaluation_transform
         from ..train.trained_model import best_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files are removed then, too
     if arguments.out:
         check_new(arguments.out, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
-    model, config = best_model(arguments.model(), folder)
+    datamodule_class = arguments.datamodule()
+    model, config = best_model(arguments.model(), folder, datamodule_class)
     check(model)
     source = arguments.source, arguments.split, arguments.path_column, arguments.images
     images = open_images(*source, config["data"])
@@ -67,7 +69,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     try:
         with opened(arguments.out) as out, bar as progress:
             write = writer(out, *kind, arguments.json)
-            for number, prediction in enumerate(predict(model, config, images), 1):
+            for number, prediction in enumerate(
+                predict(model, config, images, evaluation_transform(datamodule_class)), 1
+            ):
                 write(to_dict(prediction, *kind))
                 damaged += bool(prediction.error)
                 progress(number, len(images))
@@ -103,13 +107,17 @@ def _export(arguments: argparse.Namespace) -> None:
     with importing():
         from ..inference.export import check_format, describe, export
         from ..inference.rows import check_new
+        from ..train.datamodule import evaluation_transform
         from ..train.trained_model import best_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_format(arguments.file)
     check_new(arguments.file, arguments.force)
-    model, config = best_model(arguments.model(), folder)
-    about = describe(model, config, folder)
+    datamodule_class = arguments.datamodule()
+    model, config = best_model(arguments.model(), folder, datamodule_class)
+    about = describe(model, config, folder, evaluation_transform(datamodule_class))
     export(model, about, arguments.file)
     message = f"{arguments.file}: {about['images']} -> {about['scores']}"
+    if about["transform"]:
+        message += f"; {about['transform']} is not in it: apply it to the images before"
     show(json.dumps(about) if arguments.json else message)

@@ -59,10 +59,10 @@ def _forecast(arguments: argparse.Namespace) -> None:
             *measure,
             sample=arguments.sample,
             max_damaged_fraction=damaged,
-            **arguments.samples,
+            datamodule_class=arguments.datamodule(),
         )
     else:
-        report = forecast(arguments.model(), settings, *measure, **arguments.samples)
+        report = forecast(arguments.model(), settings, *measure, datamodule_class=arguments.datamodule())
     if arguments.picture:
         save(report, arguments.picture)
     show(json.dumps(report) if arguments.json else render(report))
@@ -95,7 +95,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     bar = sys.stdout.isatty() and not arguments.json
     metrics = evaluate(
-        arguments.model(), find(arguments.name), arguments.data, arguments.split, bar, **arguments.samples
+        arguments.model(), find(arguments.name), arguments.data, arguments.split, bar, arguments.datamodule()
     )
     show(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
 

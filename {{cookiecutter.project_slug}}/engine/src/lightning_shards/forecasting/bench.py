@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..cost.energy import EnergyMeter
 from ..cost.prices import Prices
 from ..data.batch import Batch
-from ..data.loader import EpochLoader
 from ..errors import InputError
 from ..train import hardware
 from ..train.cli import TrainingCLI
@@ -45,15 +44,6 @@ class Replay:
             yield self.batch
 
 
-class MeasuredData(ShardDataModule):
-    """The configured data; `replay` stands in for the training batches where the model is measured alone."""
-
-    replay: Batch | None = None
-
-    def train_dataloader(self) -> EpochLoader:
-        return super().train_dataloader() if self.replay is None else Replay(self.replay)  # type: ignore[return-value]
-
-
 class Bench(TrainingCLI):
     """train.py's settings, data, model and trainer; the trainers here run on one device, with its share of the data.
 
@@ -62,15 +52,12 @@ class Bench(TrainingCLI):
         args: as for train.py.
         scratch: a folder for what data and trainer write, to be thrown away.
         whole: images of each split of the whole dataset, where the settings name a sample of it.
-        fields, transform: as for TrainingCLI.
+        datamodule_class: as for TrainingCLI.
 
     Attributes: `world`, the devices of the configured training; `nodes`, its machines; `images` of an epoch and
         `held_out` ones of a validation, and how many times the dataset at hand they are, `scale`; `flops` to train on
         an image, None for a model that has no `scores` of an image alone.
     """
-
-    data_class = MeasuredData
-    data: MeasuredData
 
     def __init__(
         self,
@@ -78,11 +65,10 @@ class Bench(TrainingCLI):
         args: list[str],
         scratch: str,
         whole: Mapping[str, int],
-        fields: Any = None,
-        transform: Any = None,
+        datamodule_class: type[ShardDataModule] = ShardDataModule,
     ) -> None:
         self._scratch, self._whole = scratch, whole
-        super().__init__(model_class, fields, transform, args=args)
+        super().__init__(model_class, args=args, datamodule_class=datamodule_class)
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
@@ -130,11 +116,13 @@ class Bench(TrainingCLI):
     def model_alone(self, seconds: float) -> float:
         """Images/s of the training loop on one device with one batch that stays in memory."""
         batches = self._batches()
-        self.data.replay = next(batches)
+        replay = Replay(next(batches))
         batches.close()
-        clock = self._train(Clock(seconds))
-        self.data.replay = None
-        return clock.rate
+        vars(self.data)["train_dataloader"] = lambda: replay  # found before the method of the class
+        try:
+            return self._train(Clock(seconds)).rate
+        finally:
+            del vars(self.data)["train_dataloader"]
 
     def both(self, seconds: float) -> tuple[float, float | None]:
         """Images/s of loader and model together on one device; watts of all of them at it, None where not known."""

@@ -13,6 +13,7 @@ from ..cost.usage import Usage
 from ..errors import InputError
 from ..train import hardware, loop_state
 from ..train.contract import title
+from ..train.datamodule import ShardDataModule
 from .bench import Bench
 from .storage_bench import reading
 
@@ -28,8 +29,7 @@ def forecast(
     seconds: float,
     announce: Announce = lambda part: None,
     whole: Mapping[str, int] | None = None,
-    fields: Any = None,
-    transform: Any = None,
+    datamodule_class: type[ShardDataModule] = ShardDataModule,
 ) -> dict[str, Any]:
     """Measure for about `seconds` and more for warming up; the report as plain data.
 
@@ -39,7 +39,7 @@ def forecast(
         images: what to forecast for, beside the configured run.
         announce: is called with what is measured next.
         whole: images of each split of the whole dataset, where the settings name a sample of it.
-        fields, transform: as for TrainingCLI.
+        datamodule_class: what hands out the data.
 
     Raises InputError for settings that train.py would refuse, and where the prices are missing.
     """
@@ -47,7 +47,7 @@ def forecast(
         if not value > 0:
             raise InputError(f"{name} is {value:g}, it must be above 0")
     with tempfile.TemporaryDirectory(prefix="forecast-") as scratch:
-        bench = Bench(model_class, list(arguments), scratch, whole or {}, fields, transform)
+        bench = Bench(model_class, list(arguments), scratch, whole or {}, datamodule_class)
         announce("reading")
         source = reading(bench.data, SHARES["disk"] * seconds, bench.scale)
         rates: dict[str, float | None] = {}

@@ -17,6 +17,7 @@ from ..data.dataset import Dataset
 from ..errors import InputError
 from ..packing.pack import PackOptions, pack
 from ..packing.pool import Stopped
+from ..train.datamodule import ShardDataModule
 from .forecast import Announce, forecast
 
 AT_LEAST = 100_000  # training samples that the sample stands for, by repetition: global batches need so many
@@ -34,14 +35,13 @@ def forecast_source(
     announce: Announce,
     sample: int = 2_000,
     max_damaged_fraction: float = 0.01,
-    fields: Any = None,
-    transform: Any = None,
+    datamodule_class: type[ShardDataModule] = ShardDataModule,
 ) -> dict[str, Any]:
     """As `forecast`, for a dataset that is not packed yet; `packing` in the report says what that will take.
 
     Args:
         source, recipe, workers, max_damaged_fraction: as for `pack`.
-        fields, transform: as for TrainingCLI.
+        datamodule_class: as for `forecast`.
         sample: images of each split that are packed and trained on.
 
     Raises what `pack` and `forecast` do; the temporary folder is gone afterwards in any case.
@@ -65,7 +65,7 @@ def forecast_source(
         whole = packed["listed"]
         repeat_shards(dest, min(whole["train"], AT_LEAST))
         settings = [*settings, "--data.path", str(dest)]
-        report = forecast(model_class, settings, images, seconds, announce, whole, fields, transform)
+        report = forecast(model_class, settings, images, seconds, announce, whole, datamodule_class)
     report["dataset"]["path"] = str(source)
     rate = pace.rate or packed["images_per_second"]
     size = sum(split["bytes"] / split["images"] * whole[name] for name, split in packed["splits"].items())

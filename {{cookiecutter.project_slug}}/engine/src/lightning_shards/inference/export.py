@@ -74,8 +74,11 @@ def export(model: Any, about: dict[str, Any], path: Path) -> None:
         raise RunError(f"{path} could not be written ({error.strerror})") from None
 
 
-def describe(model: Any, config: dict[str, Any], run: Path) -> dict[str, Any]:
-    """What whoever uses the file must know. Raises InputError for a model whose `scores` take what has no shape."""
+def describe(model: Any, config: dict[str, Any], run: Path, transform: Any = None) -> dict[str, Any]:
+    """What whoever uses the file must know, the `transform` of what is measured on, too.
+
+    Raises InputError for a model whose `scores` take what has no shape.
+    """
     task, targets = (config["trained_on"][name] for name in ("task", "targets"))
     size = image_size(model, config)
     taken = _rows(
@@ -90,6 +93,8 @@ def describe(model: Any, config: dict[str, Any], run: Path) -> dict[str, Any]:
         "images": f"uint8 (B, 3, {size}, {size}), RGB, 0..255",
         "inputs": taken,  # in this order: shape of a row, and dtype
         "scores": f"float32 (B, {len(targets)}), {means.get(task, 'numbers')}",
+        "transform": transform
+        and f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}",
         "crop": {"size": size, "center": config["data"]["eval_crop"]},
         "backbone": title(model),
         "metrics": earlier_metrics(run),

@@ -15,9 +15,11 @@ from ..data.cache import Cache
 from ..data.crop import Crop
 from ..data.dataset import Dataset
 from ..data.decode import DecodeError, Pixels
+from ..data.fields import Image
 from ..data.file_names import IMAGE_FIELDS, is_image_file
 from ..data.remote import open_dataset
 from ..data.sample_reader import SampleReader
+from ..data.transform import Transform, apply
 from ..errors import InputError
 from ..packing.image_files import ImageFiles, check_root, list_zip, walk
 from ..packing.table_rows import table_paths
@@ -147,12 +149,19 @@ class Cropped(NamedTuple):
     errors: list[str]  # why not; empty where it could
 
 
-def batches(images: Images, crop: Crop, size: int) -> Iterator[Cropped]:
-    """All `images` in batches of `size`, the centre of each, as in validation; by a thread for each CPU core."""
+def batches(images: Images, crop: Crop, size: int, transform: Transform | None) -> Iterator[Cropped]:
+    """All `images` in batches of `size`, the centre of each, as in validation; by a thread for each CPU core.
+
+    A `transform` changes each, as a sample that has an image only. Raises InputError where it gives no such image.
+    """
 
     def fill(number: int, out: Pixels) -> str:
         try:
             crop(images.read(number), None, out)
+            if transform:
+                sample = {"image": out}
+                apply(transform, sample, {"image": Image()}, number)
+                out[:] = sample["image"]
         except (DecodeError, OSError, ValueError, KeyError) as error:
             return str(getattr(error, "strerror", None) or (error.args or ["cannot be read"])[0])
         return ""

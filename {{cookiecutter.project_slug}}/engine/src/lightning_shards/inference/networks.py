@@ -15,30 +15,34 @@ from ..data.crop import Crop
 from ..data.dataset import Dataset
 from ..data.embedding import FEATURES, TEACHER
 from ..data.fields import resolve_fields
-from ..data.fields.resolve import WantedFields
 from ..data.opening import open_dataset
-from ..data.transform import Transform
 from ..errors import InputError
 from ..runs.checkpoints import load
 from ..runs.folder import RUNS, find
 from ..train.contract import has_features, inputs, title
+from ..train.datamodule import ShardDataModule, as_set
 from ..train.trained_model import best_model, make, restore
 from .embed import Embedder, Look
 
 RANDOM = "none"  # in place of weights
+Classes = tuple[type[LightningModule], type[ShardDataModule]]
 CROPS = {"eval_crop": "center", "crop_scale": "scale", "flip": "flip"}  # option -> part of a Crop
 
 
 def embedder(
     model_class: type[LightningModule],
     options: Mapping[str, Any],
-    fields: WantedFields = None,
-    transform: Transform | None = None,
+    datamodule_class: type[ShardDataModule] = ShardDataModule,
 ) -> Embedder:
     """What the options of `embed` name, with its processes launched. Raises InputError for what cannot be done."""
     dataset = open_dataset(options["dataset"])
     model, settings = open_network(
-        model_class, options["network"], options["weights"], options["image_size"], dataset, options["scores"]
+        (model_class, datamodule_class),
+        options["network"],
+        options["weights"],
+        options["image_size"],
+        dataset,
+        options["scores"],
     )
     size = options["image_size"] or int(model.hparams.get("image_size") or 224)
     given = {name: settings.get(name) if options[name] is None else options[name] for name in CROPS}
@@ -53,20 +57,20 @@ def embedder(
         dataset,
         options["name"] or (TEACHER if options["scores"] else FEATURES),
         look,
-        resolve_fields(dataset, fields),
-        transform,
+        resolve_fields(dataset, as_set(datamodule_class, "fields")),
+        as_set(datamodule_class, "transform"),
         options["devices"],
         options["force"] or options["forecast"],
     )
 
 
 def open_network(
-    model_class: type[LightningModule], name: str, weights: str, image_size: int | None, dataset: Dataset, scores: bool
+    classes: Classes, name: str, weights: str, image_size: int | None, dataset: Dataset, scores: bool
 ) -> tuple[Any, dict[str, Any]]:
     """A model on the CPU, and the `data` settings that it was trained with, as far as they are known.
 
     Args:
-        model_class: the team's.
+        classes: of the team's model, and of what hands out its data.
         name: of a run, `last`, a checkpoint's file, or a backbone.
         weights: of a backbone: `imagenet`, a checkpoint, or RANDOM.
         image_size: of a backbone.
@@ -75,7 +79,7 @@ def open_network(
 
     Raises InputError for what is none of these, and for a model that does not look at images alone.
     """
-    model, settings = _opened(model_class, name, weights, image_size, dataset)
+    model, settings = _opened(classes, name, weights, image_size, dataset)
     if scores and inputs(model, "used as a teacher") != ("image",):
         raise InputError(f"the model {type(model).__name__} looks at more than images, and embed at images alone")
     if not scores and not has_features(model):
@@ -89,13 +93,13 @@ def open_network(
 
 
 def _opened(
-    model_class: type[LightningModule], name: str, weights: str, image_size: int | None, dataset: Dataset
+    classes: Classes, name: str, weights: str, image_size: int | None, dataset: Dataset
 ) -> tuple[Any, dict[str, Any]]:
-    path = Path(name)
+    path, (model_class, datamodule_class) = Path(name), classes
     if path.is_file():
         return restore(model_class, load(path), path), {}
     if name == "last" or path.parent == RUNS or (RUNS / name).is_dir():
-        model, config = best_model(model_class, find(name))
+        model, config = best_model(model_class, find(name), datamodule_class)
         return model, config["data"]
     known = inspect.signature(model_class).parameters
     if "backbone" not in known:

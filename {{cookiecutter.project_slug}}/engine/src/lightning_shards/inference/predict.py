@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
 from ..data.crop import Crop
+from ..data.transform import Transform
 from ..errors import InputError
 from ..train import hardware
 from ..train.contract import inputs
@@ -26,13 +27,18 @@ class Prediction(NamedTuple):
     error: str  # why not
 
 
-def predict(model: Any, config: dict[str, Any], images: Images) -> Iterator[Prediction]:
+def predict(
+    model: Any, config: dict[str, Any], images: Images, transform: Transform | None = None
+) -> Iterator[Prediction]:
     """What `model`, trained by a run of this `config`, says of all images, in their order.
+
+    Args:
+        transform: what was done to the samples that it was measured on.
 
     Raises InputError, before any is read, for a model that has no `scores` of an image alone.
     """
     check(model)
-    return _predictions(model, config, images)
+    return _predictions(model, config, images, transform)
 
 
 def check(model: Any) -> None:
@@ -46,7 +52,9 @@ def image_size(model: Any, config: dict[str, Any]) -> int:
     return int(model.hparams.get("image_size") or config["data"]["image_size"])
 
 
-def _predictions(model: Any, config: dict[str, Any], images: Images) -> Iterator[Prediction]:
+def _predictions(
+    model: Any, config: dict[str, Any], images: Images, transform: Transform | None
+) -> Iterator[Prediction]:
     targets = len(config["trained_on"]["targets"])
     device = hardware.accelerator(config["trainer"]["accelerator"])  # or the CPU, where that is all there is
     hardware.quiet()
@@ -55,7 +63,7 @@ def _predictions(model: Any, config: dict[str, Any], images: Images) -> Iterator
     network = fabric.setup_module(model.eval())
     network.mark_forward_method("scores")
     crop = Crop(image_size(model, config), center=config["data"]["eval_crop"])
-    for first, pixels, errors in batches(images, crop, batch_size(config["data"])):
+    for first, pixels, errors in batches(images, crop, batch_size(config["data"]), transform):
         with torch.inference_mode():
             scores = network.scores(fabric.to_device(torch.from_numpy(pixels)).permute(0, 3, 1, 2))
             scores = scores.float().cpu().numpy()

@@ -51,11 +51,10 @@ class TrainingCLI(LightningCLI):
         transform: what is done to each sample's fields in the decoding processes.
         callbacks, loggers: beside those of the config and of the engine.
         args: in place of the command line's.
+        datamodule_class: an own subclass of ShardDataModule, which may have settings of its own.
 
     Attributes: `trainer`, `model`, `data`, `run`, `meter`, `spending`.
     """
-
-    data_class = ShardDataModule
 
     def __init__(
         self,
@@ -65,14 +64,11 @@ class TrainingCLI(LightningCLI):
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[Logger] = (),
         args: list[str] | None = None,
+        datamodule_class: type[ShardDataModule] = ShardDataModule,
     ) -> None:
-        if not issubclass(self.data_class, ShardDataModule):
-            raise InputError(
-                f"the datamodule {self.data_class.__name__} keeps no place to go on from: make it a subclass of"
-                " lightning_shards.train.datamodule.ShardDataModule, or train it with Lightning's own Trainer"
-            )
         hardware.quiet()
         contract.check_class(model_class)
+        data_class = contract.data_class(datamodule_class, fields, transform)
         self._callbacks, self._loggers = list(callbacks), list(loggers)
         arguments, self.resumed = with_files(sys.argv[1:] if args is None else args)
         if self.resumed:
@@ -84,7 +80,7 @@ class TrainingCLI(LightningCLI):
         self._metrics: dict[str, float] = {}
         super().__init__(
             model_class,
-            contract.data_class(self.data_class, fields, transform),
+            data_class,
             args=arguments,
             run=False,
             save_config_callback=None,

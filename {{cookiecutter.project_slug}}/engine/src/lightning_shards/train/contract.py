@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..errors import InputError
+from .datamodule import ShardDataModule
 from .module import ShardModule
 
 HANDED_OVER = {  # constructor parameter -> attribute of the datamodule; a model has those that it wants
@@ -87,7 +88,15 @@ def title(model: LightningModule) -> str:
 
 
 def data_class(base: type[Any], fields: Mapping[str, Any] | Callable[..., Any] | None, transform: Any) -> type[Any]:
-    """The datamodule's class with the project's fields and transform; the name stays, which checkpoints know."""
+    """The datamodule's class with the project's fields and transform; the name stays.
+
+    Raises InputError for a datamodule that is not made for an exact resume.
+    """
+    if not (inspect.isclass(base) and issubclass(base, ShardDataModule)):
+        raise InputError(
+            f"the datamodule {getattr(base, '__name__', base)} keeps no place to go on from: make it a subclass of"
+            " lightning_shards.train.datamodule.ShardDataModule, or train it with Lightning's own Trainer"
+        )
     if fields is None and transform is None:
         return base
     held = {"fields": staticmethod(fields) if callable(fields) else fields, "transform": transform}

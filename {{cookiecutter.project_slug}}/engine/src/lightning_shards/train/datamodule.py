@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 
@@ -16,7 +16,7 @@ from ..data.crop import Crop
 from ..data.decoded import DecodedPlan
 from ..data.embedding import FEATURES, Embedded, Embedding, embedded_fields
 from ..data.fields.base import in_plane, row_shape
-from ..data.fields.resolve import WantedFields, resolve_fields
+from ..data.fields.resolve import resolve_fields
 from ..data.loader import EpochLoader, SkipLog
 from ..data.ranks import Ranks, find_ranks
 from ..data.sampler import EvalSampler, TrainSampler
@@ -61,14 +61,14 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         features: what `embed` has made under this name, in place of the images: the field `features`.
         teacher: what `embed` has made under this name, beside the images: the field `teacher`.
 
-    Attributes that a subclass may set, on the class:
+    Attributes that a subclass may set, on the class, or in its constructor before it calls this one:
         fields: what a sample holds: a mapping from names to fields, or a function of the dataset that gives one. None:
             what the dataset says.
         transform: changes each decoded sample of the training, in the decoding processes.
     """
 
-    fields: ClassVar[WantedFields] = None
-    transform: ClassVar[Transform | None] = None
+    fields: Any = None  # not typed: a plain function in a class would be taken for a method
+    transform: Any = None
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         super().__init__()
         check_settings(locals(), "data.")
         self.dataset, shares = open_mixture(path, mixture)
-        resolved = resolve_fields(self.dataset, _on_class(type(self), "fields"))
+        resolved = resolve_fields(self.dataset, as_set(self, "fields"))
         self.sample_fields = embedded_fields(self.dataset, resolved, features, teacher)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
         self.crop = Crop(image_size, scale=crop_scale, flip=flip, center=eval_crop)
-        self._transform: Transform | None = _on_class(type(self), "transform")
+        self._transform: Transform | None = as_set(self, "transform")
         for part, _ in self.dataset.parts("train"):
             try_fields(part, "train", self.sample_fields, self.crop, seed, self._transform)
         self._recipe = OrderRecipe(
@@ -269,7 +269,13 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         return Ranks(trainer.global_rank, trainer.world_size, trainer.num_devices) if trainer else find_ranks()
 
 
-def _on_class(module: type[ShardDataModule], name: str) -> Any:
-    """An attribute of the class as it was set there: a function, too, and not a method."""
+def evaluation_transform(datamodule_class: type[ShardDataModule]) -> Transform | None:
+    """What the class does to the samples that it measures on, too; None: nothing."""
+    found: Transform | None = as_set(datamodule_class, "transform")
+    return found if getattr(found, "evaluation", False) else None
+
+
+def as_set(module: ShardDataModule | type[ShardDataModule], name: str) -> Any:
+    """An attribute as it was set: a function of the class, too, and not a method."""
     found = inspect.getattr_static(module, name)
     return found.__func__ if isinstance(found, staticmethod) else found

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..data.embedding import identities
 from ..errors import InputError
-from . import contract, hardware
+from . import hardware
 from .datamodule import ShardDataModule
 from .eval_metrics import EvalPass
 from .trained_model import best_model
@@ -22,8 +22,7 @@ def evaluate(
     path: str | None = None,
     split: str = "test",
     bar: bool = False,
-    fields: Any = None,
-    transform: Any = None,
+    datamodule_class: type[ShardDataModule] = ShardDataModule,
 ) -> dict[str, float]:
     """Metrics of the best checkpoint of the run in `folder`.
 
@@ -33,18 +32,17 @@ def evaluate(
         path: a packed dataset; None: the one that the run trained on.
         split: `val` or `test` of it.
         bar: show Lightning's progress bar, on standard output.
-        fields, transform: as for TrainingCLI.
+        datamodule_class: what it was trained with.
 
     Raises InputError where there is no checkpoint or split, or where the dataset has other targets than the model.
     """
-    model, config = best_model(model_class, folder)
+    model, config = best_model(model_class, folder, datamodule_class)
     if not is_overridden("validation_step" if split == "val" else "test_step", model):
         step = "validation_step" if split == "val" else "test_step"
         raise InputError(f"the model {model_class.__name__} has no {step}: it cannot be measured on the split {split}")
     settings = config["data"]
     alone = {"path": path or settings["path"], "fraction": 1.0, "mixture": None, "balance": None}
-    data_class = contract.data_class(ShardDataModule, fields, transform)
-    data = data_class(**settings | alone | {"global_batch_size": 1})
+    data = datamodule_class(**settings | alone | {"global_batch_size": 1})
     check_targets(config["trained_on"], data)
     if (config["trained_on"].get("embedded") or {}) != identities(data.sample_fields):
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -51,27 +50,27 @@ def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
     Raises InputError where there are none yet, or where they are another model's.
     """
     folder = Path(run)
-    return best_model(model_class, folder if (folder / "config.yaml").is_file() else find(str(run)))[0].eval()
+    folder = folder if (folder / "config.yaml").is_file() else find(str(run))
+    return restore(model_class, *_best(folder)).eval()
 
 
-def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any, dict[str, Any]]:
+def best_model(
+    model_class: type[L.LightningModule],
+    folder: Path,
+    datamodule_class: type[ShardDataModule] = ShardDataModule,
+) -> tuple[Any, dict[str, Any]]:
     """The best weights of the run in `folder`, on the CPU, and the run's config; InputError where there are none yet.
 
     What the config of an older version lacks in `data` has its default. Beside the settings it has `trained_on`: the
     dataset's `task` and `targets`, and shape and dtype of a row of its `fields`.
     """
-    checkpoint = Run(folder, "", True, dict).best_checkpoint
-    if checkpoint is None:
-        raise InputError(f"{folder} has no checkpoint yet")
-    saved = load(checkpoint)
+    saved, checkpoint = _best(folder)
     model = restore(model_class, saved, checkpoint)
     config = read_settings(folder / "config.yaml")
-    known = inspect.signature(ShardDataModule).parameters.values()
     for section in ("data", "trainer"):
         if not isinstance(config.get(section), dict):
             raise InputError(f"{folder / 'config.yaml'} has no settings of {section}: it is of another program")
-    config["data"] = {p.name: p.default for p in known if p.default is not p.empty} | config["data"]
-    config["data"] = _checked_data(config["data"], folder / "config.yaml")
+    config["data"] = _checked_data(config["data"], folder / "config.yaml", datamodule_class)
     config["trainer"] = {"accelerator": "auto"} | config["trainer"]
     config["trained_on"] = {
         name: saved.get(name, (saved.get("hyper_parameters") or {}).get(name))
@@ -82,10 +81,21 @@ def best_model(model_class: type[L.LightningModule], folder: Path) -> tuple[Any,
     return model, config
 
 
-def _checked_data(settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The settings of `data` of a run's config. Raises InputError where the datamodule would not take them."""
+def _best(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The best checkpoint of the run in `folder`, and its file."""
+    checkpoint = Run(folder, "", True, dict).best_checkpoint
+    if checkpoint is None:
+        raise InputError(f"{folder} has no checkpoint yet")
+    return load(checkpoint), checkpoint
+
+
+def _checked_data(settings: dict[str, Any], path: Path, datamodule_class: type[ShardDataModule]) -> dict[str, Any]:
+    """The settings of `data` of a run's config, with all defaults.
+
+    Raises InputError where the datamodule would not take them.
+    """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ShardDataModule, "data")
+    parser.add_class_arguments(datamodule_class, "data")
     try:
         checked: dict[str, Any] = parser.parse_object({"data": settings}).data.as_dict()
     except Exception as error:  # the parser's, and what a value makes of it
