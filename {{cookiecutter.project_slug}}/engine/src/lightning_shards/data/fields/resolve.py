@@ -100,7 +100,6 @@ def check_sample(
                     check_mask_size(value.shape, size)
         except DecodeError as error:
             yield name, str(error.args[0])
-            continue
 
 
 def in_decoding_order(fields: Fields) -> dict[str, Field]:
