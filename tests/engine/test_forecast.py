@@ -174,6 +174,10 @@ BAD = [
     (["--trainer.limit_train_batches", "0"], "leave something to train on"),
     (["--trainer.max_time", "00:00:00:00"], "before it can be measured"),
     (["--trainer.fast_dev_run", "true"], "nothing to forecast"),
+    (["--short-side", "64"], "--short-side says how to pack: name the SOURCE first"),
+    (["--copy"], "--copy says how to pack"),
+    (["--field", "age=age"], "--field says how to pack"),
+    (["--sample", "9"], "--sample says how to pack"),
     (["--prices", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     (["--prices", "negative.yaml"], "electricity is -1"),
 ]
@@ -259,6 +263,7 @@ def test_bad_sources_are_one_sentence_and_leave_nothing(
     for arguments, sentence in (
         (["nowhere"], "nowhere"),
         ([str(source), "--sample", "2"], "--sample 2 is less than the 3 classes"),
+        ([str(source), "--data.path=d"], "leave out --data.path"),
         ([str(source), "--picture", "nowhere/x.svg"], "--picture nowhere/x.svg cannot be written"),
     ):
         before = sorted(path for path in priced.rglob("*"))

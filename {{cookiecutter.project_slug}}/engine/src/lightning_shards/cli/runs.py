@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..entry import importing
+from ..errors import InputError
 from ..packing.options import add_pack_options, recipe, size
 from ..terminal import printable, show
 
@@ -33,11 +34,12 @@ def _add_forecast(commands: Any) -> None:
     add = parser.add_argument
     add("--images", type=size, default=100_000_000, help="to forecast for, such as 1G (%(default)s)")
     add("--seconds", type=float, default=24.0, help="to measure, beside warming up (%(default)s)")
-    add("--sample", type=int, default=2_000, help="images of each split of SOURCE to try (%(default)s)")
     add("--json", action="store_true", help="print the forecast as JSON")
     add("--picture", type=Path, metavar="FILE", help="write it as a picture, too: an SVG file")
+    always = len(parser._actions)
+    add("--sample", type=int, default=2_000, help="images of each split of SOURCE to try (%(default)s)")
     add_pack_options(parser, "--image-root")
-    parser.set_defaults(run=_forecast, settings=[])
+    parser.set_defaults(run=_forecast, settings=[], of_source=parser._actions[always:])
 
 
 def _forecast(arguments: argparse.Namespace) -> None:
@@ -51,6 +53,8 @@ def _forecast(arguments: argparse.Namespace) -> None:
     settings, measure = arguments.settings, (arguments.images, arguments.seconds, _say)
     if settings and not settings[0].startswith("-"):
         damaged, source = arguments.max_damaged_fraction, Path(settings.pop(0))
+        if any(one.partition("=")[0] == "--data.path" for one in settings):
+            raise InputError(f"the forecast is for {source}, which is not packed yet: leave out --data.path")
         how = (recipe(arguments), arguments.workers, settings)
         report = forecast_source(
             arguments.model(),
@@ -62,6 +66,9 @@ def _forecast(arguments: argparse.Namespace) -> None:
             datamodule_class=arguments.datamodule(),
         )
     else:
+        for flag in arguments.of_source:
+            if getattr(arguments, flag.dest) != flag.default:
+                raise InputError(f"{flag.option_strings[0]} says how to pack: name the SOURCE first, or leave it out")
         report = forecast(arguments.model(), settings, *measure, datamodule_class=arguments.datamodule())
     if arguments.picture:
         save(report, arguments.picture)
