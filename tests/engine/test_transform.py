@@ -227,6 +227,9 @@ def test_albumentations_by_its_interface(tmp_path: Path) -> None:
     two = {"image": Image(), "left": Image(("png",))}
     with pytest.raises(InputError, match="additional_targets"):
         list(field_data.loader(dataset, two, transform))
+    transform.transform.processors = {}  # as of a Compose without bbox_params, which moves boxes as if they were shares
+    with pytest.raises(InputError, match=r"have boxes: give Compose bbox_params=BboxParams\(.pascal_voc"):
+        list(field_data.loader(dataset, PLANE, transform))
 
 
 def test_albumentations_itself(tmp_path: Path) -> None:
@@ -239,3 +242,6 @@ def test_albumentations_itself(tmp_path: Path) -> None:
     one = by_id(field_data.loader(dataset, PLANE, transform))
     assert one == by_id(field_data.loader(dataset, PLANE, transform, workers=3, micro=12))
     assert sum(one[number] != plain for number, plain in by_id(field_data.loader(dataset, PLANE)).items()) > 18
+    for other in (None, a.BboxParams("coco", label_fields=["labels"]), a.BboxParams("pascal_voc", label_fields=["x"])):
+        with pytest.raises(InputError, match=r"have boxes: give Compose bbox_params=BboxParams\(.pascal_voc"):
+            list(field_data.loader(dataset, PLANE, albumentations_transform(a.Compose([], bbox_params=other))))

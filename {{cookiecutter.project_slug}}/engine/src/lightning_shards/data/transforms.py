@@ -132,6 +132,7 @@ class albumentations_transform:
         for name, value in sample.items():
             usual = "image" if _is_image(value) else "mask" if _is_mask(value) else "boxes" if _is_boxes(value) else ""
             if usual == "boxes" and "boxes" not in names:
+                _check_box_format(transform)
                 names["boxes"] = name
                 given |= {"bboxes": value["boxes"], "labels": value["labels"]}
             elif usual:
@@ -142,6 +143,16 @@ class albumentations_transform:
         made = transform(**given)
         for theirs, name in names.items():
             sample[name] = made[theirs] if theirs != "boxes" else _boxes(made)
+
+
+def _check_box_format(transform: Any) -> None:
+    """Raise ValueError where a Compose would take boxes for something else: it would drop and move them unseen."""
+    if (processors := getattr(transform, "processors", None)) is None:
+        return
+    params = vars(processors["bboxes"].params) if "bboxes" in processors else {}
+    if params.get("coord_format", params.get("format")) != "pascal_voc" or params.get("label_fields") != ["labels"]:
+        wanted = 'bbox_params=BboxParams("pascal_voc", label_fields=["labels"])'
+        raise ValueError(f"the samples have boxes: give Compose {wanted}")
 
 
 def _boxes(made: dict[str, Any]) -> dict[str, Any]:
