@@ -585,6 +585,7 @@ def test_a_second_input_is_never_left_out(folder: Path, capsys: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["team", "export", "one", "one.pt2"])
         assert commands.main("team", lambda: Half) == 0
+    assert "uint8 (B, 3, 16, 16), RGB, 0..255, target int64 (B) -> float32" in capsys.readouterr().out
     program = torch.export.load("one.pt2").module()
     images, targets = torch.full((3, 3, 16, 16), 9, dtype=torch.uint8), torch.tensor([0, 1, 2])
     assert torch.allclose(program(images, targets), load_model("one", Half).scores(images, targets))

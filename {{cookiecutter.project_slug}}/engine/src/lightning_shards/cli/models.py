@@ -117,7 +117,11 @@ def _export(arguments: argparse.Namespace) -> None:
     model, config = best_model(arguments.model(), folder, datamodule_class)
     about = describe(model, config, folder, evaluation_transform(datamodule_class))
     export(model, about, arguments.file)
-    message = f"{arguments.file}: {about['images']} -> {about['scores']}"
+    taken = [
+        about["images"] if name == "image" else f"{name} {dtype} ({', '.join(map(str, ['B', *shape]))})"
+        for name, (shape, dtype) in about["inputs"].items()
+    ]
+    message = f"{arguments.file}: {', '.join(taken)} -> {about['scores']}"
     if about["transform"]:
         message += f"; {about['transform']} is not in it: apply it to the images before"
     show(json.dumps(about) if arguments.json else message)

@@ -134,7 +134,8 @@ def restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkpo
         raise
     except Exception as error:  # of the team's constructor, of the parser, of load_state_dict
         why = textwrap.shorten(str(error), 200, placeholder=" ...")
-        raise InputError(f"{checkpoint} does not fit the model {model_class.__name__}: {why}") from None
+        name = f"{model_class.__name__}, the one that the commands are given"
+        raise InputError(f"{checkpoint} does not fit the model {name} ({why})") from None
     return model
 
 
