@@ -26,7 +26,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: bake  ## bake a project with the default answers, train it on its sample images, report
-	@$(IN_BAKE) demo
+	@trap : INT; $(IN_BAKE) demo || { status=$$?; echo "The project is in $(BAKE)/: cd there first."; exit $$status; }
 	@command -v uv >/dev/null || echo "To call uv yourself: export PATH=\"$$PWD/.uv/bin:\$$PATH\""
 	@echo "The project is in $(BAKE)/: cd there, or answer the questions for one of your own (README.md)."
 	@echo "Its report, for a browser: $$(ls -t $(BAKE)/runs/*/report.html | head -n 1)"

@@ -14,8 +14,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
+
+from .servers import HeldPort
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
 NODES = ("n1", "n2", "n3", "n4", "n5")
@@ -94,7 +96,8 @@ class Cluster:
 
     def _configure(self) -> None:
         host = socket.gethostname().partition(".")[0]
-        *ports, port = _free_ports(len(NODES) + 1)
+        self._ports = [HeldPort() for _ in range(len(NODES) + 1)]
+        *ports, port = self._ports
         nodes = [NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, ports, strict=True)]
         config = CONFIG.format(folder=self.folder, host=host, port=port)
         (self.folder / "slurm.conf").write_text("".join([config, *nodes, PARTITIONS]))
@@ -191,11 +194,3 @@ def blocks(process: int, number: int) -> bool:
 def _kill(process: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -98,3 +98,15 @@ class Web:
             content, request.close_connection = content[: len(content) // 2], True
         self.bytes_sent += len(content)
         request.wfile.write(content)
+
+
+class HeldPort:
+    """A free port of loopback, which from here on only who binds it by its number gets: no other free one is it."""
+
+    def __init__(self) -> None:
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that a server may bind it as well
+        self._held.bind(("127.0.0.1", 0))
+
+    def __str__(self) -> str:
+        return str(self._held.getsockname()[1])

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pkgutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from team.model import ImageModel
 
 from .in_place import PROJECT
 from .plain import Training
+from .servers import HeldPort
 
 MOMENTS: dict[str, tuple[Any, str]] = {  # when a strike on train.py can fall: at the begin of this call
     "setup": (ImageModel, "configure_optimizers"),
@@ -149,7 +149,8 @@ class Forked:
         strikes: Sequence[Strike] = (),
         program: Program = train_py,
     ) -> None:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(devices)}
+        self._port = HeldPort()
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._port), "WORLD_SIZE": str(devices)}
         self._processes = []
         for rank in range(devices):
             environment = {**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if devices > 1 else {}
@@ -178,7 +179,8 @@ class Launched:
         command = [str(PROJECT / "train.py"), *arguments, "--trainer.devices", str(devices)]
         if torchrun:
             agent = ["-m", "torch.distributed.run", "--nproc-per-node", str(devices), "--master-port"]
-            command = [*agent, str(_free_port()), "--", *command]  # without it, torchrun takes --run for its own
+            self._port = HeldPort()
+            command = [*agent, str(self._port), "--", *command]  # without it, torchrun takes --run for its own
         with (folder / "output-0.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *command], cwd=folder, stdout=log, stderr=log, start_new_session=True
@@ -204,7 +206,7 @@ class Host(Launched):
     """One start of train.py on a host: its torchrun, on an address of its own, with one rank."""
 
     def __init__(
-        self, folder: Path, address: str, port: int, nodes: str, restarts: int, arguments: Sequence[str]
+        self, folder: Path, address: str, port: HeldPort, nodes: str, restarts: int, arguments: Sequence[str]
     ) -> None:
         agent = {
             "nnodes": nodes,
@@ -263,9 +265,3 @@ def _descendants(family: set[int]) -> set[int]:
     while new := {p for p, parent in parents.items() if parent in family | found} - family - found:
         found |= new
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

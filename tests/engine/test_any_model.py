@@ -407,12 +407,15 @@ class Rates(L.Callback):
         trainer.should_stop = len(self.seen) == self.last
 
 
-def test_a_rate_that_a_validation_changed_is_in_the_checkpoint_behind_it(folder: Path) -> None:
+def test_a_rate_that_a_validation_changed_is_in_the_checkpoint_behind_it(folder: Path, capsys: Any) -> None:
     arguments = ["--trainer.max_epochs", "2", "--trainer.val_check_interval", "4"]
     whole, first, rest = Rates(), Rates(last=8), Rates()
     train(OnPlateauInEpoch, "--run", "whole", *arguments, callbacks=[whole])
     train(OnPlateauInEpoch, "--run", "parts", *arguments, callbacks=[first])
+    capsys.readouterr()
     train(OnPlateauInEpoch, "--resume", "parts", callbacks=[rest])
+    where = "goes on in epoch 1 at image 64 of 96, from last.ckpt (64 images seen); means over this epoch's training"
+    assert f"{where} count from there" in capsys.readouterr().out
     assert len(first.seen) == 8 and first.seen + rest.seen == whole.seen and len(set(whole.seen)) > 3
 
 

@@ -243,6 +243,7 @@ def test_arrays_hold_no_code_and_fit() -> None:
 
 
 def test_text_and_json_that_are_none_are_damage() -> None:
+    field: Any
     for field, data in ((Text(), b"\xff"), (Json(), b"{"), (Json(), b"[" * 100_000), (Json(), b"\xff\xfe")):
         with pytest.raises(DecodeError):
             field.decode(data, None, None)

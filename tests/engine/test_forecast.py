@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -238,6 +239,20 @@ def test_a_source_is_sampled_and_nothing_is_left(
     assert packing["bytes"] == pytest.approx(size, rel=0.1), "from a sample, for all"
 
 
+def under_way(folder: Path, moment: str) -> bool:
+    """Whether the source is being packed, or what is packed is read: a process has a shard of it open."""
+    if moment == "packing":
+        return any(folder.glob(".forecast-*/.sample.packing/listing"))
+    shards = [str(path) for path in folder.glob(".forecast-*/sample/train/*.tar")]
+    if not any(folder.glob(".forecast-*/sample/dataset.json")):
+        return False
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if str(link.readlink()) in shards:
+                return True
+    return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["packing", "training"])
 def test_a_source_that_is_interrupted_leaves_nothing(
@@ -246,10 +261,8 @@ def test_a_source_that_is_interrupted_leaves_nothing(
     source = unpacked(tmp_path_factory.mktemp("source"), 600)
     command = [sys.executable, "-m", PACKAGE, "forecast", str(source), "--config", "small.yaml", "--seconds", "60"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    sign = {"packing": ".forecast-*/.sample.packing/listing", "training": ".forecast-*/sample/dataset.json"}[moment]
-    while not list(priced.glob(sign)) and process.poll() is None:
+    while not under_way(priced, moment) and process.poll() is None:
         time.sleep(0.005)
-    time.sleep(0.5 if moment == "training" else 0)
     process.send_signal(number)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 130 and err.splitlines()[-1] == "stopped; nothing was written", err[-2000:]

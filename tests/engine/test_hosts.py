@@ -18,6 +18,7 @@ from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.order import WindowedOrder
 
 from . import proofs, starts
+from .servers import HeldPort
 from .test_train import SMALL, start
 
 LIMIT = 180.0  # seconds for whatever is waited for: on a busy machine, starts take long
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an
 class Hosts:
     """Two places from which `train.py` is started in one folder that both see."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: HeldPort) -> None:
         self.folder, self.port = folder, port
         self.run = folder / "runs" / "two"
         self.started: list[starts.Host] = []
@@ -62,7 +63,7 @@ def hosts(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     trainer = SMALL["trainer"] | {"max_epochs": EPOCHS, "log_every_n_steps": 50}
     settings = SMALL | {"data": data, "trainer": trainer, "ledger": True, "save_every_minutes": 0.001}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    both = Hosts(tmp_path, starts._free_port())
+    both = Hosts(tmp_path, HeldPort())
     yield both
     for host in both.started:
         host.send(signal.SIGKILL)

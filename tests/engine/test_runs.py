@@ -92,6 +92,10 @@ def test_every_column_sorts(project: Path, monkeypatch: pytest.MonkeyPatch, caps
         metrics = {"metrics": {"test/mean_absolute_error": value}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"monitor": "mean_absolute_error"} | metrics))
     assert order("metric")[:3] == ["better", "first", "old"], "of errors, the smallest is the best"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"val/accuracy": 0.05}}))
+    assert order("metric")[:3] == ["better", "first", "old"], "an accuracy is no error, however small"
+    assert runs(monkeypatch, "--sort", "metric") == 0
+    assert "sorted by test/mean_absolute_error; behind it the runs that have val/" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("columns", ["60", "200", None])

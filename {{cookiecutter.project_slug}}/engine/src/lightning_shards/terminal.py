@@ -28,6 +28,11 @@ def plain_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def several(count: int, noun: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def say(text: str, file: TextIO | None = None) -> None:
     """Print, on standard output or `file`, what a work that goes on has to tell. Where a log on a full disk takes no
     more, the work goes on without."""

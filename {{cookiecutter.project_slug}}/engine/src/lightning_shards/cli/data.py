@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import InputError, RunError
 from ..machine import cpus
 from ..packing.options import add_field_option, add_pack_options, recipe
-from ..terminal import say, show
+from ..terminal import say, several, show
 
 STOPPED = 75
 
@@ -132,7 +132,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
     task = f"{report['task']}, {report['targets']} targets" if report["task"] else "no targets"
     show(f"{report['dataset']}: {task}{described(report['described'])}; members {', '.join(report['fields'])}")
     for split, counts in report["splits"].items():
-        show(f"  {split:<6}{counts['samples']:>11,} samples {counts['shards']:>6,} shards")
+        show(f"  {split:<6}{several(counts['samples'], 'sample'):>19} {several(counts['shards'], 'shard'):>13}")
     if report["lacking"]:
         examples = "; ".join(report["lacking_examples"])
         show(f"  {report['lacking']:,} samples lack something or are damaged, and will be skipped, such as {examples}")
@@ -158,7 +158,8 @@ def _verify(arguments: argparse.Namespace) -> None:
     _at_least_one("--workers", arguments.workers)
     with progress_bar("verifying") as progress:
         report = verify(arguments.dataset, arguments.workers, progress)
-    size = f"{report['samples']:,} samples in {report['shards']:,} shards, {report['bytes'] / 1e6:,.1f} MB"
+    size = f"{several(report['samples'], 'sample')} in {several(report['shards'], 'shard')}"
+    size += f", {report['bytes'] / 1e6:,.1f} MB"
     if arguments.json:
         show(json.dumps(report))
     else:

@@ -137,10 +137,12 @@ def _add_runs(commands: Any) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    from ..reporting.table import render, rows
+    from ..reporting.table import render, rows, sorted_by
 
     table = rows(arguments.sort)
     if arguments.json:
         show(json.dumps(table))
     else:
         show(render(table) if table else "There are no runs yet: start one with `uv run train.py`.")
+        if arguments.sort == "metric" and (note := sorted_by(table)):
+            show(f"\n{note}")

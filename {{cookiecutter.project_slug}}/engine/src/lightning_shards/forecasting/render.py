@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cost.usage import Usage, duration, number
+from ..terminal import several
 
 STAGES = {"disk": "disk, cold", "loader": "loader alone", "model": "model alone", "both": "both, end to end"}
 WIDTH = 100
@@ -58,7 +59,7 @@ def _energy(energy: Mapping[str, Any]) -> str:
 
 def _run(run: Mapping[str, Any]) -> str:
     validated = f", and {run['validated']:,} validated" if run["validated"] else ""
-    return f"{run['epochs']} epochs, {run['images']:,} images{validated}"
+    return f"{several(run['epochs'], 'epoch')}, {several(run['images'], 'image')}{validated}"
 
 
 def _packing(report: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..terminal import say
+from ..terminal import say, several
 from .pool import Progress as Report
 
 _QUIET_SECONDS = 30.0  # between lines where stderr is no terminal
@@ -49,7 +49,8 @@ def render(report: Mapping[str, Any]) -> str:
     lines = [f"{report['dataset']}: {task}{described(report['fields'])}"]
     for split, counts in report["splits"].items():
         taken = report["taken_from_train"].get(split)
-        size = f"{counts['images']:>11,} images {counts['shards']:>6,} shards {counts['bytes'] / 1e6:>10,.1f} MB"
+        images, shards = several(counts["images"], "image"), several(counts["shards"], "shard")
+        size = f"{images:>18} {shards:>13} {counts['bytes'] / 1e6:>10,.1f} MB"
         origin = f"  ({taken:.0%} of the images: {report['source']} has no {split} split)" if taken else ""
         lines.append(f"  {split:<6}{size}{origin}")
     lines += _targets(report)

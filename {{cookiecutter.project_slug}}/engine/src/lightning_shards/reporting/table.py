@@ -46,12 +46,29 @@ def rows(sort: str = "when", folder: Path = RUNS) -> list[dict[str, Any]]:
     runs = [read(path, images=False) for path in sorted(folder.glob("*")) if path.is_dir()]
     differing = differences(runs)
     table = [_row(run, differing) for run in runs]
-    value, largest_first = COLUMNS[sort]
     if sort == "metric":
-        smallest_is_best = [row["metric"]["better"] == "min" for row in table if row["metric"]]
-        largest_first = not all(smallest_is_best) or not smallest_is_best
+        return _by_metric(table)
+    value, largest_first = COLUMNS[sort]
     known = sorted((row for row in table if value(row) is not None), key=value, reverse=largest_first)
     return known + [row for row in table if value(row) is None]
+
+
+def _by_metric(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of one metric after those of another, the most first; the best of each first."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table:
+        if row["metric"]:
+            groups.setdefault((row["metric"]["name"], row["metric"]["better"]), []).append(row)
+    found = []
+    for (_, better), group in sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        found += sorted(group, key=lambda row: row["metric"]["value"], reverse=better == "max")
+    return found + [row for row in table if not row["metric"]]
+
+
+def sorted_by(table: list[dict[str, Any]]) -> str:
+    """What `--sort metric` has sorted; empty where all runs have the same metric."""
+    names = list(dict.fromkeys(row["metric"]["name"] for row in table if row["metric"]))
+    return f"sorted by {names[0]}; behind it the runs that have {', '.join(names[1:])} only" if len(names) > 1 else ""
 
 
 def differences(runs: list[RunFiles]) -> list[str]:

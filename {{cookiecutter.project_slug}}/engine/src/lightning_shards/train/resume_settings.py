@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ..errors import InputError
+from ..terminal import several
 from . import optimizer_state, schedules
 
 NEEDS_NEW_RUN = ("model.optimizer", "model.weights")  # and what makes other weights: `check` sees by names and shapes
@@ -49,7 +50,7 @@ def check(
         raise InputError(
             f"trainer.max_epochs is {max_epochs}, and the run is in epoch {done + 1} already"
             if begun
-            else f"trainer.max_epochs is {max_epochs}, and the run has done {done} epochs already"
+            else f"trainer.max_epochs is {max_epochs}, and the run has done {several(done, 'epoch')} already"
         )
     if not _fits(model, content["state_dict"]):
         names = [n for n in changed if n.startswith("model.") or n == "data.image_size"]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..terminal import say
+from ..runs.checkpoints import state
+from ..terminal import say, several
 from . import contract, hardware
 
 if TYPE_CHECKING:
@@ -21,14 +22,26 @@ def announce(cli: TrainingCLI) -> None:
     parameters = sum(p.numel() for p in cli.model.parameters())
     lines = (
         f"{cli.run.folder}: {contract.title(cli.model)} ({parameters / 1e6:.2g} million parameters),"
-        f" {len(data.order):,} images of {data.inputs}, {cli.trainer.max_epochs} epochs,"
+        f" {several(len(data.order), 'image')} of {data.inputs}, {several(cli.trainer.max_epochs or 0, 'epoch')},"
         f" global batch {data.global_batch_size}"
         f"\n{cli.trainer.world_size} x {hardware.device_name(cli.device)}: {r['precision']},"
-        f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
+        f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {several(r['workers'], 'decoding thread')},"
         f" compile {'on' if r['compile'] else 'off'}",
-        *filter(None, (data.note, cli.spending.note)),
+        *filter(None, (_goes_on(cli), data.note, cli.spending.note)),
     )
     say("\n".join(lines))
+
+
+def _goes_on(cli: TrainingCLI) -> str:
+    """Where a resume does; empty for a run that begins."""
+    if not (checkpoint := cli.run.last_checkpoint):
+        return ""
+    place, images = state(checkpoint), len(cli.data.order)
+    where = f"goes on in epoch {place['epoch'] + 1} at image {place['position']:,} of {images:,}"
+    if place["epoch"] >= (cli.trainer.max_epochs or 0):
+        where = f"all {several(place['epoch'], 'epoch')} are done"
+    partly = "; means over this epoch's training count from there" if place["position"] else ""
+    return f"{where}, from {checkpoint.name} ({several(place['images_seen'], 'image')} seen){partly}"
 
 
 def to_dict(cli: TrainingCLI, metrics: dict[str, float]) -> dict[str, Any]:
