@@ -196,12 +196,20 @@ def test_a_kill_loses_nothing_that_was_written(project: Path, monkeypatch: Any, 
     assert json.loads(capfd.readouterr().out)["embedded"] == 0
 
 
-def test_two_processes_share_the_shards(project: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("devices", [True, False], ids=["devices", "torchrun"])
+def test_two_processes_share_the_shards(project: Path, devices: bool) -> None:
     before = rows("features", features="features")
-    command = [sys.executable, "-m", PACKAGE, "embed", "first", "colours", "--name", "two", "--devices", "2", "--json"]
+    launcher = (
+        ["--devices", "2"] if devices else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    )
+    given = [PACKAGE, "embed", "first", "colours", "--name", "two", "--json"]
+    command = [sys.executable, "-m", *given, *launcher] if devices else [sys.executable, *launcher, "-m", *given]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout)["splits"]["train"] == {"samples": 96, "lacking": 2}
+    told = json.loads(done.stdout)
+    assert told["splits"]["train"] == {"samples": 96, "lacking": 2} and told["embedded"] < 96 + 2 * 60, (
+        "each has a part"
+    )
     after = rows("features", features="two")
     assert all(torch.allclose(after[number].float(), before[number].float(), atol=2e-3) for number in before)
 

@@ -34,7 +34,7 @@ from ..data.transform import Transform
 from ..data.worker import WorkerSpec
 from ..errors import InputError, RunError
 from ..machine import cache_folder
-from ..train import hardware
+from ..train import cluster, hardware
 from .embedding_writer import EmbeddingWriter, unfinished
 
 Progress = Callable[[int, int], None]  # samples done, samples in all
@@ -107,8 +107,15 @@ class Embedder:
         hardware.quiet()
         hardware.prepare(device)
         precision: Any = hardware.precision(device)
+        nodes = 1
+        if found := cluster.layout():
+            cluster.check_flags(found, devices=str(devices), num_nodes=None, prefix="--")
+            nodes, devices = found
+        launched: Any = cluster.cluster()
         try:
-            self.fabric = Fabric(accelerator=device, devices=devices, precision=precision)
+            self.fabric = Fabric(
+                accelerator=device, devices=devices, num_nodes=nodes, plugins=launched, precision=precision
+            )
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise InputError(f"--devices {devices} cannot be had here: {str(error).splitlines()[0]}") from None
         network = {"kind": self._method, "title": title, "weights": weights_hash(model), **look.describe()}
@@ -158,7 +165,8 @@ class Embedder:
                     done += self._write(writer, batch, values, int(plan.about["views"]))
                     progress(done, total)
                 writer.finish(range(rank, len(self.dataset.splits[split]), world))
-        self.fabric.barrier()
+        if world > 1:  # which waits for all, too
+            done = int(self.fabric.all_reduce(torch.tensor(done, device=self.fabric.device), reduce_op="sum"))
         seconds = time.monotonic() - began
         return {**self._report(), "embedded": done, "seconds": seconds, "images_per_second": done / max(seconds, 1e-9)}
 

@@ -118,7 +118,7 @@ class TrainingCLI(LightningCLI):
         if goes_on and "weights" in (self.config.get("model") or {}):  # a model may have no settings
             self.config.model.weights = None  # the checkpoint has newer ones
         if found := cluster.layout():  # whoever started the ranks has decided, whatever the configs say
-            cluster.check_flags(found, **self._flags)
+            cluster.check_flags(found, self._flags["devices"], self._flags["num_nodes"])
             self.config.trainer.num_nodes, self.config.trainer.devices = found
         device = hardware.accelerator(self.config.trainer.accelerator)
         hardware.prepare(device)

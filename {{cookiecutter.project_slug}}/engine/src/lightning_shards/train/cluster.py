@@ -45,12 +45,12 @@ def layout(environment: Environment = os.environ) -> tuple[int, int] | None:
     return nodes, tasks // nodes
 
 
-def check_flags(found: tuple[int, int], devices: str | None, num_nodes: str | None) -> None:
+def check_flags(found: tuple[int, int], devices: str | None, num_nodes: str | None, prefix: str = "--trainer.") -> None:
     """Raise InputError for a flag that contradicts what was launched."""
     for flag, given, launched in (("devices", devices, found[1]), ("num_nodes", num_nodes, found[0])):
         if given not in (None, "auto", "-1", str(launched)):
             raise InputError(
-                f"--trainer.{flag} is {given}, but {launched} was launched: leave the flag out, it is known from"
+                f"{prefix}{flag} is {given}, but {launched} was launched: leave the flag out, it is known from"
                 " the launcher"
             )
 
