@@ -525,6 +525,20 @@ class Calling(ImageModel):
         return self.counter
 
 
+class Refusing(CSVLogger):
+    def __init__(self, save_dir: str) -> None:
+        raise RuntimeError("a folder will not do, give a database")
+
+
+def test_of_several_loggers_the_one_that_refuses_is_heard(folder: Path) -> None:
+    names = "lightning.pytorch.loggers.CSVLogger", f"{__name__}.Refusing"
+    loggers = [{"class_path": name, "init_args": {"save_dir": "mine"}} for name in names]
+    Path("more.yaml").write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
+    with pytest.raises(InputError, match=r"^trainer: a folder will not do, give a database$"):
+        train(Plain, "--config", "more.yaml", "--run", "one")
+    assert not Path("runs").exists()
+
+
 def test_own_loggers_and_callbacks_are_added_to_ours(folder: Path) -> None:
     memory, counter = Memory(), Counter()
     arguments = ["--run", "one", "--model.backbone", "small_cnn", "--trainer.profiler", "simple"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from .parser import shorten
 from .rank_watchdog import RankWatchdog
 
 _BY_LIGHTNING = (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError, NotImplementedError)
+_OTHER_KIND = re.compile("Not a valid subclass|Expected a")  # where one or several may be given
 
 
 @contextmanager
@@ -38,7 +40,9 @@ def refused_by_a_class() -> Iterator[None]:
             raise error.__cause__ from None
         if error.__cause__ is None or "any of the Union subtypes" not in str(error):
             raise
-        raise InputError(f"trainer: {_first_sentences(error.__cause__)}") from None
+        kinds = re.findall(r"^  - (.*?)(?=^  - |^Given value type)", str(error), re.MULTILINE | re.DOTALL)
+        said = next((one for one in kinds if not _OTHER_KIND.match(one)), str(error.__cause__))
+        raise InputError(f"trainer: {shorten(said).rstrip('.') or type(error.__cause__).__name__}") from None
 
 
 @contextmanager
