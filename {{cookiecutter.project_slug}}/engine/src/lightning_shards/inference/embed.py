@@ -166,7 +166,8 @@ class Embedder:
                     progress(done, total)
                 writer.finish(range(rank, len(self.dataset.splits[split]), world))
         if world > 1:  # which waits for all, too
-            done = int(self.fabric.all_reduce(torch.tensor(done, device=self.fabric.device), reduce_op="sum"))
+            of_all: Any = self.fabric.all_reduce(torch.tensor(done, device=self.fabric.device), reduce_op="sum")
+            done = int(of_all)
         seconds = time.monotonic() - began
         return {**self._report(), "embedded": done, "seconds": seconds, "images_per_second": done / max(seconds, 1e-9)}
 
