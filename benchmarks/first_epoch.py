@@ -25,8 +25,7 @@ from lightning_shards.data import ShardLoader
 from lightning_shards.train import hardware
 from measure import cpu_seconds
 
-SIDES = 28, 32, 64
-BATCH, ALL = 256, 1 << 50
+BATCH, ALL = 250, 1 << 50  # the batch divides the images: each comes, so the arrays become whole
 
 
 def epoch(data: Path, side: int, kept: int) -> dict[str, float]:
@@ -70,6 +69,7 @@ def compare(data: Path, side: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", type=int, nargs="+", default=[28, 32, 64], help="pixels")
     parser.add_argument("--each", type=int, default=5000, help="images of a shard, of which there are eight")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where the figures go")
@@ -82,7 +82,7 @@ def main() -> None:
     results |= {"machine": hardware.device_name("cpu"), "images": 8 * given.each, "rounds": given.rounds}
     images = list(sample_images())
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        for side in SIDES:
+        for side in given.sides:
             data = pack_tars(Path(folder) / str(side), Size(8, given.each, 1, (side, side)), images, 0)
             results[f"{side} pixels"] = compare(Path(data.root), side, given.rounds)
             print(side, json.dumps(results[f"{side} pixels"]), flush=True)
