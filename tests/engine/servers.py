@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -110,3 +111,36 @@ class HeldPort:
 
     def __str__(self) -> str:
         return str(self._held.getsockname()[1])
+
+
+class WandbServer:
+    """As much of a W&B server as a run needs, on loopback; once `gone` is set it drops its connections."""
+
+    def __init__(self) -> None:
+        self.gone, outer = threading.Event(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if outer.gone.is_set():
+                    self.close_connection = True
+                    return
+                project = {"id": "p", "name": "demo", "entity": {"id": "e", "name": "me"}}
+                bucket = {"id": "b", "name": "r", "displayName": "r", "project": project, "historyLineCount": 0}
+                answer = {
+                    "data": {"upsertBucket": {"bucket": bucket, "inserted": True}} if b"psertBucket" in body else {}
+                }
+                content = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()

@@ -393,6 +393,36 @@ def test_the_scale_of_float16_and_an_average_go_on_or_are_refused(folder: Path) 
     assert cli.trainer.precision_plugin.state_dict() == scale | {"scale": 1024.0, "_growth_tracker": 24}
 
 
+def test_a_made_up_state_of_a_checkpoint_callback_removes_nothing(folder: Path) -> None:
+    settings = yaml.safe_load(Path("small.yaml").read_text())
+    arguments = {"monitor": "val/loss", "save_last": True}
+    settings["trainer"]["callbacks"] = [
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": arguments}
+    ]
+    Path("small.yaml").write_text(yaml.safe_dump(settings))
+    train(Measured, "--run", "one", "--keep_checkpoints", "1")
+    file, outside = Path("runs/one/checkpoints/last.ckpt"), folder / "outside.ckpt"
+    outside.write_bytes(b"precious")
+    whole = torch.load(file, weights_only=True)
+    key = next(name for name in whole["callbacks"] if name.startswith("ModelCheckpoint"))
+    worst = torch.tensor(99.0)
+    for path in (str(outside), "runs/one/ModelCheckpoint/../../../outside.ckpt", 3):
+        for made_up in (
+            {"best_k_models": {path: worst}, "kth_best_model_path": path, "kth_value": worst},
+            {"last_model_path": path},
+            {"best_k_models": {"runs/one/ModelCheckpoint/a.ckpt": "text"}},
+            {"kth_best_model_path": path},
+        ):
+            content = copy.deepcopy(whole)
+            content["callbacks"][key] |= made_up
+            torch.save(content, file)
+            with pytest.raises(InputError, match="cannot go on from what its last checkpoint holds"):
+                train(Measured, "--resume", "one", "--trainer.max_epochs", "2")
+    assert outside.read_bytes() == b"precious"
+    torch.save(whole, file)
+    train(Measured, "--resume", "one", "--trainer.max_epochs", "2")
+
+
 class Rates(L.Callback):
     """The rate of each step; ends the training at the validation after step `last`."""
 

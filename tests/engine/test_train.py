@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -29,6 +30,7 @@ from wandb.proto import wandb_internal_pb2
 
 from .conftest import write_dataset
 from .in_place import PROJECT
+from .servers import WandbServer
 
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"global_batch_size": 8, "image_size": 16, "workers": 2, "crop_scale": [0.6, 1.0]},
@@ -457,6 +459,29 @@ def test_with_a_key_and_no_way_out_wandb_is_offline(
     err = capfd.readouterr().err
     assert err.count("W&B is offline") == err.count("\n") == 1 and "Traceback" not in err, err
     assert logger.mode == "offline" and (folder / "wandb-id.txt").read_text().strip() == logger.version
+
+
+def test_a_wandb_server_that_goes_away_is_waited_for_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    server = WandbServer()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()
+    given = {"WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "1"}
+    for name, value in {**given, "NETRC": str(project / "no-netrc")}.items():
+        monkeypatch.setenv(name, value)
+    (folder := project / "runs/o").mkdir(parents=True)
+    logger = wandb_logger.make(folder, "demo", None)
+    logger.begin({"a": 1})
+    server.gone.set()
+    for step in range(20):
+        logger.log_metrics({"train/loss": 0.5}, step)
+    wandb_logger.finish({"status": "done"}, None, failed=False)
+    err = capfd.readouterr().err
+    assert logger.mode == "online" and re.fullmatch(
+        r"W&B has not taken everything yet: `wandb sync \S+/run-\S+` .*\n", err
+    )
+    wandb.teardown()
 
 
 def test_a_training_goes_on_without_wandb(project: Path) -> None:

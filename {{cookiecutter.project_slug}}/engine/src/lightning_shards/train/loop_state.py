@@ -9,9 +9,11 @@ are computed from the place, into the one form that it goes on from correctly.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from .alike import unlike
 
@@ -61,6 +63,19 @@ def check(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
         stock = type(callback).__module__.startswith("lightning.pytorch.")
         if saved and stock and (wrong := unlike(callback.state_dict(), saved, type(callback).__name__)):
             raise ValueError(f"{wrong} is of another kind")
+        if saved and isinstance(callback, ModelCheckpoint) and saved.get("dirpath") == callback.dirpath:
+            _check_kept(callback, saved)
+
+
+def _check_kept(callback: ModelCheckpoint, saved: dict[str, Any]) -> None:
+    """Raise ValueError where a ModelCheckpoint would compare with what is no score, or remove what is not its own."""
+    folder, kept = Path(callback.dirpath or "").resolve(), saved["best_k_models"]
+    worst, last = saved["kth_best_model_path"], saved["last_model_path"]
+    if any(unlike(0.0, score, "score") for score in kept.values()) or (worst and worst not in kept):
+        raise ValueError("ModelCheckpoint.best_k_models is of another kind")
+    for path in (*kept, *filter(None, (last,))):
+        if not isinstance(path, str) or not Path(path).resolve().is_relative_to(folder):
+            raise ValueError(f"ModelCheckpoint has kept {str(path)[:80]!r}, which is not in {callback.dirpath}")
 
 
 def interval(trainer: L.Trainer) -> int | float | None:

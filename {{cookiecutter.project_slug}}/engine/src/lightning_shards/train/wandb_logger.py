@@ -137,16 +137,16 @@ def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) ->
         acts.insert(0, ("get the report", lambda: keep_report(run, report)))
     if summary:
         acts.insert(0, ("get the summary", lambda: run.summary.update(_figures(summary))))
-    warned = False
+    folder, lacks = Path(run.dir).parent, ""
     for what, act in acts:
         try:
             act()
-        except TimeoutError:
-            say("W&B has not taken everything yet: `wandb sync` sends the rest", sys.stderr)
+        except TimeoutError:  # of which the other troubles came
+            lacks = f"W&B has not taken everything yet: `wandb sync {folder}` sends the rest"
         except Exception as defect:  # its helping process was ended by a signal; the run itself is saved
-            if not warned:
-                say(f"the W&B run could not {what}: {_one_line(defect)}", sys.stderr)
-            warned = True
+            lacks = lacks or f"the W&B run could not {what}: {_one_line(defect)}"
+    if lacks:
+        say(lacks, sys.stderr)
 
 
 def _one_line(defect: Exception) -> str:
