@@ -17,7 +17,8 @@ from {{ cookiecutter.package_name }}.model import ImageModel
 from .conftest import PROJECT
 
 PACKAGE = "{{ cookiecutter.package_name }}"
-ALONE = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml") if path.name not in ("many_gpus.yaml", "probe.yaml"))
+OTHERS = ("many_gpus.yaml", "probe.yaml")  # which go with another config, and with features
+ALONE = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml") if path.name not in OTHERS)
 
 
 @pytest.mark.parametrize("name", ALONE)
