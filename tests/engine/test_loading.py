@@ -229,7 +229,7 @@ def test_the_place_holds_nothing_of_this_hardware(dataset: Path) -> None:
     data = ShardDataModule(path=str(dataset), global_batch_size=8)
     data.advance()
     state = data.checkpoint_state()
-    assert set(state) == {"epoch", "position", "images_seen", "order"}
+    assert set(state) == {"epoch", "position", "images_seen", "order", "embedded"}
     assert set(state["order"]) == {"fingerprint", "seed", "fraction", "window_samples", "window_bytes"}
     other = ShardDataModule(path=str(dataset), global_batch_size=6, micro_batch_size=3)
     other.load_checkpoint_state(json.loads(json.dumps(state)))
