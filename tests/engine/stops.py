@@ -1,4 +1,4 @@
-"""Callbacks of a user's that end a training, or an epoch, in the middle; by name in a config."""
+"""A callback of a user's that ends a training anywhere; by name in a config."""
 
 from __future__ import annotations
 
@@ -8,35 +8,29 @@ from typing import Any
 import lightning as L
 
 
-class _At(L.Callback):
-    """Acts once the trainer has made `step` optimizer steps, counted over all attempts."""
+class Stops(L.Callback):
+    """Ends the training at the `call`-th call of a hook, in one of several ways.
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    Args:
+        hook: name of a method of callbacks.
+        way: `asks` sets `trainer.should_stop`, `fails` raises an OSError, `interrupts` a KeyboardInterrupt, `leaves`
+            calls `sys.exit(0)`.
+        call: counted from 1, in this attempt.
+    """
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        if trainer.global_step == self.step:
-            self.act(trainer)
+    def __init__(self, hook: str, way: str, call: int) -> None:
+        self.way, self.left = way, call
+        setattr(self, hook, self.act)
 
-    def act(self, trainer: L.Trainer) -> None:
-        raise NotImplementedError
-
-
-class ShouldStop(_At):
-    def act(self, trainer: L.Trainer) -> None:
-        trainer.should_stop = True
-
-
-class Fails(_At):
-    def act(self, trainer: L.Trainer) -> None:
-        raise OSError("a cable was pulled")
-
-
-class Interrupts(_At):
-    def act(self, trainer: L.Trainer) -> None:
-        raise KeyboardInterrupt
-
-
-class Leaves(_At):
-    def act(self, trainer: L.Trainer) -> None:
-        sys.exit(0)
+    def act(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self.left -= 1
+        if self.left:
+            return
+        if self.way == "asks":
+            trainer.should_stop = True
+        elif self.way == "fails":
+            raise OSError("a cable was pulled")
+        elif self.way == "interrupts":
+            raise KeyboardInterrupt
+        else:
+            sys.exit(0)

@@ -41,10 +41,15 @@ def paid(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     assert len(rows) >= 2 * STEPS
 
 
-@pytest.mark.parametrize(("step", "micro"), [(1, "8"), (STEPS + 5, "4")])
-def test_a_callback_stops_in_the_middle_of_an_epoch(monkeypatch: pytest.MonkeyPatch, step: int, micro: str) -> None:
-    stop = ["--trainer.callbacks+=engine.stops.ShouldStop", f"--trainer.callbacks.step={step}"]
-    assert cut(monkeypatch, *stop, "--data.micro_batch_size", micro) == 0
+def stops(hook: str, way: str, call: int) -> list[str]:
+    name = "--trainer.callbacks"
+    return [f"{name}+=engine.stops.Stops", f"{name}.hook={hook}", f"{name}.way={way}", f"{name}.call={call}"]
+
+
+@pytest.mark.parametrize(("step", "micro"), [(1, 8), (STEPS, 8), (STEPS + 5, 4)])
+def test_what_a_callback_leaves_out_is_trained_on_later(monkeypatch: pytest.MonkeyPatch, step: int, micro: int) -> None:
+    stop = stops("on_train_batch_end", "asks", step * 8 // micro)
+    assert cut(monkeypatch, *stop, "--data.micro_batch_size", str(micro)) == 0
     told = summary("cut")
     assert (told["status"], told["epochs"], told["images_seen"]) == ("stopped", step // STEPS, 8 * step)
     paid(monkeypatch)
@@ -52,10 +57,38 @@ def test_a_callback_stops_in_the_middle_of_an_epoch(monkeypatch: pytest.MonkeyPa
     assert len(rows) == 2 * STEPS, "nothing is trained on twice"
 
 
-def test_a_callback_stops_at_the_end_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = ["--trainer.callbacks+=engine.stops.ShouldStop", f"--trainer.callbacks.step={STEPS}"]
-    assert cut(monkeypatch, *stop) == 0
-    assert (summary("cut")["status"], summary("cut")["epochs"]) == ("stopped", 1)
+ANYWHERE = [  # a hook and the call of it that ends the training, the way, and the images that then count
+    ("setup", 1, "fails", 0),
+    ("on_fit_start", 1, "leaves", 0),
+    ("on_train_start", 1, "asks", 0),
+    ("on_train_epoch_start", 2, "interrupts", 96),
+    ("on_train_batch_start", 5, "fails", 32),
+    ("on_before_optimizer_step", STEPS + 5, "leaves", 96 + 32),
+    ("on_train_batch_end", STEPS + 5, "interrupts", 96 + 32),
+    ("on_validation_start", 1, "leaves", 48),
+    ("on_validation_batch_end", 1, "interrupts", 48),
+    ("on_validation_end", 1, "asks", 48),
+    ("on_save_checkpoint", 2, "fails", 96),
+    ("on_train_epoch_end", 1, "fails", 96),
+    ("on_train_epoch_end", 1, "asks", 96),
+    ("on_train_end", 1, "leaves", 192),
+    ("teardown", 1, "fails", 192),
+    ("on_test_batch_start", 1, "interrupts", 192),
+]
+
+
+@pytest.mark.parametrize(("hook", "call", "way", "images"), ANYWHERE)
+def test_what_any_end_leaves_out_is_trained_on_later(
+    monkeypatch: pytest.MonkeyPatch, hook: str, call: int, way: str, images: int
+) -> None:
+    arguments = [*stops(hook, way, call), "--trainer.val_check_interval", "0.5"]
+    if way == "fails":
+        with pytest.raises(OSError, match="cable"):
+            cut(monkeypatch, *arguments)
+    else:
+        assert cut(monkeypatch, *arguments) == (0 if way == "asks" else 1)
+    told = summary("cut")
+    assert (told["status"], told["images_seen"]) == ("stopped" if way == "asks" else "failed", images)
     paid(monkeypatch)
 
 
@@ -90,18 +123,6 @@ def test_a_limit_of_time_is_a_budget(monkeypatch: pytest.MonkeyPatch, capfd: Any
     assert start(monkeypatch, "--resume", "cut", *again, config=None) == 0
     assert summary("cut")["status"] == "budget" and summary("cut")["images_seen"] == told["images_seen"]
     paid(monkeypatch, "--trainer.max_time", "null")
-
-
-@pytest.mark.parametrize("how", ["Fails", "Interrupts", "Leaves"])
-def test_an_error_loses_nothing_before_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    arguments = [f"--trainer.callbacks+=engine.stops.{how}", f"--trainer.callbacks.step={STEPS + 5}"]
-    if how == "Fails":
-        with pytest.raises(OSError, match="cable"):
-            cut(monkeypatch, *arguments)
-    else:
-        assert cut(monkeypatch, *arguments) == 1
-    assert summary("cut")["status"] == "failed"
-    paid(monkeypatch)
 
 
 def test_a_model_may_leave_out_the_rest_of_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
