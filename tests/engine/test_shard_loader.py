@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,10 @@ def test_fields_transform_and_orders_are_obeyed(dataset: Path, tmp_path: Path) -
     other = write_dataset(tmp_path / "other", sizes=(30,))
     both = ShardLoader(dataset, 8, crop=CROP, mixture={str(dataset): 0.5, str(other): 0.5})
     assert max(ids(both)) >= 96 and both.state_dict()["order"]
-    with pytest.raises(InputError, match="these changed"):
+    others = ShardLoader(dataset, 8, crop=CROP, mixture={str(dataset): 0.4, str(other): 0.6})
+    with pytest.raises(InputError, match=re.escape("changed: mixture.1.share (was 0.5, is 0.4), mixture.2.share (was")):
+        others.load_state_dict(both.state_dict())
+    with pytest.raises(InputError, match=re.escape("changed: seed (was 1, is 0); set")):
         ShardLoader(dataset, 8, crop=CROP).load_state_dict(ShardLoader(dataset, 8, crop=CROP, seed=1).state_dict())
     balanced = ShardLoader(dataset, 8, crop=CROP, balance={"red": 2.0})
     assert len(set(ids(balanced))) <= 96
