@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -23,7 +22,7 @@ from typing import Any
 from hundred_parts.data import Size, pack_tars, sample_images
 from lightning_shards.data import ShardLoader
 from lightning_shards.train import hardware
-from measure import cpu_seconds
+from measure import cpu_seconds, scratch
 
 BATCH, ALL = 250, 1 << 50  # the batch divides the images: each comes, so the arrays become whole
 
@@ -81,7 +80,7 @@ def main() -> None:
     results: dict[str, Any] = {"command": "python benchmarks/first_epoch.py " + " ".join(sys.argv[1:])}
     results |= {"machine": hardware.device_name("cpu"), "images": 8 * given.each, "rounds": given.rounds}
     images = list(sample_images())
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with scratch() as folder:
         for side in given.sides:
             data = pack_tars(Path(folder) / str(side), Size(8, given.each, 1, (side, side)), images, 0)
             results[f"{side} pixels"] = compare(Path(data.root), side, given.rounds)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,13 @@ from typing import Any
 
 import numpy as np
 from peers import ALL, Spec
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder on this disk, not in memory, and below `build/`, which git ignores; until its context ends."""
+    build = Path(__file__).parents[1] / "build"
+    build.mkdir(exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=build)
 
 
 def tree(pid: int) -> Iterator[int]:

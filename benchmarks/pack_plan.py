@@ -13,10 +13,11 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
+
+from measure import scratch
 
 PIECE = 1_000_000
 
@@ -80,7 +81,7 @@ def main() -> None:
         folder.mkdir()
         print(json.dumps(measure(arguments.measure, folder)))
         return
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with scratch() as name:
         table = Path(name) / "table.parquet"
         write_table(table, arguments.rows)
         command = [sys.executable, __file__, "--measure", str(table)]

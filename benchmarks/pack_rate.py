@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_shards.packing.encode import encode
+from measure import scratch
 
 SHORT_SIDE, QUALITY = 256, 95
 FEW, TIMES = 200, 8
@@ -92,7 +93,7 @@ def main() -> None:
     paths = sorted(map(str, arguments.photos.glob("*/*")))
     cores = len(os.sched_getaffinity(0))
     results: dict[str, Any] = {"cores": cores, "images": TIMES * len(paths), "limit": [], "pack": [], "memory_mb": {}}
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with scratch() as folder:
         source, dest = Path(folder) / "images", Path(folder) / "packed"
         for number, path in enumerate(paths * TIMES):
             link = source / Path(path).parent.name / f"{number}.jpg"

@@ -16,10 +16,11 @@ import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measure import scratch
 
 SAMPLES_PER_SHARD = 10_000
 BATCH = 256
@@ -93,7 +94,7 @@ def main() -> None:
         print(json.dumps(measure(Path(arguments.measure[0]), float(arguments.measure[1]))))
         return
     results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "rounds": arguments.rounds}
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with scratch() as folder:
         for shards in (arguments.shards // 100, arguments.shards):
             root = Path(folder) / str(shards)
             make_dataset(root, shards)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_shards.train import hardware
 from measure import tree
 
 HERTZ = os.sysconf("SC_CLK_TCK")
@@ -66,13 +67,15 @@ def main() -> None:
         for way, kept in ways.items():
             about = ("--data.decoded_bytes", kept, "--trainer.max_epochs", str(given.epochs))
             rows[way].append(training(f"share-{time.time_ns()}", *about, "--seed_everything", str(number)))
-    result = {}
+    ways_found = {}
     for way, runs in rows.items():
         share = statistics.median(run["loader_cpu_seconds"] / run["all_cpu_seconds"] for run in runs)
-        result[way] = {"share": round(share, 4), "runs": runs}
+        ways_found[way] = {"share": round(share, 4), "runs": runs}
         print(f"{way}: the loader takes {share:.1%} of the CPU time")
     if given.json:
-        given.json.write_text(json.dumps({"epochs": given.epochs, "ways": result}, indent=1) + "\n")
+        result: dict[str, Any] = {"command": "python benchmarks/share.py", "machine": hardware.device_name("cpu")}
+        result |= {"epochs": given.epochs, "versions": hardware.versions(), "ways": ways_found}
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
