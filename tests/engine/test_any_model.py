@@ -283,6 +283,9 @@ def test_own_schedulers_and_groups_stay_as_they_are(folder: Path) -> None:
         with pytest.raises(InputError, match="the model's schedulers are others than the run's: start a new run"):
             train(other, "--resume", "one", "--trainer.max_epochs", "2", *loggers)
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+    with pytest.raises(InputError, match=r"global_batch_size cannot change from 8 to 16 .*: the model's StepLR counts"):
+        train(Scheduled, "--resume", "one", "--trainer.max_epochs", "2", "--data.global_batch_size", "16")
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
     cli = train(Scheduled, "--resume", "one", "--trainer.max_epochs", "2")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**12)
 
@@ -317,6 +320,8 @@ def test_a_rate_that_follows_a_metric_keeps_what_it_has_become(folder: Path) -> 
         train(OnPlateau, "--resume", "one", "--trainer.max_epochs", "3", "--model.rate", "0.5")
     cli = train(OnPlateau, "--resume", "one", "--trainer.max_epochs", "3", "--model.gamma", "0.1")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5 * 0.1)
+    cli = train(OnPlateau, "--resume", "one", "--trainer.max_epochs", "4", "--data.global_batch_size", "16")
+    assert cli.trainer.lr_scheduler_configs[0].scheduler.last_epoch == 4, "it counts validations"
 
 
 class OfAnotherPackage(torch.optim.Optimizer):

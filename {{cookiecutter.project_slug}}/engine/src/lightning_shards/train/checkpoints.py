@@ -63,6 +63,7 @@ class Checkpoints(Checkpoint):
         self.best: float | None = None
         self._options: list[dict[str, Any]] | None = None  # what the model gave its optimizers at this start,
         self._schedules: list[dict[str, Any]] = []  # and its schedulers
+        self._global_batch_size = 0
         self.waited = 0  # validations since then, at epochs' ends
         self._is_best = False  # the checkpoint being written is the best one
         self._validated: tuple[int, int] | None = None  # (epoch, position) of the last validation that was completed
@@ -73,7 +74,7 @@ class Checkpoints(Checkpoint):
     # -- what a checkpoint holds of this callback, and how a run goes on from it
     def state_dict(self) -> dict[str, Any]:
         place = {"is_best": self._is_best, "validated": self._validated}
-        given = {"options": self._options, "schedules": self._schedules}
+        given = {"options": self._options, "schedules": self._schedules, "global_batch_size": self._global_batch_size}
         return {"best": self.best, "waited": self.waited, **given, **place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -82,7 +83,7 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"best is {self.best!r}, waited {self.waited!r}")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        _data(trainer)
+        self._global_batch_size = _data(trainer).global_batch_size
         own_callbacks.arrange(trainer, self)
         self.stop.take_over(trainer)
         self.agreement.start(trainer)
@@ -106,7 +107,7 @@ class Checkpoints(Checkpoint):
         loop_state.check(trainer, checkpoint)
         ema.leave(trainer, pl_module, checkpoint)
         before = checkpoint["callbacks"].get(self.state_key, {})
-        resume_settings.keep_options(trainer, before, self._note_given)
+        resume_settings.keep_options(trainer, before, data.global_batch_size, self._note_given)
         if checkpoint["callbacks"].get(self.state_key, {}).get("is_best"):
             self._name(trainer, "best.ckpt")  # a kill may have come between the two
 

@@ -88,13 +88,17 @@ def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def keep_options(trainer: L.Trainer, before: Mapping[str, Any], note: Callable[[Any, Any], None]) -> None:
+def keep_options(
+    trainer: L.Trainer, before: Mapping[str, Any], global_batch_size: int, note: Callable[[Any, Any], None]
+) -> None:
     """Let options that the model now gives, and gave otherwise in the run before, outlive the load of the state.
 
     What is as it was keeps what the training, and the schedulers in it, have made of it.
 
     Args:
-        before: `options` and `schedules` with which that start began which has written the checkpoint.
+        before: `options`, `schedules` and `global_batch_size` with which that start began which has written the
+            checkpoint.
+        global_batch_size: of this start.
         note: takes those of this start.
     """
     strategy = trainer.strategy
@@ -110,6 +114,7 @@ def keep_options(trainer: L.Trainer, before: Mapping[str, Any], note: Callable[[
         if len(checkpoint["optimizer_states"]) != len(now):
             raise InputError("the model has more or fewer optimizers than the run: start a new run from its weights")
         schedules.check(trainer, saved)
+        schedules.check_batch(trainer, before.get("global_batch_size"), global_batch_size)
         try:
             anew = schedules.renew(trainer, saved, before.get("schedules"), _rates(now, old or now))
             made = options(strategy.optimizers)

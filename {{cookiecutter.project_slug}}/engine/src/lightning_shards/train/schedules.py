@@ -39,6 +39,17 @@ def check(trainer: L.Trainer, saved: list[dict[str, Any]]) -> None:
         raise InputError("the model's schedulers are others than the run's: start a new run from its weights")
 
 
+def check_batch(trainer: L.Trainer, before: Any, now: int) -> None:
+    """Raise InputError where a scheduler counts steps, and a step was `before` images and is `now`."""
+    configs = [one for one in trainer.lr_scheduler_configs if one.interval == "step"]
+    counting = [type(one.scheduler).__name__ for one in configs if not isinstance(one.scheduler, ReduceLROnPlateau)]
+    if before is not None and before != now and counting:
+        raise InputError(
+            f"data.global_batch_size cannot change from {before} to {now} on a resume: the model's {counting[0]} counts"
+            " steps and would be ahead or behind; set it back, or start a new run from the weights"
+        )
+
+
 def renew(
     trainer: L.Trainer, saved: list[dict[str, Any]], before: list[dict[str, Any]] | None, rates: list[set[str]]
 ) -> list[bool | None]:
