@@ -86,9 +86,11 @@ format: | uv  ## put the code in order: the template's own, the engine and the t
 	@$(RUN) ruff format --isolated --no-cache --line-length 120 --target-version py311 '$(PROJECT)/src'
 	@$(RUN) python tools/how_to_index.py '$(PROJECT)/engine/docs/how-to'
 
-clean:  ## remove bakes, environments and caches
-	@rm -rf build .venv .uv uv.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+clean:  ## remove environments, caches and what lies in build/; the project there stays, with its data and runs
+	@rm -rf .venv .uv uv.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name '$(NAME)' ! -name '$(NAME).files.json' -exec rm -rf {} +; fi
+	@if [ -f $(BAKE)/Makefile ]; then $(IN_BAKE) clean && echo "$(BAKE) stays, with its data and runs: remove it if nobody needs it."; fi
 
 in_place: | uv  # the default project as the engine's tests see it
 	@$(RUN_ENGINE) python tests/engine/in_place.py

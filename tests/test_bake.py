@@ -6,13 +6,14 @@ import itertools
 import json
 import random
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
-from template import PROJECT, bake, cookiecutter, run, succeed, text_files
+from template import DEFAULT, PROJECT, bake, cookiecutter, run, succeed, text_files
 
 OPTIONS: dict[str, list[str]] = {
     "license": ["MIT", "BSD-3-Clause", "Apache-2.0", "Proprietary"],
@@ -244,6 +245,25 @@ def test_a_bake_in_build_never_loses_what_a_person_changed(tmp_path: Path) -> No
         (place / name).write_text(before) if before else (place / name).unlink()
     succeed(bake_again, tmp_path, env=home)
     assert [path.name for path in place.parent.iterdir() if path.is_dir()] == ["demo"]
+
+
+def test_make_clean_leaves_what_a_person_made(default_bake: Path, tmp_path: Path) -> None:
+    shutil.copy(PROJECT.parent / "Makefile", tmp_path)
+    there = tmp_path / "build" / DEFAULT
+    shutil.copytree(default_bake, there)
+    mine = [there / name for name in ("runs/one/checkpoints/last.ckpt", "data/mine/dataset.json", "src/mine.py")]
+    gone = [
+        there / ".venv" / "x",
+        there / ".ruff_cache" / "x",
+        tmp_path / "build" / "bench" / "x",
+        tmp_path / ".venv/x",
+    ]
+    for path in (*mine, *gone):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert f"build/{DEFAULT} stays" in succeed("make clean", tmp_path)
+    assert all(path.exists() for path in mine) and not any(path.parent.exists() for path in gone)
+    succeed("make clean", tmp_path)
 
 
 @pytest.mark.parametrize("makefile", [PROJECT.parent / "Makefile", None], ids=["template", "project"])
