@@ -105,7 +105,7 @@ class Embedding:
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, RecursionError) as error:
-                raise InputError(f"{path} cannot be read ({str(error)[:80]}): remove it, and embed again") from None
+                raise InputError(f"{path} cannot be read ({str(error)[:80]}): embed again with --force") from None
             return _checked(cls, dataset, name, path, content)
         return None
 
@@ -113,9 +113,9 @@ class Embedding:
 def _checked(make: type[Embedding], dataset: Dataset, name: str, path: Path, content: Any) -> Embedding:
     try:
         if content["format"] != _FORMAT:
-            raise InputError(f"{path} is of another version: embed again")
+            raise InputError(f"{path} is of another version: embed again with --force")
         if content["dataset"] != dataset.fingerprint:
-            raise InputError(f"{path} was made of another dataset than {dataset.root}: embed again")
+            raise InputError(f"{path} was made of another dataset than {dataset.root}: embed again with --force")
         counts = [(content["length"], MOST_VALUES), (content["views"], MOST_VIEWS)]
         if not all(type(value) is int and 1 <= value <= most for value, most in counts):
             raise ValueError
@@ -123,7 +123,7 @@ def _checked(make: type[Embedding], dataset: Dataset, name: str, path: Path, con
         found.plan(dataset, "train")
         return found
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{path} does not say what was embedded: remove it, and embed again") from None
+        raise InputError(f"{path} does not say what was embedded: embed again with --force") from None
 
 
 def _places(dataset: Dataset, name: str) -> list[Path]:
@@ -185,7 +185,7 @@ def embedded_fields(dataset: Dataset, fields: Fields, features: str | None, teac
                 if embedding.others.get(name) != field.describe():  # type: ignore[attr-defined]
                     raise InputError(
                         f"the embedding {features!r} of {dataset.root} was made without the field {name!r} as it is"
-                        " now: embed again"
+                        " now: embed again with --force"
                     )
                 dtype, shape = _type(field)
                 found[name] = Embedded(embedding, name, shape, dtype)

@@ -123,7 +123,12 @@ class Embedder:
             network["transform"] = name_of(transform)
         others = {n: one.describe() for n, one in self._fields.items() if n != "image"}  # type: ignore[attr-defined]
         self.embedding = Embedding(name, network, self._length(), look.views, others)
-        self._before = Embedding.find(dataset, name)
+        try:
+            self._before = Embedding.find(dataset, name)
+        except InputError:  # of another dataset, or damaged: nobody can read it
+            if not force:
+                raise
+            self._before = None
         if not force and self._before not in (None, self.embedding):
             raise InputError(
                 f"{dataset.root} has another embedding {name!r}, by {self._before.network.get('title')}: give this one"
