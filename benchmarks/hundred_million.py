@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--each", type=int, default=10_000, help="samples of a shard")
     parser.add_argument("--packs", type=int, default=3, help="different shards, in eights")
-    parser.add_argument("--sides", type=int, nargs=2, default=[28, 32], help="least and most pixels of an image's side")
+    parser.add_argument("--sides", type=int, nargs=2, default=[28, 64], help="least and most pixels of an image's side")
     parser.add_argument("--batch", type=int, default=256, help="the smallest batch; others are multiples of it")
     parser.add_argument("--crop", type=int, default=32, help="pixels of a side of what is handed out")
     parser.add_argument("--save-every", type=int, help="samples between two saved states (a 200th of all)")
