@@ -73,7 +73,8 @@ def main() -> None:
         ways_found[way] = {"share": round(share, 4), "runs": runs}
         print(f"{way}: the loader takes {share:.1%} of the CPU time")
     if given.json:
-        result: dict[str, Any] = {"command": "python benchmarks/share.py", "machine": hardware.device_name("cpu")}
+        command = " ".join(["python benchmarks/share.py", *sys.argv[1:]])
+        result: dict[str, Any] = {"command": command, "machine": hardware.device_name("cpu")}
         result |= {"epochs": given.epochs, "versions": hardware.versions(), "ways": ways_found}
         given.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,20 +35,23 @@ def order_of(
         raise InputError(f"the dataset at {dataset.root} is not the one that {began}{way_out}")
     if recipe and recipe.window_bytes is None and isinstance(window, int) and window > 0:
         order = order if order.settings["window_bytes"] == window else recipe.make(window)
-    if changed := ", ".join(_changes(saved, order_state(dataset, order))):
+    here = order_state(dataset, order)
+    names = [name for name in dict.fromkeys([*here, *saved]) if saved.get(name) != here.get(name)]
+    if names:
+        changed = ", ".join(part for name in names for part in _changes(name, saved.get(name), here.get(name)))
         raise InputError(f"the order is not the one that {began}, these changed: {changed}; set them back")
     return order
 
 
-def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Each value that differs, with its name, such as `mixture.2.share`."""
+def _changes(name: str, before: Any, now: Any) -> list[str]:
+    """What differs in a setting, part by part, such as `mixture.2.share`."""
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before, now = (dict(enumerate(values, 1)) for values in (before, now))
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in dict.fromkeys([*now, *before]):
-            yield from _changes(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    elif before != now:
-        yield f"{name} (was {_short(before)}, is {_short(now)})"
+        keys = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+        if parts := [part for key in keys for part in _changes(f"{name}.{key}", before.get(key), now.get(key))]:
+            return parts
+    return [f"{name} (was {_short(before)}, is {_short(now)})"]
 
 
 def _short(value: Any) -> str:
