@@ -1,6 +1,6 @@
 # The template's own verbs; a generated project has setup, demo, test and lint too. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo new bake test lint soak hundred-million bench gpu format clean in_place uv
+.PHONY: help demo new bake test lint golden soak hundred-million bench gpu record format clean in_place uv
 
 # uv runs everything; where it is not installed, a copy is put into .uv/. The bake, two folders down, uses the same one.
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -55,6 +55,9 @@ lint: bake in_place  ## format, lint, types and who imports whom: of the templat
 	@$(RUN_ENGINE) lint-imports --no-logo '$(PROJECT)/engine/pyproject.toml'
 	@PYTHONPATH=src $(RUN_ENGINE) $(MAKE) --no-print-directory -C $(BAKE) UV=../../tools/installed lint
 
+golden: in_place  ## train the short run anew whose loss curve a test compares: for a change of learning that is meant
+	@PYTHONPATH=tests $(RUN_COMPILED) python -m engine.golden_run
+
 soak: in_place  ## 100 random kills and resumes of the engine; the figures go into build/soak.json
 	@PYTHONPATH=tests $(RUN_COMPILED) python -m engine.soak --chains 100 --seed 0 --json build/soak.json
 
@@ -79,6 +82,13 @@ GPU_NEEDS := scikit-image,cookiecutter,hypothesis,pytest-xdist,moto[server],s3fs
 gpu: bake  ## what only an NVIDIA GPU can tell, in under 10 minutes; GPU="--help" says what can be chosen
 	@$(IN_BAKE) setup
 	@cd $(BAKE) && "$(UV_THERE)" run --quiet --with '$(GPU_NEEDS)' python ../../benchmarks/gpu.py --json ../gpu.json $(PEERS) $(GPU)
+
+# A record goes into its config's folder; the table in docs/records.md is made from all of them.
+SEEDS := 0 1 2
+record: bake  ## what an accuracy costs: CONFIG=records/NAME/config.yaml with several SEEDS="0 1 2"
+	@test -f "$(CONFIG)" || { echo "name the config: make record CONFIG=records/NAME/config.yaml" >&2; exit 2; }
+	@$(IN_BAKE) setup
+	@cd $(BAKE) && "$(UV_THERE)" run --quiet python ../../benchmarks/record.py --config "$(abspath $(CONFIG))" --seeds $(SEEDS)
 
 format: | uv  ## put the code in order: the template's own, the engine and the team's package
 	@$(RUN) ruff check --fix-only --quiet $(CODE) '$(PROJECT)/engine'

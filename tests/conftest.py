@@ -17,7 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # is the first of all: it mostly waits, while others compute.
 EARLY = ["slurm", "how_to", "train", "project", "resume", "forecast", "benchmarks", "hosts", "readme", "inference"]
 EARLY += ["ranks", "packaging", "checkpoints", "cost", "answers", "flags", "any_model", "report", "stops", "fixed_keys"]
-EARLY += ["embedding", "decoded", "own_callbacks", "foreign_data", "transform", "bake", "sweep"]
+EARLY += ["embedding", "decoded", "own_callbacks", "foreign_data", "transform", "bake", "sweep", "records"]
+EARLY += ["golden_run"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
