@@ -1,0 +1,86 @@
+"""The records are what their rows say: the table of docs/records.md is made from them, and a record can be made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from template import ROOT, python_of, run, succeed
+
+sys.path.append(str(ROOT / "benchmarks"))
+import record
+
+CONFIGS = sorted(record.RECORDS.glob("*/config.yaml"))
+TINY = """# One epoch of a few images.
+log:
+  wandb: false
+data:
+  path: {data}
+  fraction: 0.05  # one shard of 1,000 images
+  global_batch_size: 64
+  image_size: 28
+  eval_crop: 1.0
+model:
+  backbone: small_cnn
+trainer:
+  max_epochs: {epochs}
+"""
+
+
+def test_the_table_is_that_of_the_records() -> None:
+    assert record.page_with_table() == record.PAGE.read_text(), "python benchmarks/record.py --table"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.parent.name)
+def test_a_record_is_of_its_config(config: Path) -> None:
+    """A config is short, and its record's rows are of this very file and of one machine, whose report lies beside."""
+    lines = config.read_text().splitlines()
+    assert len(lines) < 40 and lines[0].startswith("# ") and yaml.safe_load("\n".join(lines))
+    if (told := config.with_name("record.json")).exists():
+        rows = json.loads(told.read_text())["rows"]
+        assert {row["config"] for row in rows} == {record.digest(config)}
+        assert all(len({row[name] for row in rows}) == 1 for name in record.SAME)
+        assert (
+            len({row["seed"] for row in rows}) == len(rows) and "</html>" in config.with_name("report.html").read_text()
+        )
+
+
+@pytest.mark.project
+def test_the_project_knows_all_that_the_configs_set(project: Path) -> None:
+    check = """
+import sys, train
+from lightning_shards.train import TrainingCLI
+from lightning_shards_demo.model import ImageModel
+for config in sys.argv[1:]:
+    TrainingCLI(ImageModel, args=["--config", config, "--data.path", "data/sample", "--trainer.accelerator", "cpu"])
+print("all known")
+"""
+    assert "all known" in succeed([python_of(project), "-c", check, *map(str, CONFIGS)], project)
+
+
+@pytest.mark.project
+def test_a_record_is_made(project: Path, tmp_path: Path) -> None:
+    """A seed beside the sample run; it is not trained again, and rows of another config are not mixed with it."""
+    config = tmp_path / "tiny" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text(TINY.format(data=project / "data" / "sample", epochs=1))
+    command = [python_of(project), str(ROOT / "benchmarks" / "record.py"), "--config", str(config)]
+    command += ["--page", str(tmp_path / "records.md"), "--sample-epochs", "1", "--seeds", "4"]
+    shutil.copy(record.PAGE, tmp_path / "records.md")
+    succeed(command, project)
+    (row,) = json.loads(config.with_name("record.json").read_text())["rows"]
+    assert row["seed"] == 4 and row["images_seen"] == 960 and row["metric"] == "test/accuracy" and 0 < row["value"] < 1
+    rate = sum(row["sample_images_per_second"]) / 2
+    assert row["sample_images"] == pytest.approx(row["seconds"] * rate, rel=0.01)
+    assert "</html>" in config.with_name("report.html").read_text()
+    line = record.cells(config, [row])
+    assert f"{100 * row['value']:.2f}% ({100 * row['value']:.2f})" in line and f"{row['seconds'] / 60:.1f}" in line
+
+    assert "seed 4 is there already" in succeed(command, project)
+    config.write_text(TINY.format(data=project / "data" / "sample", epochs=2))
+    refused = run(command, project)
+    assert refused.returncode == 1 and "is of another config.yaml" in refused.stderr
