@@ -19,8 +19,8 @@ RUN_COMPILED = UV_COMPILE_BYTECODE=1 $(RUN_ENGINE)
 PROJECT := {{cookiecutter.project_slug}}
 OUT := ..
 CODE := hooks tests tools $(wildcard benchmarks)
-# How many processes share the tests; each of their files is one process's. One more than two cores: some tests wait.
-PROCESSES := 3
+# How many processes share the tests; each of their files is one process's. Two more than two cores: many tests wait.
+PROCESSES := 4
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,7 +88,7 @@ SEEDS := 0 1 2
 record: bake  ## what an accuracy costs: CONFIG=records/NAME/config.yaml with several SEEDS="0 1 2"
 	@test -f "$(CONFIG)" || { echo "name the config: make record CONFIG=records/NAME/config.yaml" >&2; exit 2; }
 	@$(IN_BAKE) setup
-	@cd $(BAKE) && "$(UV_THERE)" run --quiet python ../../benchmarks/record.py --config "$(abspath $(CONFIG))" --seeds $(SEEDS)
+	@config="$$(realpath "$(CONFIG)")"; cd $(BAKE) && "$(UV_THERE)" run --quiet python ../../benchmarks/record.py --config "$$config" --seeds $(SEEDS)
 
 format: | uv  ## put the code in order: the template's own, the engine and the team's package
 	@$(RUN) ruff check --fix-only --quiet $(CODE) '$(PROJECT)/engine'
