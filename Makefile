@@ -1,6 +1,6 @@
 # The template's own verbs; a generated project has setup, demo, test and lint too. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo new bake test lint golden soak hundred-million bench gpu record format clean in_place uv
+.PHONY: help demo new bake test lint golden soak hundred-million bench gpu record format clean named in_place uv
 
 # uv runs everything; where it is not installed, a copy is put into .uv/. The bake, two folders down, uses the same one.
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -85,8 +85,7 @@ gpu: bake  ## what only an NVIDIA GPU can tell, in under 10 minutes; GPU="--help
 
 # A record goes into its config's folder; the table in docs/records.md is made from all of them.
 SEEDS := 0 1 2
-record: bake  ## what an accuracy costs: CONFIG=records/NAME/config.yaml with several SEEDS="0 1 2"
-	@test -f "$(CONFIG)" || { echo "name the config: make record CONFIG=records/NAME/config.yaml" >&2; exit 2; }
+record: named bake  ## what an accuracy costs: CONFIG=records/NAME/config.yaml with several SEEDS="0 1 2"
 	@$(IN_BAKE) setup
 	@config="$$(realpath "$(CONFIG)")"; cd $(BAKE) && "$(UV_THERE)" run --quiet python ../../benchmarks/record.py --config "$$config" --seeds $(SEEDS)
 
@@ -101,6 +100,9 @@ clean:  ## remove environments, caches and what lies in build/; the project ther
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name '$(NAME)' ! -name '$(NAME).files.json' -exec rm -rf {} +; fi
 	@if [ -f $(BAKE)/Makefile ]; then $(IN_BAKE) clean && echo "$(BAKE) stays, with its data and runs: remove it if nobody needs it."; fi
+
+named:
+	@test -f "$(CONFIG)" || { echo "name the config: make record CONFIG=records/NAME/config.yaml" >&2; exit 2; }
 
 in_place: | uv  # the default project as the engine's tests see it
 	@$(RUN_ENGINE) python tests/engine/in_place.py
