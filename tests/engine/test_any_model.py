@@ -240,6 +240,36 @@ class Steps(L.LightningModule):
         return None
 
 
+class Forgetful(Plain):
+    """No `return`."""
+
+    def configure_optimizers(self) -> Any:
+        torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Mistyped(Plain):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return {"optimizer": optimizer, "lr_schedular": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+
+
+class MistypedInterval(Plain):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), "intervall": "step"}]
+
+
+class TwoRates(ImageModel):
+    """Its own `learning_rate` stays, which would win."""
+
+    def __init__(self, backbone: str = "small_cnn", **settings: Any) -> None:
+        super().__init__(backbone=backbone, **settings)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
 class HasAPath(Plain):
     def __init__(self, where: Path = Path("x"), width: int = 4) -> None:
         super().__init__(width)
@@ -254,6 +284,10 @@ class Sideways(Plain):
     ("model_class", "sentence"),
     [
         (Steps, "Steps has no training_step"),
+        (Forgetful, "configure_optimizers` returned `None`"),
+        (Mistyped, "unsupported keys .*'lr_schedular'"),
+        (MistypedInterval, "unsupported keys .*'intervall'"),
+        (TwoRates, "so its StepLR would change nothing: let learning_rate return None"),
         (HasAPath, "keeps where, a PosixPath, as a hyperparameter"),
         (Sideways, "'min' or 'max'"),
         (nn.Linear, "Linear is no LightningModule"),
@@ -262,7 +296,7 @@ class Sideways(Plain):
 def test_what_cannot_be_trained_is_one_sentence(folder: Path, model_class: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as error:
         train(model_class)
-    assert "\n" not in str(error.value) and not Path("runs").exists()
+    assert "\n" not in str(error.value) and not any(Path("runs").rglob("*"))
 
 
 def test_a_model_of_targets_is_refused_where_there_are_none(folder: Path) -> None:

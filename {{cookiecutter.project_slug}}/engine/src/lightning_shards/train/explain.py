@@ -17,7 +17,15 @@ from .datamodule import ShardDataModule
 from .parser import shorten
 from .rank_watchdog import RankWatchdog
 
-_BY_LIGHTNING = (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError, NotImplementedError)
+_BY_LIGHTNING = (
+    MisconfigurationException,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    ImportError,
+    NotImplementedError,
+    Warning,  # one that `hardware.quiet` has raised
+)
 _OTHER_KIND = re.compile("Not a valid subclass|Expected a")  # where one or several may be given
 
 
@@ -115,7 +123,9 @@ def _raised_by_lightning(error: BaseException) -> bool:
     place = error.__traceback__
     while place and place.tb_next:
         place = place.tb_next
-    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith(
+        ("lightning.", "lightning_utilities.")
+    )
 
 
 def _first_sentences(error: BaseException) -> str:

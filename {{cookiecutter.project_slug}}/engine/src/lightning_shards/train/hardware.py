@@ -48,7 +48,8 @@ def compiles(device: str, images: int) -> bool:
 
 
 def quiet() -> None:
-    """Keep back what Lightning and torch tell their developers, and what our own first lines say."""
+    """Keep back what Lightning and torch tell their developers, and what our own first lines say. What Lightning only
+    warns of although it drops what a model gives is raised: `explain` makes a refusal of it."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.callbacks").setLevel(logging.INFO)  # what a user has asked them to say
@@ -62,6 +63,12 @@ def quiet() -> None:
         ".*sync_dist=True.*",  # what is logged was added up over the ranks before
     ):
         warnings.filterwarnings("ignore", message=message)
+    for message in (
+        ".*this fit will run with no optimizer",  # configure_optimizers lacks its `return`
+        "Found unsupported keys in the",  # of what configure_optimizers returns: a typing error
+        ".*but the keys will be ignored",  # a model that steps its optimizers itself steps its schedulers, too
+    ):
+        warnings.filterwarnings("error", message=message)
 
 
 def prepare(device: str) -> None:

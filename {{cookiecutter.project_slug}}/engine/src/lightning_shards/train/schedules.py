@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..errors import InputError
 from ..runs.values import is_count
 from .alike import unlike
+from .module import ShardModule
 
 _RATES = {"lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 
@@ -30,6 +31,18 @@ def sets(group: Mapping[str, Any]) -> set[str]:
 
 def states(trainer: L.Trainer) -> list[dict[str, Any]]:
     return copy.deepcopy([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs])
+
+
+def check_rate(trainer: L.Trainer, model: L.LightningModule) -> None:
+    """Raise InputError where both the model's `learning_rate` and a scheduler set the rate: the first would win."""
+    if not trainer.lr_scheduler_configs or not isinstance(model, ShardModule):
+        return
+    if model.learning_rate(model.progress) is not None:
+        name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+        raise InputError(
+            f"the model's learning_rate sets the rate before each step, so its {name} would change nothing: let"
+            " learning_rate return None, or let configure_optimizers return the optimizer alone"
+        )
 
 
 def check(trainer: L.Trainer, saved: list[dict[str, Any]]) -> None:
