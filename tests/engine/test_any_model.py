@@ -608,6 +608,22 @@ def test_of_several_loggers_the_one_that_refuses_is_heard(folder: Path) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("logger", "sentence"),
+    [
+        ({"init_args": {"save_dri": "mine"}}, "trainer.logger: save_dri is no setting; did you mean save_dir?"),
+        ({"init_args": {"save_dir": 3}}, "trainer.logger: save_dir is 3, it must be text"),
+        ({"save_dir": "mine"}, "is not understood: give a class_path, and its settings below init_args"),
+    ],
+)
+def test_a_mistyped_logger_of_a_list_is_one_sentence(folder: Path, logger: dict[str, Any], sentence: str) -> None:
+    loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger"} | logger]
+    Path("more.yaml").write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
+    with pytest.raises(InputError, match=sentence.replace("?", "[?]")):
+        train(Plain, "--config", "more.yaml")
+    assert not Path("runs").exists()
+
+
 def test_own_loggers_and_callbacks_are_added_to_ours(folder: Path) -> None:
     memory, counter = Memory(), Counter()
     arguments = ["--run", "one", "--model.backbone", "small_cnn", "--trainer.profiler", "simple"]

@@ -148,6 +148,10 @@ def shorten(message: str, known: Sequence[str] = ()) -> str:
     value = text.rpartition("value: ")[2]
     if of_class := _of_class(text, value):
         return textwrap.shorten(f"{setting[1]}: {of_class}", 240, placeholder=" ...")
+    if part := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?) - ", text):  # of a list or dictionary
+        return textwrap.shorten(
+            f"{setting[1]}: {part[2]} must be {_WORDS.get(part[1], part[1])}", 240, placeholder=" ..."
+        )
     literals = [f"one of {values}".replace("'", "") for values, _ in expected if values]
     allowed = literals + [_WORDS.get(kind, kind) for values, kind in expected if not values]
     return textwrap.shorten(f"{setting[1]} is {value}, it must be {' or '.join(allowed)}", 240, placeholder=" ...")
@@ -155,8 +159,8 @@ def shorten(message: str, known: Sequence[str] = ()) -> str:
 
 def _of_class(text: str, value: str) -> str | None:
     """What is wrong with a setting that names a class, such as a callback; None for others."""
-    first = re.search(r"Errors: - (.*?) - ", text)
-    if not first or "class" not in text.partition("Errors: ")[0]:
+    errors = text.partition("Errors: - ")[2].partition(" Given value type")[0].split(" - ")
+    if not errors[0] or "class" not in text.partition("Errors: ")[0]:
         return None
     if missing := re.search(r"arguments are required: ([\w, ]+?)(?: - |$)", text):
         return f"it needs {missing[1]}"
@@ -166,4 +170,6 @@ def _of_class(text: str, value: str) -> str | None:
         return f"{value} is no {kind[1]}"
     if "Expected a dot import path string" in text:
         return f"there is no {value}: give the name of a class, with its module if it is not Lightning's"
-    return first[1] if "is no setting" in first[1] or "it must be" in first[1] else None
+    if re.search(r"instantiatable class|Got value: \{", text):
+        return f"{value} is not understood: give a class_path, and its settings below init_args"
+    return next((one for one in errors if "is no setting" in one or "it must be" in one), None)
