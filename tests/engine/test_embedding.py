@@ -300,6 +300,7 @@ def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, argumen
         (["--data.features", "other"], "colours has no embedding 'other'"),
         (["--data.teacher", "other", "--model.backbone", "small_cnn"], "colours has no embedding 'other'"),
         (["--data.features", "features", "--model.backbone", "small_cnn"], "takes images, not features"),
+        (["--data.features", "features", "--model.mixup", "0.2"], "model.mixup changes images"),
         (["--data.features", "null"], "takes features: name some in data.features"),
         (["--data.features", "features", "--data.mixture", "{colours: 1, ./colours/../colours: 1}"], "mixture"),
     ],

@@ -111,6 +111,8 @@ class ImageModel(ShardModule):
         features = (fields or {}).get("features")  # (F,), where samples have them in place of an image
         self.backbone: nn.Module = backbones.build(backbone, len(targets), image_size, weights, features)
         if features:
+            if changed := [name for name in ("mixup", "cutmix", "erasing", "color_jitter") if self.hparams[name]]:
+                raise InputError(f"model.{changed[0]} changes images, and data.features takes their place: set it 0")
             self.inputs = ("features",)
         else:
             check_input(self.backbone, image_size)
