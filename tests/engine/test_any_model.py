@@ -659,6 +659,30 @@ def test_nothing_deprecated_is_called(folder: Path) -> None:
     assert done.returncode == 0 and "instantiate_classes" not in done.stderr, done.stderr[-2000:]
 
 
+class AsksForAge(Measured):
+    """For a field that the dataset does not have."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self(batch["image"]).mean() + batch["age"].mean()
+
+
+class MeasuresByAge(Measured):
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val/loss", batch["age"].mean(), batch_size=len(batch))
+
+
+def test_a_field_that_is_not_there_is_one_sentence(folder: Path) -> None:
+    sentence = "the batch has no field 'age', it has image, target: fields come from"
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        train(AsksForAge, "--run", "one")
+    assert not any(Path("runs").rglob("*"))
+    train(Measured, "--run", "one")
+    with pytest.raises(InputError, match=sentence):
+        evaluate(MeasuresByAge, Path("runs/one"), split="val")
+    with pytest.raises(RunError, match=f"{sentence}.*--resume two"):
+        train(MeasuresByAge, "--run", "two", "--save_every_minutes", "0.00001")
+
+
 class Half(ShardModule):
     """Looks at a field that is no image."""
 

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 Values = Tensor | list[Any]  # of a field: a row each
+
+
+class NoField(InputError, KeyError):
+    """A field that a model asks for and the data do not have."""
+
+    __str__ = Exception.__str__  # KeyError's puts the sentence in quotes
 
 
 @dataclass(eq=False)  # not frozen: with a precision such as bf16-true, Lightning makes a copy and sets its fields
@@ -31,11 +39,14 @@ class Batch:
     valid: Tensor
 
     def __getitem__(self, name: str) -> Any:
-        """The values of a field. Raises KeyError, with the names that there are."""
+        """The values of a field. Raises NoField, a KeyError, with the names that there are."""
         try:
             return self.fields[name]
         except KeyError:
-            raise KeyError(f"the batch has no field {name!r}; it has {', '.join(self.fields)}") from None
+            raise NoField(
+                f"the batch has no field {name!r}, it has {', '.join(self.fields)}: fields come from the dataset, from"
+                " data.features and from data.teacher"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.spike import TrainingSpikeException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ..data.batch import NoField
 from ..errors import InputError, RunError
 from .checkpoint_io import unfit, unwritten
 from .datamodule import ShardDataModule
@@ -90,6 +91,8 @@ def explained(
             ) from None
         if isinstance(error, Exception) and (found := _of_a_flag(error)):
             raise RunError(f"{found}. {how_to_go_on()}") from None
+        if isinstance(error, NoField) and saved():
+            raise RunError(f"{error}. {how_to_go_on()}") from None
         if isinstance(error, _BY_LIGHTNING) and _raised_by_lightning(error):
             refusal = f"trainer: {_first_sentences(error)}"
             raise (RunError(f"{refusal}. {how_to_go_on()}") if saved() else InputError(refusal)) from None
