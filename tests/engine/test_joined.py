@@ -16,6 +16,7 @@ from lightning_shards.data.class_numbers import class_numbers, file_name
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.joined import Renumbering, join
 from lightning_shards.data.sample_reader import SampleReader
+from lightning_shards.data.training_order import describe
 from lightning_shards.errors import InputError
 from lightning_shards.train.datamodule import ShardDataModule
 
@@ -152,6 +153,11 @@ def test_another_share_or_balance_is_refused_on_a_resume(dataset: Path, other: P
         with pytest.raises(InputError, match=what):
             after.load_checkpoint_state(state)
         before.load_checkpoint_state(state)
+
+
+def test_classes_of_one_size_have_no_rarest(dataset: Path) -> None:
+    data = ShardDataModule(str(dataset), balance=0.5, **SMALL["data"])
+    assert describe(data.order, data.dataset, {}) == "each epoch shows each class 32 times: all have 32 images"
 
 
 @pytest.mark.parametrize("kind", ["mixture", "balance"])

@@ -154,6 +154,9 @@ def describe(order: Order, dataset: Dataset, shares: Mapping[str, float]) -> str
         few, many = (
             choose(present, key=lambda number: (order.counts[number], order.factors[number])) for choose in (min, max)
         )
+        if few == many:
+            times, images = order.counts[few] * order.factors[few], order.counts[few]
+            return f"each epoch shows each class {times:,.0f} times: all have {images:,} images"
         seen = (
             f"{dataset.targets[number]} ({what}, {order.counts[number]:,} images)"
             f" {order.counts[number] * order.factors[number]:,.0f} times"
