@@ -219,6 +219,8 @@ BAD = [
     (["--trainer.sync_batchnorm", "true"], "GPUs only"),
     (["--keep_checkpoints", "0"], "at least 1"),
     (["--patience", "0"], "at least 1"),
+    (["--seed_everything", "-1"], "a whole number from 0 to 4294967295"),
+    (["--seed_everything", "true"], "a whole number from 0 to 4294967295"),
     (["--ema_decay", "1"], "below 1"),
     (["--trainer.val_check_interval", "5.0"], "val_check_interval"),
     *([] if hardware.accelerator("gpu") != "cpu" else [(["--trainer.accelerator", "gpu"], "gpu")]),

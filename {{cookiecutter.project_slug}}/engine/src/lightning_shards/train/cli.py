@@ -98,13 +98,13 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = plain(parser.parse_args(args))
+        check(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_settings(parser)
 
     def before_instantiate_classes(self) -> None:
         """Keep what was asked for, then decide what was left to the hardware."""
-        check(self.config)
         flags.check(self.config.trainer)
         if self.config.trainer.fast_dev_run and self.resumed:
             raise InputError("trainer.fast_dev_run writes nothing, so it goes on with no run: leave out --resume")

@@ -16,6 +16,7 @@ from ..runs.folder import find
 from ..yaml_text import read_yaml
 
 DEFAULT_CONFIG = Path("configs/sample.yaml")
+_SEED = "a whole number from 0 to 4294967295, of which the order is made, or false"
 
 
 def with_files(given: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -64,6 +65,7 @@ def _check_files(arguments: list[str]) -> None:
 def check(config: Any) -> None:
     """Raise InputError for a value that no type refuses, of the settings that stand alone."""
     for name, holds, rule in (
+        ("seed_everything", config.seed_everything is not True and 0 <= config.seed_everything < 1 << 32, _SEED),
         ("save_every_minutes", config.save_every_minutes > 0, "above 0"),
         ("keep_checkpoints", config.keep_checkpoints >= 1, "at least 1"),
         ("patience", config.patience is None or config.patience >= 1, "at least 1"),
