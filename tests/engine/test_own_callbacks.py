@@ -125,6 +125,7 @@ def test_a_callback_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any, name
         (flag(callbacks="[{class_path: nowhere.Foo}]"), 2, "nowhere.Foo cannot be used (No module named 'nowhere')"),
         (added("EarlyStopping", monitor="val/loss", mode="up"), 2, "mode"),
         (added("Timer", duration="soon"), 2, "DD:HH:MM:SS"),
+        ([*added("Timer"), *flag(max_time="00:00:00:01")], 2, "give one of them"),
         (added("LearningRateMonitor", logging_interval="hour"), 2, "logging_interval"),
         (added("TQDMProgressBar"), 2, "enable_progress_bar=False"),
         ([*added("EMAWeightAveraging"), "--ema_decay", "0.9"], 2, "give one of them"),

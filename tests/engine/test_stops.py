@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,19 @@ def test_a_limit_of_time_is_a_budget(monkeypatch: pytest.MonkeyPatch, capfd: Any
         assert cut(patch, *limit) == 0
     told = summary("cut")
     assert told["status"] == "budget" and 0 < told["images_seen"] < 96 and told["epochs"] == 0
-    assert "Stopped at trainer.max_time 60" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    more = said.rpartition("uv run train.py --resume cut")[2]
+    if given == "max_time":
+        assert "Stopped at trainer.max_time 60" in said and '{"seconds": 120}' in more
+    else:
+        assert "Stopped at the callback Timer 60" in said and "a longer duration" in more
+        assert start(monkeypatch, "--resume", "cut", "--trainer.max_time", "00:01:00:00", config=None) == 2
+        assert "give one of them" in capfd.readouterr().err
     again = ["--trainer.max_time", "00:00:00:01"] if given == "max_time" else []
     assert start(monkeypatch, "--resume", "cut", *again, config=None) == 0
     assert summary("cut")["status"] == "budget" and summary("cut")["images_seen"] == told["images_seen"]
-    paid(monkeypatch, "--trainer.max_time", "null")
+    monkeypatch.setattr(Timer, "time_elapsed", lambda self, stage="train": 61)
+    paid(monkeypatch, *(shlex.split(more) if given == "max_time" else []))
 
 
 def test_a_model_may_leave_out_the_rest_of_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

@@ -190,8 +190,10 @@ class Checkpoints(Checkpoint):
             raise Stopped("stopped")  # the training is saved; the resume tests anew
 
     # -- ends
-    def outcome(self, trainer: L.Trainer) -> str:
+    def outcome(self, trainer: L.Trainer, timer_of: str) -> str:
         """How a training ended that no error ended, as `summary.json` says it: by its length, by a limit or early.
+
+        `timer_of` says where a Timer comes from: `trainer.max_time`, or `the callback Timer`.
 
         One that gets no better is done at the end of an epoch; whatever else stops it, the rest is owed.
         """
@@ -200,7 +202,7 @@ class Checkpoints(Checkpoint):
             return "done"
         for timer in (c for c in trainer.callbacks if isinstance(c, Timer)):  # type: ignore[attr-defined]
             if timer._duration is not None and timer.time_elapsed() >= timer._duration:
-                self.stop.budget = f"trainer.max_time {timer._duration:g}"
+                self.stop.budget = f"{timer_of} {timer._duration:g}"
                 return "budget"
         early = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
         no_better = self._nothing_improves or any(c.stopping_reason_message for c in early)

@@ -178,7 +178,7 @@ class TrainingCLI(LightningCLI):
         self.run = self._choose_run(stop)
         folder, plugins = self.run.folder, listed(own["plugins"])
         given = [*listed(own["callbacks"]), *self._callbacks]
-        own_callbacks.check(given, folder, self.config.ema_decay)
+        own_callbacks.check(given, folder, self.config.ema_decay, self.config.trainer.max_time)
         check_names(self.asked, "the settings", type(self.model).__module__)
         c = self.config
         self.checkpoints = Checkpoints(
@@ -244,7 +244,8 @@ class TrainingCLI(LightningCLI):
         with self._explained():
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         self._note_metrics()
-        self.run.outcome = self.checkpoints.outcome(self.trainer)
+        timer_of = "the callback Timer" if self.config.trainer.max_time is None else "trainer.max_time"
+        self.run.outcome = self.checkpoints.outcome(self.trainer, timer_of)
         if self.run.outcome == "budget":
             raise Stopped("budget")
 

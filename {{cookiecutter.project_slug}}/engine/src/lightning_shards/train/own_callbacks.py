@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    Timer,
+    WeightAveraging,
+)
 
 from ..errors import InputError
 from .loop_state import interval
@@ -56,8 +63,12 @@ OBEYED = {  # how each of the others is meant here
 }
 
 
-def check(callbacks: Sequence[Callback], folder: Path, ema_decay: float | None = None) -> None:
+def check(
+    callbacks: Sequence[Callback], folder: Path, ema_decay: float | None = None, max_time: object = None
+) -> None:
     """Raise InputError for a callback, of those that a user gave, that cannot be used. `folder` is the run's."""
+    if max_time is not None and any(isinstance(callback, Timer) for callback in callbacks):
+        raise InputError("trainer.max_time and the callback Timer both limit the time: give one of them")
     if ema_decay and any(isinstance(callback, WeightAveraging) for callback in callbacks):
         raise InputError("ema_decay averages the weights as a callback of trainer.callbacks does: give one of them")
     for callback in callbacks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -184,9 +185,7 @@ class Run:
         if status == "stopped":
             say(f"\nStopped; everything is saved. {again}")
         if status == "budget":
-            limit, value = self.stop.budget.split()
-            more = {"seconds": 2 * float(value)} if limit == "trainer.max_time" else f"{2 * float(value):g}"
-            say(f"\nStopped at {self.stop.budget}; everything is saved. {again} --{limit} {_quoted(more)}")
+            say(f"\nStopped at {self.stop.budget}; everything is saved. {_with_more(again, self.stop.budget)}")
 
     def changed(self) -> dict[str, Any]:
         """Settings with which this attempt went on that differ from those in `config.yaml`."""
@@ -225,9 +224,15 @@ class Run:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _quoted(value: Any) -> str:
-    """As it is typed in a shell."""
-    return value if isinstance(value, str) else f"'{json.dumps(value)}'"
+def _with_more(again: str, budget: str) -> str:
+    """The command that goes on with twice the budget, such as `max_hours 2`."""
+    limit, value = budget.split()[-2:]
+    if limit == "Timer":
+        return f"{again}, once that callback of the run's config.yaml or of train.py has a longer duration"
+    if limit != "trainer.max_time":
+        return f"{again} --{limit} {2 * float(value):g}"
+    seconds = max(1, math.ceil(2 * float(value)))  # Lightning takes whole ones
+    return f"{again} --{limit} '{json.dumps({'seconds': seconds})}'"
 
 
 def _took(summary: dict[str, Any]) -> str:
