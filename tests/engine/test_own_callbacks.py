@@ -12,6 +12,7 @@ import pytest
 import yaml
 from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import LambdaCallback, ThroughputMonitor
+from lightning_shards.train import own_callbacks
 from lightning_shards.train.cli import TrainingCLI
 from lightning_shards.train.ledger import read
 from lightning_shards.train.own_callbacks import OBEYED, REFUSED
@@ -143,6 +144,13 @@ def test_what_a_callback_cannot_do_is_a_sentence(
     assert seen.status == status and len(errors) == 1 and sentence in errors[0], seen.err
     assert "Traceback" not in seen.err
     assert status == 1 or not Path("runs").exists() or not list(Path("runs").iterdir()), "nothing is written"
+
+
+def test_figures_of_the_cpu_need_psutil(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Lightning would end the training at the first of them."""
+    monkeypatch.setattr(own_callbacks, "find_spec", lambda name: None)
+    seen = attempt(monkeypatch, capfd, *BARE, *added("DeviceStatsMonitor", cpu_stats="true"))
+    assert seen.status == 2 and "needs psutil" in seen.err and not Path("runs").exists()
 
 
 def test_a_spike_of_the_loss_ends_the_run_in_a_sentence(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

@@ -7,12 +7,14 @@ docs/flags.md has the same rows for people.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
+    DeviceStatsMonitor,
     EarlyStopping,
     ModelCheckpoint,
     Timer,
@@ -75,6 +77,8 @@ def check(
         for name in (kind.__name__ for kind in type(callback).__mro__ if kind.__module__.startswith("lightning.")):
             if name in REFUSED:
                 raise InputError(f"the callback {name} cannot be used: {REFUSED[name]}")
+        if isinstance(callback, DeviceStatsMonitor) and callback._cpu_stats and not find_spec("psutil"):
+            raise InputError("DeviceStatsMonitor needs psutil for the CPU's figures: uv add psutil")
         if isinstance(callback, ModelCheckpoint):
             if callback.save_on_exception:
                 raise InputError(
