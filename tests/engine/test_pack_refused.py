@@ -59,6 +59,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], PackOptions, str]] = {
     ),
     "a tar": (lambda folder: write_tree(folder, {"x.tar": b""}) / "x.tar", KEEP, "adopt"),
     "no zip": (lambda folder: write_tree(folder, {"x.zip": b"no"}) / "x.zip", KEEP, "no whole zip"),
+    "an empty zip": (zip_source(), KEEP, "has no images"),
     "a zip that climbs out": (zip_source("a/1.jpg", "../b/2.jpg"), KEEP, "points out of the zip"),
     "an absolute zip": (zip_source("a/1.jpg", "/b/2.jpg"), KEEP, "points out of the zip"),
     "nothing readable": (tree_source({"a/1.jpg": b"x", "b/2.jpg": b"y"}), KEEP, "not one of"),
@@ -80,6 +81,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], PackOptions, str]] = {
         table_source({}, {"path": "/1.jpg"}),
         replace(KEEP, columns=TableColumns(targets=("c",))),
         "row 2 has the path",
+    ),
+    "a URL": (
+        table_source({"path": "https://example.com/a/1.jpg"}),
+        replace(KEEP, columns=TableColumns(targets=("c",))),
+        "row 1 has the URL 'https://example.com/a/1.jpg': fetch the images first",
     ),
     "no number": (
         table_source({}, {"n": "much"}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,15 @@ def folder_rows(root: Path, files: Files, about: dict[str, Any]) -> Iterator[Row
 def _tree(root: Path, files: Files, lead: str = "") -> Tree:
     """Three levels of the folders below `lead`."""
     tree: Tree = {}
-    for name, _ in files or walk(root):
+    for name, _ in _listed(root, files):
         place: dict[str, Any] = tree
         for folder in name[len(lead) :].split("/", 4)[:-1][:3] if name.startswith(lead) else ():
             place = place.setdefault(folder, {})
     return tree
+
+
+def _listed(root: Path, files: Files) -> Iterable[tuple[str, int]]:
+    return walk(root) if files is None else files  # of a zip there may be none
 
 
 def _wrapper(tree: Tree) -> str:
@@ -69,7 +73,7 @@ def _splits(root: Path, lead: str, tree: Tree) -> dict[str, str]:
 
 def _class_rows(root: Path, files: Files, about: dict[str, Any], splits: dict[str, str]) -> Iterator[Row]:
     lead, depth, seen, declared = about["lead"], bool(splits), set[str](), set[str]()
-    for name, stamp in files or walk(root):
+    for name, stamp in _listed(root, files):
         parts = name.removeprefix(lead).split("/")
         inside = len(parts) >= 2 + depth and name.startswith(lead)
         if inside:
@@ -99,7 +103,7 @@ def _depth_of_masks(tree: Tree) -> int | None:
 
 def _masked_rows(root: Path, files: Files, about: dict[str, Any], depth: int) -> Iterator[Row]:
     lead, stamp_of, masks, images = about["lead"], _stamps(root, files), 0, 0
-    for name, stamp in files or walk(root):
+    for name, stamp in _listed(root, files):
         parts = name.removeprefix(lead).split("/")
         kind = parts[depth].lower() if len(parts) > depth + 1 and name.startswith(lead) else ""
         if kind == IMAGES and is_image_file(name) and parts[-1]:

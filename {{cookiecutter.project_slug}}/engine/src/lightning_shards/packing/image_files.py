@@ -184,6 +184,8 @@ def are_plain(paths: Sequence[object]) -> bool:
 def below(root: Path, path: str, where: str) -> str:
     """The path in a table's cell as one below `root`, whichever system wrote it. Raises InputError, with `where`."""
     found = path.strip().replace("\\", "/").removeprefix("./")
+    if "://" in found:
+        raise InputError(f"{where} has the URL {path[:300]!r}: fetch the images first, and give the paths of files")
     if found.startswith("/"):  # absolute paths are common, and fine below the root
         found = found.removeprefix(f"{root}".rstrip("/") + "/")
     if found.startswith("/"):
