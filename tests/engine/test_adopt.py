@@ -138,6 +138,18 @@ def test_bad_input_is_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run(monkeypatch, str(tmp_path / "d")) == 2
 
 
+def test_hidden_files_are_no_shards(tmp_path: Path) -> None:
+    """As a Mac leaves them on other systems' disks."""
+    write_foreign(tmp_path / "theirs", 12)
+    files = fsspec.filesystem("memory")
+    for tar in sorted((tmp_path / "theirs").iterdir()):
+        tar.with_name(f"._{tar.name}").write_bytes(b"\0\5\x16\7")
+        files.pipe(f"/hidden/{tar.name}", tar.read_bytes())
+        files.pipe(f"/hidden/._{tar.name}", b"\0\5\x16\7")
+    for source in (str(tmp_path / "theirs"), "memory://hidden"):
+        assert adopt.adopt(source, tmp_path / source[:6].strip("/"), {}, None, 2)["splits"]["train"]["samples"] == 12
+
+
 def test_a_store_that_can_list_needs_no_pattern(tmp_path: Path) -> None:
     write_foreign(tmp_path / "theirs", 12)
     files = fsspec.filesystem("memory")

@@ -140,6 +140,23 @@ def test_lists_of_labels(tmp_path: Path) -> None:
         pack(tmp_path / "t.csv", tmp_path / "out" / "e", many, 1)
 
 
+def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
+    parts = tmp_path / "t.parquet"
+    parts.mkdir()
+    for number in range(2):
+        pa.parquet.write_table(pa.table({"label": [f"{number}a", f"{number}b"]}), parts / f"part-{number}.parquet")
+        (parts / f"._part-{number}.parquet").write_bytes(b"\0\5\x16\7")
+    assert [label for (label,) in read_cells(parts, ["label"])] == ["0a", "0b", "1a", "1b"]
+    (parts / "part-1.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="part-1.parquet cannot be read"):
+        list(read_cells(parts, ["label"]))
+
+
+def test_empty_lines_before_the_names_of_the_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\n,\n\npath,label\na.jpg,x\n")
+    assert list(read_cells(tmp_path / "t.csv", ["label"])) == [("x",)]
+
+
 def test_a_number_that_is_missing_is_no_class(tmp_path: Path) -> None:
     numbers = pa.array([1.0, 2.0, float("nan"), None])
     pa.parquet.write_table(pa.table({"path": list("abcd"), "label": numbers}), tmp_path / "t.parquet")

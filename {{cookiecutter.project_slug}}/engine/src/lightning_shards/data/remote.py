@@ -17,6 +17,7 @@ import fsspec
 
 from ..errors import InputError, RunError
 from .dataset import Dataset
+from .file_names import is_system_file
 
 PIECE = 16 << 20  # bytes of one request: the time to its first byte is small beside it
 TRIES = 8  # failures in a row until it is given up: with these pauses after a minute or more
@@ -51,7 +52,8 @@ class Remote:
             found = self._files.find(self._root)
         except Exception as error:
             raise InputError(f"{self.url} cannot be listed ({error}); give a brace pattern of tars") from None
-        return sorted(name.removeprefix(self._root).lstrip("/") for name in found if name.endswith(".tar"))
+        names = (name.removeprefix(self._root).lstrip("/") for name in found if name.endswith(".tar"))
+        return sorted(name for name in names if not is_system_file(name))
 
     def read(self, name: str) -> bytes:
         """A file that is no shard. Raises InputError for one without end."""

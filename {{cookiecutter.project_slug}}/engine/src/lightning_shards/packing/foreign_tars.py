@@ -9,6 +9,7 @@ from pathlib import Path
 
 import braceexpand
 
+from ..data.file_names import is_system_file
 from ..data.remote import Remote
 from ..errors import InputError
 from .spelling import is_utf8, split_of
@@ -28,7 +29,8 @@ def find_tars(source: str) -> tuple[Path | str, list[str]]:
     if isinstance(root, str):
         found, missing = found or Remote(root).tars(), list[str]()
     else:
-        found = found or sorted(tar.relative_to(root).as_posix() for tar in root.rglob("*.tar"))
+        below = (tar.relative_to(root).as_posix() for tar in root.rglob("*.tar"))
+        found = found or sorted(name for name in below if not is_system_file(name))
         missing = [name for name in found if not (root / name).is_file()]
     if not found or missing:
         what = f"there is no shard {missing[0]} in {root}" if missing else f"{source} holds no .tar file"

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet
 
+from ..data.file_names import is_system_file
 from ..errors import InputError
 from .spelling import clean
 
@@ -21,7 +22,12 @@ BATCH = 16_384  # rows held as Python objects at a time
 MOST_CELL = 1 << 26  # characters
 _DELIMITERS = ",;\t|"
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-_NO_TEXT = {b"PK\x03\x04": "an Excel file or a zip", b"\x1f\x8b": "compressed by gzip", b"PAR1": "a Parquet file"}
+_NO_TEXT = {
+    b"PK\x03\x04": "an Excel file or a zip",
+    b"\xd0\xcf\x11\xe0": "an old Excel file",
+    b"\x1f\x8b": "compressed by gzip",
+    b"PAR1": "a Parquet file",
+}
 Cell = str | list[str]
 
 
@@ -32,8 +38,14 @@ def is_table(path: Path) -> bool:
 def read_cells(table: Path, wanted: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
     """The cells of the columns `wanted`, row by row: text as it stands, `""` for none; in Parquet lists of text, too.
 
-    Raises InputError, which names the row, for what cannot be read.
+    Of a folder, as other programs write Parquet, the parts follow each other by name. Raises InputError, which names the
+    row, for what cannot be read.
     """
+    if table.is_dir():
+        for part in sorted(table.glob("**/*.parquet")):
+            if not is_system_file(part.relative_to(table).as_posix()):
+                yield from read_cells(part, wanted)
+        return
     try:
         yield from (_parquet_rows if table.suffix.lower() == ".parquet" else _csv_rows)(table, wanted)
     except UnicodeError as error:
@@ -79,7 +91,7 @@ def _reader(table: Path, file: TextIO, delimiter: str) -> tuple[list[str], Any]:
         file.seek(0)
     rows = csv.reader(_lines(table, file), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        return [clean(name) for name in next(rows, [])], rows
+        return [clean(name) for name in next(filter(any, rows), [])], rows  # lines that are empty do not matter
     except csv.Error:
         return [], rows
 
@@ -126,12 +138,10 @@ def _fitted(table: Path, number: int, row: list[str], columns: int) -> list[str]
 
 
 def _parquet_rows(table: Path, wanted: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
-    files = sorted(table.glob("**/*.parquet")) if table.is_dir() else [table]
-    for path in files:
-        with pa.parquet.ParquetFile(path) as file:
-            _check_columns(path, wanted, file.schema_arrow.names)
-            for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys(wanted))):
-                yield from zip(*(_texts(path, name, batch.column(name)) for name in wanted), strict=True)
+    with pa.parquet.ParquetFile(table) as file:
+        _check_columns(table, wanted, file.schema_arrow.names)
+        for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys(wanted))):
+            yield from zip(*(_texts(table, name, batch.column(name)) for name in wanted), strict=True)
 
 
 def _texts(table: Path, name: str, column: Any) -> list[Cell]:
