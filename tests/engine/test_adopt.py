@@ -88,7 +88,9 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (root / journal.JOURNAL).exists()
 
 
-def test_patterns_folders_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_folders_and_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     for split in ("train", "validation"):
         write_foreign(tmp_path / "d" / split, 18)
     (tmp_path / "names").write_text("red\ngreen\nblue\n")
@@ -96,7 +98,13 @@ def test_patterns_folders_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     dataset = Dataset.open(tmp_path / "d")
     assert list(dataset.splits) == ["train", "val"] and list(dataset.targets) == ["red", "green", "blue"]
     pattern = str(tmp_path / "d" / "train" / "part-{0000..0001}.tar")
-    assert run(monkeypatch, pattern) == 0
+    for text, sentence in (("red\n\nblue\n", "empty line 2"), ("red\nred\nblue\n", "look alike"), ("red\x1b", "printed")):
+        (tmp_path / "names").write_text(text)
+        assert run(monkeypatch, pattern, "--names", str(tmp_path / "names")) == 2
+        assert sentence in capsys.readouterr().err
+    (tmp_path / "names").write_bytes(b"\xef\xbb\xbfred \r\ngreen\r\nblue\r\n\r\n")  # as Windows writes it
+    assert run(monkeypatch, pattern, "--names", str(tmp_path / "names")) == 0
+    assert list(Dataset.open(tmp_path / "d" / "train").targets) == ["red", "green", "blue"]
     assert Dataset.open(tmp_path / "d" / "train").samples("train") == 18
 
 
