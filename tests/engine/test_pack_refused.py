@@ -57,6 +57,22 @@ BAD: dict[str, tuple[Callable[[Path], Path], PackOptions, str]] = {
         KEEP,
         "beside 'c'",
     ),
+    "splits with a prefix": (
+        tree_source({f"seg_{split}/{name}": data for split in ("train", "test", "pred") for name, data in TWO.items()}),
+        KEEP,
+        "seg_test, seg_train, which look like splits",
+    ),
+    "splits with a number": (
+        tree_source({f"{split}/{name}": data for split in ("01_train", "02_val") for name, data in TWO.items()}),
+        KEEP,
+        "01_train, 02_val, which look like splits",
+    ),
+    "splits within classes": (
+        tree_source({f"{c}/{split}/1.jpg": jpeg(1) for c in "ab" for split in ("train", "val")}),
+        KEEP,
+        "put split folders above",
+    ),
+    "options of a table": (tree_source(TWO), replace(KEEP, columns=TableColumns(targets=("c",))), "is no table"),
     "a tar": (lambda folder: write_tree(folder, {"x.tar": b""}) / "x.tar", KEEP, "adopt"),
     "no zip": (lambda folder: write_tree(folder, {"x.zip": b"no"}) / "x.zip", KEEP, "no whole zip"),
     "an empty zip": (zip_source(), KEEP, "has no images"),

@@ -12,7 +12,7 @@ from ..errors import InputError
 from .field_columns import FieldColumn, describe_listed
 from .image_files import MOST_DEEP, walk
 from .source_table import Row
-from .spelling import SPLITS, clean, split_of
+from .spelling import SPLITS, clean, split_of, split_within
 
 Tree = dict[str, dict[str, dict[str, Any]]]  # folder -> folders in it -> folders in these
 Files = list[tuple[str, int]] | None  # of a zip, as `walk` gives them
@@ -63,12 +63,32 @@ def _splits(root: Path, lead: str, tree: Tree) -> dict[str, str]:
     if len(splits) > 1 and splits.keys() != tree.keys():
         raise InputError(f"{root} has split folders beside {min(tree.keys() - splits)!r}: keep one or the other")
     if not splits or splits.keys() != tree.keys():
+        _check_classes(root, tree)
         return {}
     if twice := [top for top in splits if list(splits.values()).count(splits[top]) > 1]:
         raise InputError(f"{root} has the folders {', '.join(twice)} for one split: put their images into one folder")
     if not any(tree[top] for top, split in splits.items() if split == "train"):
         raise InputError(f"{root} has split folders, but no {lead}train/<class>/<image>: put images to train on there")
     return splits
+
+
+def _check_classes(root: Path, tree: Tree) -> None:
+    """Raise InputError where folders taken for classes look like splits: `seg_train` and `seg_test`, or `cat/train`."""
+    rests: dict[str, dict[str, str]] = {}  # a name without its split -> split -> the name
+    for top in sorted(tree):
+        if found := split_within(top):
+            rests.setdefault(found[1], {})[found[0]] = top
+    if twins := next((names for names in rests.values() if "train" in names and len(names) > 1), None):
+        raise InputError(
+            f"{root} has the folders {', '.join(sorted(twins.values()))}, which look like splits: name them train,"
+            " val and test, with the class folders in them"
+        )
+    inner = sorted({folder for folders in tree.values() for folder in folders})
+    if len({split_of(folder) for folder in inner} - {None}) > 1 and all(map(split_of, inner)):
+        raise InputError(
+            f"{root} has the folders {', '.join(inner)} in its class folders: put split folders above the classes,"
+            " as in train/<class>/<image>"
+        )
 
 
 def _class_rows(root: Path, files: Files, about: dict[str, Any], splits: dict[str, str]) -> Iterator[Row]:

@@ -72,6 +72,8 @@ def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[
         raise InputError(f"{source} gives one class an image; for {about['task']} pack a table with --target-columns")
     if columns.fields:
         raise InputError(f"{source} is no table: --field names a table's column; masks lie in masks/ beside images/")
+    if columns != TableColumns():
+        raise InputError(f"{source} is no table: leave out the options of tables, its folders say all")
     files = None
     if not source.is_dir():
         if source.suffix.lower() != ".zip":

@@ -36,6 +36,14 @@ def split_of(name: str) -> str | None:
     return _SPLIT_OF.get(word) or _SPLIT_OF.get(_AROUND.sub("", word))
 
 
+def split_within(name: str) -> tuple[str, str] | None:
+    """The split that a word in a longer name says, and the rest of the name: `seg_train` is (train, seg)."""
+    words = re.split(r"[\W_\d]+", clean(name).lower())
+    found = [word for word in words if word in _SPLIT_OF]
+    rest = " ".join(word for word in words if word and word not in found)
+    return (_SPLIT_OF[found[0]], rest) if len(found) == 1 else None
+
+
 def is_utf8(name: str) -> bool:
     """False for a name of a file, or a cell, whose bytes are no UTF-8."""
     return name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name)
