@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lightning_shards.data.batch import Batch
+from lightning_shards.data.crop import Crop
 from lightning_shards.data.loader import EpochLoader
 from lightning_shards.data.worker import DecodeWorker
-from lightning_shards.errors import RunError
+from lightning_shards.errors import InputError, RunError
 
 from .test_loading import make_job, make_loader, make_sampler
 
@@ -44,6 +46,12 @@ def test_breaking_off_ends_it_and_the_next_epoch_has_another(dataset: Path) -> N
     assert not alive(before)
     assert next(iter(loader)).ids.tolist() == first.ids.tolist()
     loader.close()
+
+
+@pytest.mark.parametrize("side", [10**6, 10**9, 10**19])
+def test_more_memory_than_there_is_is_a_sentence(dataset: Path, side: int) -> None:
+    with pytest.raises(InputError, match="take smaller images or batches"):
+        DecodeWorker(replace(make_job(dataset), crop=Crop(side)))
 
 
 @pytest.mark.parametrize(("processes", "micro"), [(2, 8), (3, 8), (3, 48), (2, 96)])  # 12, 12, 2 and 1 batches

@@ -132,16 +132,23 @@ class DecodeWorker:
 
     def __init__(self, job: WorkerSpec) -> None:
         self.busy = False  # in the middle of an epoch
+        file, size = _shared_file(), RING_SIZE * job.layout.bytes
+        try:
+            os.ftruncate(file, size)
+            self.slots = job.slots(file)
+        except (OSError, OverflowError):
+            os.close(file)
+            raise InputError(
+                f"{RING_SIZE} batches of {job.batch} samples take {size / 1e9:,.1f} GB of memory, more than can be had:"
+                " take smaller images or batches"
+            ) from None
         self._socket, there = socket.socketpair()
-        file = _shared_file()
-        os.ftruncate(file, RING_SIZE * job.layout.bytes)
         command = [sys.executable, "-m", __name__, str(there.fileno()), str(file)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)  # inherited, for until it ignores them
         self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
-        self.slots = job.slots(file)
         os.close(file)
         self._connection = Connection(os.dup(self._socket.fileno()))
         self.close = weakref.finalize(self, _end, self._socket, self._process)
