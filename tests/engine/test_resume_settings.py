@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from lightning_shards.data import order
+from lightning_shards.errors import InputError
 from lightning_shards.train import optimizer_state, resume_settings
-from lightning_shards.train.settings import with_files
+from lightning_shards.train.settings import value_of, with_files
 
 from .test_train import project, start, summary  # noqa: F401  (`project` is a fixture)
 
@@ -77,6 +78,13 @@ def test_flags_win_over_config_files_wherever_they_stand(tmp_path: Path) -> None
         path.write_text("{}")
     arguments, _ = with_files(["--seed_everything", "3", "--config", str(one), "--run", "a", f"--config={two}"])
     assert arguments == ["--config", str(one), f"--config={two}", "--seed_everything", "3", "--run", "a"]
+
+
+def test_of_a_flag_that_is_given_twice_the_last_counts() -> None:
+    assert value_of(["--resume", "a", "--run", "b", "--resume=c"], "--resume") == "c"
+    assert value_of(["--resume=a", "--resume", "b"], "--resume") == "b"
+    with pytest.raises(InputError, match="needs a name"):
+        value_of(["--resume", "a", "--resume", ""], "--resume")
 
 
 def test_the_documentation_names_what_the_code_names() -> None:

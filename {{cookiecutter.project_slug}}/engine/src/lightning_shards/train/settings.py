@@ -76,8 +76,8 @@ def check(config: Any) -> None:
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:
-    """What follows `flag` in the arguments."""
-    for place, argument in enumerate(arguments):
+    """What follows `flag` in the arguments, the last time where it is given twice, as the parser takes it."""
+    for place, argument in reversed([*enumerate(arguments)]):
         if argument == flag:
             argument = "=".join([flag, *arguments[place + 1 : place + 2]])
         if argument == flag or argument.startswith(flag + "="):
