@@ -290,6 +290,7 @@ def test_flags_that_contradict_each_other_are_refused(monkeypatch: pytest.Monkey
         (["--patience", "2", *flag(limit_val_batches="0")], "there is no validation"),
         (flag(check_val_every_n_epoch="null", val_check_interval="0.5"), "val_check_interval"),
         (["--patience", "2", *BARE], "there is no validation"),
+        (["--patience", "1", *flag(max_epochs="2", check_val_every_n_epoch="3")], "there is no validation"),
     ):
         seen = attempt(monkeypatch, capfd, *arguments)
         assert seen.status == 2 and sentence in seen.err and not Path("runs").exists()

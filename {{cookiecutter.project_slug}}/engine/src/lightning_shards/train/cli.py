@@ -150,6 +150,7 @@ class TrainingCLI(LightningCLI):
         trainer_checks.check_lengths(self.trainer, self.datamodule)
         trainer_checks.check_averages(self.trainer)
         measured = bool(self.datamodule.dataset.splits.get("val")) and is_overridden("validation_step", self.model)
+        measured = measured and trainer_checks.validates(self.trainer, self.datamodule)
         own_callbacks.check_measured(self.trainer, self.config.patience, measured)
         hardware.tune(self.trainer.strategy, accumulation)
         self.resolved = {

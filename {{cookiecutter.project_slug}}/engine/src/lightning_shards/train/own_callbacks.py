@@ -95,11 +95,14 @@ def check_measured(trainer: L.Trainer, patience: int | None, measured: bool) -> 
 
     Args:
         patience: of the settings.
-        measured: there is a split to validate on, and the model does.
+        measured: there is a split to validate on, the model does, and the flags let it.
     """
-    if measured and trainer.limit_val_batches:
+    if measured:
         return
-    counts = "there is no validation: the dataset, the model or trainer.limit_val_batches leaves it out"
+    counts = (
+        "there is no validation: the dataset, the model, or trainer.limit_val_batches, val_check_interval or"
+        " check_val_every_n_epoch leave it out"
+    )
     if patience is not None:
         raise InputError(f"patience counts validations, but {counts}")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -68,6 +68,13 @@ def check_averages(trainer: Trainer) -> None:
         )
 
 
+def validates(trainer: Trainer, data: ShardDataModule) -> bool:
+    """Whether the flags let a validation come before the training ends."""
+    steps = len(data.order) // data.global_batch_size
+    by_clock = loop_state.interval(trainer) is None and trainer.limit_val_batches
+    return bool(by_clock or loop_state.validations(trainer, steps, trainer.max_epochs or 0))
+
+
 def check_lengths(trainer: Trainer, data: ShardDataModule) -> None:
     """Raise InputError where the flags leave nothing to measure on, or come to no validation."""
     steps, interval = len(data.order) // data.global_batch_size, loop_state.interval(trainer)
