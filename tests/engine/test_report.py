@@ -236,6 +236,11 @@ def test_names_and_errors_are_text(copy: Path) -> None:
         assert name in read
 
 
+def test_a_backslash_in_a_name_stays_one() -> None:
+    for name in ("loss \\x", "loss \\1", "loss \\g<0>"):
+        assert f'aria-label="{html.escape(name)}' in charts.lines(name, {"": [(1, 1.0), (2, 0.5)]})
+
+
 def test_many_classes_and_long_curves_stay_small() -> None:
     generator = np.random.default_rng(0)
     matrix = generator.integers(0, 9, (200, 200)).tolist()

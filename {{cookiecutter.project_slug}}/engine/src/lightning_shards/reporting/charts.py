@@ -169,4 +169,5 @@ def _svg(figure: Figure, description: str) -> str:
     for placeholder, variable in _VARIABLES.items():
         text = text.replace(placeholder, f"var({variable})")
     label = html.escape(description, quote=True)
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
+    said = f'role="img" aria-label="{label}">'  # which may have a backslash in it
+    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda size: f"<svg {size[1]} {said}", text, count=1)
