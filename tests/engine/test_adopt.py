@@ -98,7 +98,11 @@ def test_patterns_folders_and_names(
     dataset = Dataset.open(tmp_path / "d")
     assert list(dataset.splits) == ["train", "val"] and list(dataset.targets) == ["red", "green", "blue"]
     pattern = str(tmp_path / "d" / "train" / "part-{0000..0001}.tar")
-    for text, sentence in (("red\n\nblue\n", "empty line 2"), ("red\nred\nblue\n", "look alike"), ("red\x1b", "printed")):
+    for text, sentence in (
+        ("red\n\nblue\n", "empty line 2"),
+        ("red\nred\nblue\n", "look alike"),
+        ("red\x1b", "printed"),
+    ):
         (tmp_path / "names").write_text(text)
         assert run(monkeypatch, pattern, "--names", str(tmp_path / "names")) == 2
         assert sentence in capsys.readouterr().err

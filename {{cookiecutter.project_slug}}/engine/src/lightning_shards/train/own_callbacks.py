@@ -65,9 +65,7 @@ OBEYED = {  # how each of the others is meant here
 }
 
 
-def check(
-    callbacks: Sequence[Callback], folder: Path, ema_decay: float | None = None, max_time: object = None
-) -> None:
+def check(callbacks: Sequence[Callback], folder: Path, ema_decay: float | None = None, max_time: object = None) -> None:
     """Raise InputError for a callback, of those that a user gave, that cannot be used. `folder` is the run's."""
     if max_time is not None and any(isinstance(callback, Timer) for callback in callbacks):
         raise InputError("trainer.max_time and the callback Timer both limit the time: give one of them")
