@@ -162,6 +162,12 @@ def test_a_file_without_end_is_damage_and_takes_no_memory(tmp_path: Path) -> Non
     assert "bird/zeros.jpg" in (tmp_path / "d" / "damaged.jsonl").read_text()
 
 
+def test_bytes_that_are_kept_have_no_other_size(tmp_path: Path) -> None:
+    done = command(write_tree(tmp_path / "tree", class_files(4)), tmp_path / "d", "--copy", "--short-side", 16)
+    assert done.returncode == 2 and "--short-side" in done.stderr and "--copy" in done.stderr
+    assert not (tmp_path / "d").exists() and "Traceback" not in done.stderr
+
+
 def test_a_class_that_is_all_damaged_is_an_error(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "tree", {**class_files(20), "fox/1.jpg": b"x"})
     with pytest.raises(RunError, match="class 'fox'"):

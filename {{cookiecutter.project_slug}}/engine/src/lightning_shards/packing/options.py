@@ -40,14 +40,15 @@ def add_field_option(add: Callable[..., Any], origin: str, what: str) -> None:
 
 def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
     """Add the flags of `recipe`; `root` are those that name the folder of a table's images."""
-    add = parser.add_argument_group("images").add_argument
-    add(
+    images = parser.add_argument_group("images")
+    add, size_or_copy = images.add_argument, images.add_mutually_exclusive_group().add_argument
+    size_or_copy(
         "--short-side",
         type=int,
         default=256,
         help="make larger images so small, as JPEG; smaller ones keep their bytes (%(default)s)",
     )
-    add("--copy", action="store_true", help="keep every file's bytes as they are")
+    size_or_copy("--copy", action="store_true", help="keep every file's bytes as they are")
     add("--quality", type=int, default=95, help="JPEG quality of images that are encoded anew (%(default)s)")
     add(
         "--max-damaged-fraction",
