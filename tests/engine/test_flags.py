@@ -190,7 +190,11 @@ OBEYED: dict[str, tuple[list[str], dict[str, Check]]] = {  # what is tried in on
     ),
     "of a longer dry run": (
         [*flag(fast_dev_run="2"), "--data.micro_batch_size", "2", "--trainer.callbacks+=ModelCheckpoint"],
-        {"fast_dev_run": lambda s: (len(s.probe.trained), s.probe.validated, s.probe.tested) == (4, [2], 2)},
+        {
+            "fast_dev_run": lambda s: (
+                (len(s.probe.trained), s.probe.validated, s.probe.tested) == (4, [2], 2) and "up to 2 batches" in s.out
+            )
+        },
     ),
     "of no time": (
         [*BARE, *flag(max_time="00:00:00:00")],

@@ -38,8 +38,8 @@ def is_table(path: Path) -> bool:
 def read_cells(table: Path, wanted: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
     """The cells of the columns `wanted`, row by row: text as it stands, `""` for none; in Parquet lists of text, too.
 
-    Of a folder, as other programs write Parquet, the parts follow each other by name. Raises InputError, which names the
-    row, for what cannot be read.
+    Of a folder, as other programs write Parquet, the parts follow each other by name. Raises InputError, which names
+    the row, for what cannot be read.
     """
     if table.is_dir():
         for part in sorted(table.glob("**/*.parquet")):

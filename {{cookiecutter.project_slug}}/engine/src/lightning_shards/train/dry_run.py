@@ -33,7 +33,7 @@ class DryRun(Run):
     def report(self) -> str:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return ""
-        tried = "one batch" if self.batches == 1 else f"{self.batches} batches"
+        tried = "one batch" if self.batches == 1 else f"up to {self.batches} batches"
         return f"fast_dev_run: {tried} of each split went through; nothing was written"
 
     def __exit__(
