@@ -205,6 +205,17 @@ def test_shards_on_a_read_only_disk_stay_untouched(tmp_path: Path) -> None:
     assert len(by_id(list(make_loader(tmp_path / "ours", train=False)))) == 12
 
 
+@pytest.mark.parametrize("extension", ["jfif", "jpe"])
+def test_other_names_of_jpeg_are_images(tmp_path: Path, extension: str) -> None:
+    """As in folders and zips."""
+    with webdataset.ShardWriter(str(tmp_path / "%04d.tar"), maxcount=9, verbose=0) as writer:
+        for number in range(3):
+            writer.write({"__key__": f"{number}", extension: encoded(number, "jpg"), "cls": f"{number}"})
+    report = adopt.adopt(str(tmp_path), None, {}, None, 1)
+    assert (report["lacking"], report["splits"]["train"]["samples"]) == (0, 3)
+    assert not verify(tmp_path, 1, lambda done, total: None)["damages"]
+
+
 def write_targets(folder: Path, targets: list[bytes], field: str = "cls", key: str = "{:03d}") -> str:
     folder.mkdir()
     with webdataset.TarWriter(str(folder / "a.tar"), encoder=False) as writer:

@@ -133,6 +133,7 @@ def test_a_callback_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any, name
         ([*added("WeightAveraging"), *flag(precision="bf16-true")], 2, "kept in float32"),
         (["--ema_decay", "0.9", *flag(precision="64-true")], 2, "kept in float32"),
         (added("ModelCheckpoint", dirpath="runs/tried/checkpoints"), 2, "keeps its own checkpoints"),
+        (added("ModelCheckpoint", dirpath="own", filename="../../x"), 2, "leave out what leads elsewhere"),
     ],
 )
 def test_what_a_callback_cannot_do_is_a_sentence(

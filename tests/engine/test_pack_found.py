@@ -164,11 +164,12 @@ def test_a_number_that_is_missing_is_no_class(tmp_path: Path) -> None:
 
 
 def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
-    extra = dict.fromkeys(("cat/Thumbs.db", "dog/desktop.ini", "cat/._1.jpg", "__MACOSX/cat/1.jpg", ".DS_Store"), b"x")
+    names = ("cat/Thumbs.db", "dog/desktop.ini", "cat/._1.jpg", "__MACOSX/cat/1.jpg", ".DS_Store", "cat/~$1.jpg")
+    extra = dict.fromkeys(names, b"x")
     tree = write_tree(tmp_path / "tree", {**class_files(4), **extra})
     archive = write_zip(tmp_path / "z.zip", {**class_files(4), **extra})
     reports = [pack(source, tmp_path / f"d{i}", KEEP, 1) for i, source in enumerate((tree, archive))]
-    assert [(report["damaged"], report["ignored"]) for report in reports] == [(0, 2), (0, 2)]
+    assert [(report["damaged"], report["ignored"]) for report in reports] == [(0, 3), (0, 3)]
     assert reports[0]["fingerprint"] == reports[1]["fingerprint"]
 
 

@@ -82,6 +82,8 @@ def check(callbacks: Sequence[Callback], folder: Path, ema_decay: float | None =
                 raise InputError(
                     f"ModelCheckpoint.save_on_exception cannot be used: {REFUSED['OnExceptionCheckpoint']}"
                 )
+            if ".." in Path(callback.filename or "").parts or Path(callback.filename or "").is_absolute():
+                raise InputError("ModelCheckpoint.filename is a name below its dirpath: leave out what leads elsewhere")
             if callback.dirpath and Path(callback.dirpath).absolute() == (folder / "checkpoints").absolute():
                 raise InputError(
                     f"in {folder}/checkpoints the run keeps its own checkpoints: give ModelCheckpoint another dirpath"
