@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning_shards.reporting import numbers
 from lightning_shards.reporting.table import COLUMNS
 from team import __main__ as commands
 
@@ -135,3 +136,76 @@ def test_it_needs_no_torch(project: Path) -> None:
     code = f"import sys; {code}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.stdout.strip() == "False", done.stderr
+
+
+SCORES = {1: 0.90, 2: 0.92, 3: 0.91, 4: 0.95}  # accuracy by seed
+
+
+@pytest.fixture
+def seeds(project: Path) -> Path:
+    """Beside the other runs: one more of each seed in SCORES with the settings of `first`, and some of no group."""
+    for name, seed, score, changes in (
+        *((f"seed-{seed}", seed, score, {}) for seed, score in SCORES.items()),
+        ("seed-1-older", 1, 0.2, {"began": "2001-01-01T00:00:00"}),
+        ("stopped", 5, 0.2, {"status": "stopped"}),
+        ("other-data", 6, 0.2, {"dataset": {"path": "colours", "fingerprint": "another"}}),
+        ("changed", 7, 0.2, {"changed_on_resume": {"model.learning_rate": 1.0}}),
+    ):
+        shutil.copytree("runs/first", f"runs/{name}")
+        file, config = Path(f"runs/{name}/summary.json"), Path(f"runs/{name}/config.yaml")
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": {"test/accuracy": score}} | changes))
+        settings = yaml.safe_load(config.read_text()) | {"seed_everything": seed}
+        settings["log"]["project"] = name
+        config.write_text(yaml.safe_dump(settings))
+    shutil.rmtree("runs/first")
+    return project / "runs"
+
+
+def test_runs_that_differ_in_their_seed_are_one_line(seeds: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    table = rows(monkeypatch, capsys, "--group")
+    (group,) = (row for row in table if len(row["runs"]) > 1)
+    assert sorted(group["seeds"]) == [1, 2, 3, 4] and "seed-1-older" not in group["runs"]
+    assert sorted(group["values"]) == sorted(SCORES.values()) and group["metric"]["name"] == "test/accuracy"
+    assert group["mean"] == pytest.approx(0.92) and group["deviation"] == pytest.approx(0.0216025, abs=1e-6)
+    half = 3.182446 * 0.0216025 / 2  # Student's t at 3 degrees of freedom
+    assert group["interval"] == pytest.approx([0.92 - half, 0.92 + half], abs=1e-4)
+    alone = {row["runs"][0]: row for row in table if len(row["runs"]) == 1}
+    assert set(alone) == {"better", "other-data", "changed"}
+    assert alone["better"]["deviation"] is None and alone["better"]["interval"] is None
+    assert alone["better"]["settings"] == {"model.learning_rate": 0.01}
+    assert rows(monkeypatch, capsys, "--group", "seed-3") == [group]
+    assert rows(monkeypatch, capsys, "--group", "--sort", "metric")[0]["runs"] == ["better"]
+    assert runs(monkeypatch, "--group") == 0
+    told = capsys.readouterr().out
+    assert "92.00% test/accuracy" in told and "88.56% to 95.44%" in told and "learning_rate=0.01" in told
+    monkeypatch.setattr(sys, "argv", ["python -m it", "report", "seed-2"])
+    assert commands.main() == 0
+    page = Path("runs/seed-2/report.html").read_text()
+    assert "4 seeds: mean 92.00%, standard deviation 2.16%, 95% interval 88.56% to 95.44%" in page
+    monkeypatch.setattr(sys, "argv", ["python -m it", "report", "other-data"])
+    assert commands.main() == 0 and " seeds: mean" not in Path("runs/other-data/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--group", "stopped"], "is of no group"),
+        (["--group", "nothing"], "there is no run 'nothing'"),
+        (["--group", "--sort", "cost"], "--sort cost does not go with --group"),
+    ],
+)
+def test_what_has_no_group_is_one_sentence(
+    seeds: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, arguments: list[str], sentence: str
+) -> None:
+    capsys.readouterr()
+    assert runs(monkeypatch, *arguments) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err and len(told.err.strip().splitlines()) == 1 and not told.out
+
+
+@pytest.mark.parametrize(
+    ("freedom", "reach"),
+    [(1, 12.7062), (2, 4.3027), (9, 2.2622), (20, 2.0860), (21, 2.0796), (30, 2.0423), (200, 1.9719)],
+)
+def test_students_t(freedom: int, reach: float) -> None:
+    assert numbers.student(freedom) == pytest.approx(reach, abs=1e-3)

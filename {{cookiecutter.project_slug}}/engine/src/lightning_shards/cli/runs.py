@@ -104,7 +104,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     metrics = evaluate(
         arguments.model(), find(arguments.name), arguments.data, arguments.split, bar, arguments.datamodule()
     )
-    show(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<24} {v:.4g}" for k, v in metrics.items()))
+    width = max(24, *map(len, metrics))
+    show(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<{width}} {v:.4g}" for k, v in metrics.items()))
 
 
 def _add_report(commands: Any) -> None:
@@ -132,13 +133,26 @@ def _add_runs(commands: Any) -> None:
     )
     columns = "when, run, status, metric, images, time, speed, energy or cost"
     parser.add_argument("--sort", metavar="COLUMN", default="when", help=f"{columns}; the newest or best first")
+    parser.add_argument(
+        "--group",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="one line for all runs that differ in their seed alone: mean, deviation, interval; with RUN, for its like",
+    )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.set_defaults(run=_runs)
 
 
 def _runs(arguments: argparse.Namespace) -> None:
+    from ..reporting import seeds
     from ..reporting.table import render, rows, sorted_by
 
+    if arguments.group is not None:
+        groups = seeds.rows(arguments.group, arguments.sort)
+        nothing = "There are no runs yet that are done: start one with `uv run train.py`."
+        show(json.dumps(groups) if arguments.json else seeds.render(groups) if groups else nothing)
+        return
     table = rows(arguments.sort)
     if arguments.json:
         show(json.dumps(table))

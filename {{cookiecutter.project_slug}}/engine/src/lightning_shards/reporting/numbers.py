@@ -7,15 +7,27 @@ from typing import Any
 
 from ..cost import usage
 
-SHARES = ("accuracy", "accuracy_top5", "average_precision", "f1", "precision", "recall", "data_wait_fraction")
+SHARES = (
+    *("accuracy", "accuracy_top5", "knn_accuracy", "average_precision", "f1", "precision", "recall"),
+    *("calibration_error", "calibration_error_unscaled", "data_wait_fraction"),
+)
 NOT_KNOWN = "-"
+_STUDENT = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+)
 
 
-def metric(name: str, value: float) -> str:
+def is_share(name: str) -> bool:
+    """Whether the metric lies between 0 and 1."""
+    return name.rpartition("/")[2] in SHARES
+
+
+def metric(name: str, value: float, digits: int = 1) -> str:
     """`0.8964` as `89.6%` where the metric is a share, else with four digits."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.1%}" if name.rpartition("/")[2] in SHARES else f"{value:.4g}"
+    return f"{value:.{digits}%}" if is_share(name) else f"{value:.4g}"
 
 
 def count(value: float | None) -> str:
@@ -37,6 +49,17 @@ def energy(kwh: float | None) -> str:
 
 def money(cost: float | None, currency: Any = None) -> str:
     return NOT_KNOWN if cost is None else usage.money(cost, currency)
+
+
+def student(freedom: int) -> float:
+    """How many standard errors a mean's 95% interval reaches to either side, at so many degrees of freedom.
+
+    From a table (Student, 1908; Fisher and Yates, 1938); above it by Cornish and Fisher's expansion, right to 0.001.
+    """
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def interval(share: float, total: int) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from . import numbers
 
 _COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "budget": "yellow", "unfinished": "yellow"}
 NARROWEST = 132  # characters a line: a terminal that has fewer wraps it, where a narrower table would cut numbers off
-_BESIDE = ("log.", "trainer.enable_")  # settings that change nothing of a training
+BESIDE = ("log.", "trainer.enable_")  # settings that change nothing of a training
 # Columns that the table can be sorted by: the value of a row, and whether a large one comes first.
 COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], Any], bool]] = {
     "when": (lambda row: row["when"], True),
@@ -77,16 +77,20 @@ def differences(runs: list[RunFiles]) -> list[str]:
     for run in runs:
         for name, value in run.config.items():
             values.setdefault(name, set()).add(repr(value))
-    return [name for name, found in values.items() if len(found) > 1 and not name.startswith(_BESIDE)]
+    return [name for name, found in values.items() if len(found) > 1 and not name.startswith(BESIDE)]
+
+
+def better(run: RunFiles) -> str:
+    """Whether `max` or `min` of what the run is judged by is best."""
+    best = HEADLINES.get(run.headline[0].rpartition("/")[2]) if run.headline else None
+    return "min" if best is min or run.summary.get("mode") == "min" else "max"
 
 
 def _row(run: RunFiles, differing: list[str]) -> dict[str, Any]:
     when, headline, summary = run.began, run.headline, run.summary
     metric = None
     if headline:
-        best = HEADLINES.get(headline[0].rpartition("/")[2])
-        better = "min" if best is min or summary.get("mode") == "min" else "max"
-        metric = {"name": headline[0], "value": headline[1], "better": better}
+        metric = {"name": headline[0], "value": headline[1], "better": better(run)}
     figures = ("images_seen", "seconds", "kwh", "cost", "currency", "images_per_second", "data_wait_fraction")
     return {
         "run": run.folder.name,
@@ -102,9 +106,7 @@ def _row(run: RunFiles, differing: list[str]) -> dict[str, Any]:
 
 def render(table: list[dict[str, Any]]) -> str:
     """The rows as text, as wide as the terminal; settings by their last name where that tells them apart."""
-    names = list(dict.fromkeys(name for row in table for name in row["settings"]))
-    last = [name.rpartition(".")[2] for name in names]
-    short = {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
+    short = short_names(table)
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in (*COLUMNS, "settings"):
         numeric = heading in ("images", "time", "speed", "energy", "cost")
@@ -126,11 +128,22 @@ def render(table: list[dict[str, Any]]) -> str:
             Text(" ".join(f"{short[name]}={value}" for name, value in row["settings"].items())[:LONGEST_TEXT]),
         )
     notes = [f"{printable(row['run'])}: {'; '.join(row['missing'])}" for row in table if row["missing"]]
+    return "\n".join([printed(shown), *(["", *notes] if notes else [])])
+
+
+def short_names(table: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The last part of each setting's name, where that tells them apart."""
+    names = list(dict.fromkeys(name for row in table for name in row["settings"]))
+    last = [name.rpartition(".")[2] for name in names]
+    return {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
+
+
+def printed(table: Table) -> str:
+    """The table as text, as wide as the terminal."""
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, force_terminal=terminal)
     known = terminal or "COLUMNS" in os.environ
     console.width = max(console.width, NARROWEST) if known else 200
-    with console.capture() as printed:
-        console.print(shown)
-    lines = [line.rstrip() for line in printed.get().rstrip("\n").splitlines()]
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())

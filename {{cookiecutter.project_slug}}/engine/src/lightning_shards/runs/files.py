@@ -84,13 +84,18 @@ class RunFiles:
 def read(folder: Path, images: bool = True) -> RunFiles:
     """What the run in `folder` has left; without `images` (and skipped samples), what the table of runs says."""
     run = RunFiles(folder)
-    run.config = dict(flat(_parsed(run, "config.yaml", parse_yaml, "YAML")))
+    run.config = config_in(folder, run)
     run.summary = _checked_summary(run, _parsed(run, "summary.json", json.loads, "JSON"))
     run.curves = _curves(run)
     if images:
         run.evaluation = _evaluation(run)
         run.skipped = skipped_samples(folder)
     return run
+
+
+def config_in(folder: Path, run: RunFiles | None = None) -> dict[str, Any]:
+    """The settings in `config.yaml` by dotted names; empty, and for `run` named as missing, where it cannot be had."""
+    return dict(flat(_parsed(run or RunFiles(folder), "config.yaml", parse_yaml, "YAML")))
 
 
 def skipped_samples(folder: Path) -> list[dict[str, Any]]:
