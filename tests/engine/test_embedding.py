@@ -22,9 +22,12 @@ from lightning_shards.data import Crop, Dataset, ShardLoader
 from lightning_shards.data.array_file import IN_TAR, MISSING
 from lightning_shards.data.embedding import Embedding
 from lightning_shards.data.fields import dataset_fields
+from lightning_shards.data.order import WindowedOrder
+from lightning_shards.data.shortened import Shortened
 from lightning_shards.errors import InputError
 from lightning_shards.inference.embed import Embedder, Look
 from lightning_shards.inference.embedding_writer import unfinished
+from lightning_shards.train import knn
 from lightning_shards.train.trained_model import load_model
 from lightning_shards.vision import last_layer
 from team import backbones
@@ -119,6 +122,58 @@ def test_a_head_learns_of_them_and_the_tars_are_not_read(project: Path, monkeypa
     capfd.readouterr()
     assert call(monkeypatch, "predict", "head", "colours") == 2
     assert "the model looks at features, and predict reads images alone" in capfd.readouterr().err
+
+
+def records(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features of unit length, float64 (N, F), and classes of what could be embedded."""
+    files = sorted(Path(f"colours/{split}").glob("*.features-*.npy"))
+    read = np.concatenate([np.load(file) for file in files])
+    read = read[read["there"] != IN_TAR]
+    features = read["values"][:, 0].astype(np.float64)
+    return features / np.linalg.norm(features, axis=1, keepdims=True), read["target"]
+
+
+def by_neighbours(split: str, count: int = 20) -> float:
+    """The accuracy of nearest neighbours, one row at a time."""
+    (features, classes), (queries, wanted) = records("train"), records(split)
+    right = 0
+    for query, own in zip(queries, wanted, strict=True):
+        near = features @ query
+        best = near.argsort()[::-1][:count]
+        votes = np.bincount(classes[best], np.exp(near[best] / 0.07), minlength=3)
+        right += int(votes.argmax() == own)
+    return right / len(queries)
+
+
+def test_nearest_neighbours_stand_beside_the_head(project: Path, monkeypatch: Any, capfd: Any) -> None:
+    assert start(monkeypatch, "--run", "head", "--data.features", "features", "--trainer.max_epochs", "2") == 0
+    told = summary("head")
+    for split in ("val", "test"):
+        assert told["metrics"][f"{split}/knn_accuracy"] == pytest.approx(by_neighbours(split), abs=1e-6)
+    assert told["resolved"]["knn_samples"] == 96 and told["resolved"]["knn_drawn"] is False
+    assert "the 20 nearest of all 96 training samples" in Path("runs/head/report.html").read_text()
+    assert start(monkeypatch, "--resume", "head", "--trainer.max_epochs", "3", config=None) == 0
+    assert summary("head")["metrics"]["test/knn_accuracy"] == told["metrics"]["test/knn_accuracy"]
+    monkeypatch.setattr(knn, "MOST_ROWS", 40)
+    monkeypatch.setattr(knn, "LEAST_ROWS", 1)
+    monkeypatch.setattr(knn, "_AT_A_TIME", 100)
+    assert start(monkeypatch, "--run", "few", "--data.features", "features", "--trainer.max_epochs", "1") == 0
+    assert summary("few")["resolved"] | {"knn_samples": 40, "knn_drawn": True} == summary("few")["resolved"]
+    assert "the 20 nearest of 40 training samples, drawn by the seed" in Path("runs/few/report.html").read_text()
+    assert 0 < summary("few")["metrics"]["val/knn_accuracy"] <= 1
+    assert start(monkeypatch, "--run", "images", "--trainer.max_epochs", "1", "--model.backbone", "small_cnn") == 0
+    assert not any("knn" in name for name in (*summary("images")["metrics"], *summary("images")["resolved"]))
+
+
+def test_a_draw_is_the_seeds_and_of_the_samples_that_are_trained_on(monkeypatch: Any) -> None:
+    monkeypatch.setattr(knn, "_READ", 16)
+    order = WindowedOrder([17, 30, 9, 40], [1] * 4, seed=3)
+    assert knn.drawn(order, 96, 0).tolist() == list(range(96))
+    few = knn.drawn(order, 30, 5)
+    assert few.tolist() == knn.drawn(order, 30, 5).tolist() != knn.drawn(order, 30, 6).tolist()
+    assert len(set(few.tolist())) == 30 and few.tolist() == sorted(few)
+    short = Shortened(order, 50)
+    assert set(knn.drawn(short, 20, 0).tolist()) < set(order.ids(0, 0, 50).tolist())
 
 
 def test_a_run_goes_on_with_the_features_that_it_began_with(project: Path, monkeypatch: Any, capfd: Any) -> None:

@@ -22,7 +22,7 @@ from ..cost.prices import Prices
 from ..errors import InputError
 from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
-from . import cluster, contract, flags, hardware, loggers, own_callbacks, resume_settings, summary, trainer_checks
+from . import cluster, contract, flags, hardware, knn, loggers, own_callbacks, resume_settings, summary, trainer_checks
 from .checkpoint_io import DurableCheckpointIO
 from .checkpoints import Checkpoints
 from .config_safety import check_config, check_names
@@ -162,6 +162,7 @@ class TrainingCLI(LightningCLI):
             "compile": self.compiles,
             **{name: self.model.hparams[name] for name in ("channels_last", "fused") if name in self.model.hparams},
             "window_bytes": self.datamodule.order.settings["window_bytes"],
+            **knn.settings(self.datamodule),
         }
 
     def decide_compile(self, images: int) -> bool:

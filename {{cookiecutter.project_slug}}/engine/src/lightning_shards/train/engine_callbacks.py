@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from .ema import WeightEMA
 from .eval_metrics import EvalPass
 from .gallery import Gallery
+from .knn import NearestNeighbours
 from .ledger import Ledger
 from .nan_guard import NanGuard
 from .progress import AnyBar, progress_bar
@@ -35,6 +36,7 @@ def engine_callbacks(
         NanGuard(),
         *([WeightEMA(config.ema_decay)] if config.ema_decay else []),
         EvalPass(),
+        NearestNeighbours(),
         Gallery(),
         KeepSettings(model_settings),
         *([Ledger()] if config.ledger else []),
