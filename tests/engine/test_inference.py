@@ -116,7 +116,8 @@ def test_scores_are_those_of_the_best_weights_for_the_centre(
         write_tree(run / "new", {f"{number}.png": cv2.imencode(".png", image)[1].tobytes()})
         cut.append(cv2.resize(image[1:19, 9:27, ::-1], (16, 16)))  # 0.875 of 20 pixels
     with torch.inference_mode():
-        wanted = model(torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)).softmax(1)
+        logits = model(torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2))
+    wanted = (logits / weights["calibration.temperature"]).softmax(1)
     assert call(monkeypatch, "predict", "one", "new", "--json", "--scores") == 0
     found = [list(json.loads(line)["scores"].values()) for line in capfd.readouterr().out.splitlines()]
     assert np.allclose(found, wanted, atol=2e-6) and np.ptp(wanted.numpy(), axis=0).max() > 0.01
@@ -162,7 +163,7 @@ def test_the_other_tasks_predict_and_export(
     scores = torch.export.load("m.pt2").module()(small)
     assert not scores.requires_grad and scores.shape == (3, 3 if task == "multi_label" else 1)
     model = best_model(ImageModel, Path("runs") / task)[0].eval()
-    assert torch.allclose(scores, model.objective.scores(model(small)), atol=1e-5)
+    assert torch.allclose(scores, model.objective.scores(model.calibration(model(small))), atol=1e-5)
 
 
 def test_what_cannot_be_decoded_is_said_and_the_rest_predicted(
@@ -285,7 +286,7 @@ def test_an_onnx_model_says_the_same(run: Path, monkeypatch: pytest.MonkeyPatch)
     names, scores = json.loads(alone(ELSEWHERE))
     model = best_model(ImageModel, run / "runs" / "one")[0].eval()
     with torch.inference_mode():
-        assert names == NAMES and np.allclose(scores, model(torch.from_numpy(pixels)).softmax(1), atol=1e-5)
+        assert names == NAMES and np.allclose(scores, model.scores(torch.from_numpy(pixels)), atol=1e-5)
 
 
 def test_metrics_as_json_are_alone_on_standard_output(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

@@ -27,6 +27,7 @@ from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError
 from lightning_shards.train import EvalMetrics, ShardModule
 from lightning_shards.vision import last_layer
+from lightning_shards.vision.calibration import Calibration
 from lightning_shards.vision.torchvision_models import check_input
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -59,6 +60,7 @@ class ImageModel(ShardModule):
         cutmix: alpha of the share of an image that a box of another one replaces; with mixup, either of them.
         erasing: probability that a box of a training image is blanked.
         color_jitter: brightness, contrast and saturation change by up to this share in training.
+        calibrate: let each validation fit a temperature of the scores, so that they are as sure as they are right.
         channels_last: memory layout of weights and images; the fast one on GPUs.
         fused: let one kernel update all weights.
         compile: torch.compile in place; null: on CUDA, for runs that are long enough to earn it.
@@ -86,6 +88,7 @@ class ImageModel(ShardModule):
         cutmix: float = 0.0,
         erasing: float = 0.0,
         color_jitter: float = 0.0,
+        calibrate: bool = True,
         channels_last: bool = True,
         fused: bool = True,
         compile: bool | None = None,
@@ -108,6 +111,7 @@ class ImageModel(ShardModule):
         self.objective: Objective = OBJECTIVES[task](len(targets), label_smoothing)
         self.monitor, self.mode = self.objective.monitor, self.objective.mode  # what picks the best weights
         self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
+        self.calibration = Calibration(self.objective.link, calibrate)
         features = (fields or {}).get("features")  # (F,), where samples have them in place of an image
         self.backbone: nn.Module = backbones.build(backbone, len(targets), image_size, weights, features)
         if features:
@@ -133,7 +137,7 @@ class ImageModel(ShardModule):
 
     def scores(self, *inputs: Tensor) -> Tensor:
         """Probabilities or numbers, float (B, T): what `predict` writes and an exported file gives."""
-        return self.objective.scores(self(*inputs).float())
+        return self.objective.scores(self.calibration(self(*inputs).float()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, mix = [batch[name] for name in self.inputs], None
@@ -161,7 +165,8 @@ class ImageModel(ShardModule):
     def _measure(self, batch: Batch) -> dict[str, Tensor]:
         outputs = self(*(batch[name] for name in self.inputs)).float()
         self.measures.update(self.losses(outputs, batch), outputs, batch["target"], batch.valid)
-        return {"scores": self.objective.scores(outputs)}  # of which the report shows some
+        self.calibration.update(outputs, batch["target"], batch.valid)
+        return {"scores": self.objective.scores(self.calibration(outputs))}  # of which the report shows some
 
     def configure_optimizers(self) -> Optimizer:
         decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]

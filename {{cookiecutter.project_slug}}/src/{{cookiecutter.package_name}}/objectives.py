@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from lightning_shards.errors import InputError
+from lightning_shards.vision.calibration import Link
 from lightning_shards.vision.objective import LARGEST_MATRIX, IntTargets
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
@@ -35,6 +36,7 @@ class Objective(ABC):
 
     monitor: ClassVar[str]  # the metric that decides which weights are the best
     mode: ClassVar[str]  # "max" or "min" of it
+    link: ClassVar[Link | None] = None  # what makes probabilities of logits, where scores are some: they are calibrated
 
     def __init__(self, targets: int, label_smoothing: float = 0.0) -> None:
         self.targets, self.label_smoothing = targets, label_smoothing
@@ -64,6 +66,7 @@ class SingleLabel(Objective):
     """One class an image. Targets: int64 (B,)."""
 
     monitor, mode = "val/accuracy", "max"
+    link = "softmax"
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
@@ -91,6 +94,7 @@ class MultiLabel(Objective):
     """Any number of classes an image. Targets: float (B, T) of 0 and 1."""
 
     monitor, mode = "val/average_precision", "max"
+    link = "sigmoid"
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / 2

@@ -35,6 +35,7 @@ from ..data.worker import WorkerSpec
 from ..errors import InputError, RunError
 from ..machine import cache_folder
 from ..train import cluster, hardware
+from ..vision.calibration import temperatures
 from .embedding_writer import EmbeddingWriter, unfinished
 
 Progress = Callable[[int, int], None]  # samples done, samples in all
@@ -118,7 +119,7 @@ class Embedder:
             )
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise InputError(f"--devices {devices} cannot be had here: {str(error).splitlines()[0]}") from None
-        network = {"kind": self._method, "title": title, "weights": weights_hash(model), **look.describe()}
+        network = {"kind": self._method, "title": title, "weights": weights_hash(model, scores), **look.describe()}
         if transform and (look.views > 1 or getattr(transform, "evaluation", False)):
             network["transform"] = name_of(transform)
         others = {n: one.describe() for n, one in self._fields.items() if n != "image"}  # type: ignore[attr-defined]
@@ -259,10 +260,12 @@ class Embedder:
         return count
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Of the names and values of all that a model computes with."""
-    digest = hashlib.sha256()
+def weights_hash(model: nn.Module, scores: bool) -> str:
+    """Of the names and values of all that a model computes its features with, or its scores."""
+    digest, beside = hashlib.sha256(), temperatures(model)
     for name, value in sorted(model.state_dict().items()):
+        if name in beside and (not scores or value == 1):  # as in checkpoints that have none
+            continue
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

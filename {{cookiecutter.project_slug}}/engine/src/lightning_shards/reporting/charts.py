@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 Points = Sequence[tuple[float, float]]
+Bins = Sequence[tuple[int, int, float]]
 INK, MUTED, RULE, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", FIRST: "--first", SECOND: "--second"}
 _RIGHT, _WRONG = (0.11, 0.55, 0.53), (0.88, 0.35, 0.24)  # hues that can be seen on white and on black
@@ -106,6 +107,38 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         axes.set_xlabel("predicted" if few else "predicted (class number)")
         axes.set_ylabel("actual" if few else "actual (class number)")
         return _svg(figure, "Confusion matrix")
+
+
+def reliability(before: Bins, after: Bins | None, labels: bool) -> str:
+    """How often the model is right over how sure it is; below, the share of the images at each confidence.
+
+    Args:
+        before, after: (decisions, how many were right, sum of the confidences) of each bin, as the network says and
+            with the temperature; None: there is none.
+        labels: a decision is a label of an image, not an image.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 4.2), dpi=72, layout="constrained")
+        axes, shares = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        axes.set_title("Reliability")
+        axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8)
+        drawn = [("network alone", before, SECOND, "o"), ("with temperature", after, FIRST, "D")]
+        for place, (name, bins, colour, marker) in enumerate(row for row in drawn if row[1]):
+            assert bins is not None
+            total = max(1, sum(row[0] for row in bins))
+            points = [(sure / count, right / count) for count, right, sure in bins if count]
+            axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, markersize=4, linewidth=1.4)
+            width = 0.4 if after else 0.8
+            lefts = [(number + 0.1 + place * width) / len(bins) for number in range(len(bins))]
+            shares.bar(lefts, [row[0] / total for row in bins], width / len(bins), align="edge", color=colour)
+        axes.legend(loc="upper left", fontsize=9)
+        for one in (axes, shares):
+            one.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        shares.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        axes.set_ylabel("there" if labels else "right")
+        shares.set_ylabel("labels" if labels else "images")
+        shares.set_xlabel("probability of the label" if labels else "probability of the guess")
+        return _svg(figure, "Reliability")
 
 
 def predicted_over_actual(name: str, points: Points) -> str:

@@ -1,6 +1,7 @@
 """`report.html`: what a run was and what came of it, as one file that asks no network for anything.
 
-It is made from the files in the run's folder alone, at the end of every run and again by `report RUN`.
+It is made from the files in the run's folder, at the end of every run and again by `report RUN`. Of the runs beside it,
+those that differ in their seed alone give the mean and its interval.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ..files import write_durably
 from ..runs.files import RunFiles, read
 from ..runs.values import is_count, is_number
 from ..terminal import plain_lines, printable
-from . import charts, findings, numbers
+from . import charts, findings, numbers, reliability, seeds
 
 _STATUS = {  # what a status means for whoever opens the report
     "done": "The run came to its end.",
@@ -24,6 +25,8 @@ _STATUS = {  # what a status means for whoever opens the report
     "unfinished": "The run goes on still, or was killed.",
 }
 _SKIPPED_SHOWN = 50
+_CALIBRATION = ("calibration_error", "calibration_error_unscaled", "temperature")  # has a section of its own
+_NOT_CHARTED = ("skipped", "learning_rate", "knn_accuracy", *_CALIBRATION)
 _MOST_CHARTS = 50  # a metric more is in metrics.csv
 
 
@@ -49,7 +52,7 @@ def render(run: RunFiles) -> str:
         comment_start_string="[#",
         comment_end_string="#]",
     )
-    found = findings.of(run)  # before `missing` is read: it may add to it
+    found, calibration = findings.of(run), reliability.of(run)  # before `missing` is read: they may add to it
     return environment.get_template("report.html").render(
         run=run,
         name=printable(run.folder.name),
@@ -61,10 +64,12 @@ def render(run: RunFiles) -> str:
         subtitle=_subtitle(run),
         headline=_headline(run),
         metrics=_metrics(run),
+        neighbours=_neighbours(run),
         tiles=_tiles(run),
         learning=_learning(run),
         speed=_speed(run),
         found=found,
+        calibration=calibration,
         skipped=run.skipped[:_SKIPPED_SHOWN],
         repeat=_repeat(run),
         brief=_brief(run),
@@ -92,7 +97,13 @@ def _headline(run: RunFiles) -> dict[str, str] | None:
         if metric == "accuracy" and 0 <= value <= 1:
             low, high = numbers.interval(value, images)
             note += f"; 95% interval {low:.1%} to {high:.1%}"
-    return {"name": metric.replace("_", " "), "value": numbers.metric(name, value), "note": note}
+    group = seeds.of(run)
+    return {
+        "name": metric.replace("_", " "),
+        "value": numbers.metric(name, value),
+        "note": note,
+        "seeds": seeds.text(group) if group else "",
+    }
 
 
 def _metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
@@ -105,6 +116,15 @@ def _metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
             values = [metrics.get(f"{split}/{name}") for split in ("train", "val", "test")]
             rows.append((name.replace("_", " "), ["" if v is None else numbers.metric(name, v) for v in values]))
     return rows
+
+
+def _neighbours(run: RunFiles) -> str:
+    """What the k-NN accuracy of a training on features was reckoned from."""
+    samples, drawn = (run.summary.get("resolved", {}).get(name) for name in ("knn_samples", "knn_drawn"))
+    if not is_count(samples):
+        return ""
+    of = f"{samples:,} training samples, drawn by the seed" if drawn else f"all {samples:,} training samples"
+    return f"knn: the 20 nearest of {of}, by cosine"
 
 
 def _tiles(run: RunFiles) -> list[dict[str, str]]:
@@ -139,7 +159,8 @@ def _learning(run: RunFiles) -> list[str]:
     """Charts of loss, metrics and learning rate."""
     curves, metrics = run.curves, run.summary.get("metrics", {})
     last = max((points[-1][0] for points in curves.values() if points), default=0)
-    names = ["loss", *(name[4:] for name in curves if name.startswith("val/") and name[4:] not in ("loss", "skipped"))]
+    charted = (name[4:] for name in curves if name.startswith("val/"))
+    names = ["loss", *(name for name in charted if name not in ("loss", *_NOT_CHARTED))]
     drawn = []
     for name in names[:_MOST_CHARTS]:
         lines = {split: curves[f"{split}/{name}"] for split in ("train", "val") if curves.get(f"{split}/{name}")}
@@ -150,7 +171,7 @@ def _learning(run: RunFiles) -> list[str]:
             drawn.append(charts.lines(title, lines, share, (text, last, test) if test is not None else None))
     if curves.get("train/learning_rate"):
         drawn.append(charts.lines("Learning rate", {"": curves["train/learning_rate"]}))
-    known = {f"{split}/{name}" for name in (*names, "skipped", "learning_rate") for split in ("train", "val", "test")}
+    known = {f"{split}/{name}" for name in (*names, *_NOT_CHARTED) for split in ("train", "val", "test")}
     for name in curves:  # what a model logs by names of its own
         if curves[name] and name not in {*known, "epoch"} and not name.startswith(("speed/", "cost/", "test/")):
             drawn.append(charts.lines(name.replace("_", " "), {"": curves[name]}, name in numbers.SHARES))

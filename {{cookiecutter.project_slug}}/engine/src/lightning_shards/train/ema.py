@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..vision.calibration import Calibration
+
 
 class WeightEMA(WeightAveraging):
     """Exponential moving average of weights and buffers: validation, test and `best.ckpt` use it, training does not.
@@ -84,6 +86,12 @@ def share_statistics(trainer: L.Trainer) -> None:
         return
     mean = trainer.strategy.reduce(torch.cat(statistics), reduce_op="mean")
     torch._foreach_copy_(statistics, list(mean.split([len(s) for s in statistics])))
+
+
+def keep_temperature(trainer: L.Trainer, calibration: Calibration) -> None:
+    """Give an average of the weights the model's temperature, which is fitted and not averaged."""
+    for average in (a._average_model for a in _averages(trainer) if a._average_model is not None):
+        average.module.calibration.temperature.copy_(calibration.temperature)  # type: ignore[union-attr, operator]
 
 
 def _averages(trainer: L.Trainer) -> list[WeightAveraging]:

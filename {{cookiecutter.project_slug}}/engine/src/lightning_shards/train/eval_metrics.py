@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from ..data.batch import Batch
+from ..vision.calibration import Calibration
+from . import ema
 
 
 class EvalMetrics(nn.Module):
@@ -36,6 +38,9 @@ class EvalMetrics(nn.Module):
 class EvalPass(L.Callback):
     """Counts the rows of each pass over a validation or test split, and logs what the model's `measures` added up.
 
+    A validation of a training fits the temperature of the model's `calibration`, so that each checkpoint has that of
+    its own weights.
+
     Every sample of a split is counted once, over all ranks. Where Lightning's flags leave batches out, this is not
     asked.
     """
@@ -44,7 +49,7 @@ class EvalPass(L.Callback):
         self._rows = self._skipped = torch.zeros((), dtype=torch.int64)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begin(pl_module)
+        self._begin(pl_module, fit=trainer.state.fn == "fit" and not trainer.sanity_checking)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(pl_module)
@@ -65,10 +70,12 @@ class EvalPass(L.Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end(trainer, pl_module, "test", trainer.num_test_batches, trainer.test_dataloaders)
 
-    def _begin(self, model: Any) -> None:
+    def _begin(self, model: Any, fit: bool = False) -> None:
         self._rows = self._skipped = torch.zeros((), dtype=torch.int64, device=model.device)
         if (measures := getattr(model, "measures", None)) is not None:
             measures.reset()  # a pass may have been left early
+        if isinstance(calibration := getattr(model, "calibration", None), Calibration):
+            calibration.begin(fit)
 
     def _count(self, batch: Batch) -> None:
         there = batch.ids >= 0
@@ -86,6 +93,9 @@ class EvalPass(L.Callback):
         if (measures := getattr(model, "measures", None)) is not None:
             values = measures.compute()
             measures.reset()
+        if isinstance(calibration := getattr(model, "calibration", None), Calibration):
+            values = {**values, **calibration.end()}
+            ema.keep_temperature(trainer, calibration)
         for name, value in values.items():
             model.log(f"{split}/{name}", value, prog_bar=split == "val", batch_size=max(1, rows))
         model.log(f"{split}/skipped", float(skipped), batch_size=max(1, rows))

@@ -24,6 +24,7 @@ from ..data.batch import Batch
 from ..data.dataset import TASKS, Shard
 from ..files import write_durably
 from ..terminal import say
+from ..vision.calibration import Calibration
 from ..vision.objective import Shown
 from .gallery_loggers import show
 from .pictures import with_pictures
@@ -68,10 +69,10 @@ class Gallery(L.Callback):
         self._look_at(trainer, pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._end(trainer, "val")
+        self._end(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._end(trainer, "test")
+        self._end(trainer, pl_module, "test")
         show(trainer.loggers, self._evaluation)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -114,7 +115,7 @@ class Gallery(L.Callback):
         if bool(valid.any()):
             self._counts.update(scores[valid], batch["target"][valid])
 
-    def _end(self, trainer: L.Trainer, split: str) -> None:
+    def _end(self, trainer: L.Trainer, model: Any, split: str) -> None:
         """Bring the ranks' parts together, on all of them, and write them down on one."""
         if trainer.sanity_checking or not self._kept:
             return
@@ -125,7 +126,7 @@ class Gallery(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         task, dataset = data.task, data.dataset
         points = [[target.tolist(), scores.tolist()] for _, _, target, scores in kept.pop("points", [])]
-        shown: set[int] = set()
+        shown, calibration = set[int](), getattr(model, "calibration", None)
         for kind, rows in kept.items():
             kept[kind] = [row for row in rows if row[0] not in shown][: self.count]
             shown.update(row[0] for row in kept[kind])
@@ -140,6 +141,7 @@ class Gallery(L.Callback):
             "images_seen": data.images_seen,
             "counts": {name: value.tolist() for name, value in counts.items()},
             "points": points,
+            "calibration": calibration.found if isinstance(calibration, Calibration) else None,
             "examples": {
                 kind: [_example(row, task) | _place(dataset.splits[split], row[0]) for row in rows]
                 for kind, rows in kept.items()

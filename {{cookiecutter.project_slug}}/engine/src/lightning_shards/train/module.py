@@ -23,6 +23,7 @@ class ShardModule(L.LightningModule):
             `max` of it is best.
         inputs: the fields that `scores` takes, in this order.
         measures: an EvalMetrics, if there is one: validation and test log and reset it at their end.
+        calibration: a Calibration, if there is one: each validation of a training fits its temperature.
     """
 
     monitor: str = "val/loss"

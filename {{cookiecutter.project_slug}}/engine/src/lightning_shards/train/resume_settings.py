@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..terminal import several
+from ..vision.calibration import temperatures
 from . import optimizer_state, schedules
 
 NEEDS_NEW_RUN = ("model.optimizer", "model.weights")  # and what makes other weights: `check` sees by names and shapes
@@ -69,8 +70,9 @@ def _fits(model: L.LightningModule, saved: Mapping[str, Any]) -> bool:
     now = model.state_dict()
     if any(is_lazy(value) for value in now.values()):
         return True
-    return now.keys() == saved.keys() and all(
-        getattr(value, "shape", None) == getattr(saved[name], "shape", None) for name, value in now.items()
+    there = {name: now[name] for name in temperatures(model)} | dict(saved)  # older checkpoints have none
+    return now.keys() == there.keys() and all(
+        getattr(value, "shape", None) == getattr(there[name], "shape", None) for name, value in now.items()
     )
 
 

@@ -215,7 +215,8 @@ class Run:
             ("files", f"{self.folder}/"),
             ("report", f"{self.folder}/report.html"),
         ]
-        return "\n" + "\n".join(f"  {name:<20} {value}" for name, value in rows)
+        width = max(20, *(len(name) for name, _ in rows))
+        return "\n" + "\n".join(f"  {name:<{width}} {value}" for name, value in rows)
 
     @rank_zero_only
     def _remove_if_empty(self) -> None:

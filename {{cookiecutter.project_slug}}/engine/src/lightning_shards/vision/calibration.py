@@ -1,0 +1,193 @@
+"""How far a model's probabilities may be believed, and the one temperature that mends them.
+
+A model that says 90% should be right in 90% of such cases. Networks are mostly too sure of themselves. Dividing all
+logits by one temperature, fitted on validation, brings the two together and changes no decision (Guo et al., 2017, "On
+Calibration of Modern Neural Networks").
+
+No logits are stored: a pass adds up the negative log likelihood at a fixed grid of temperatures, and how often the
+model is right at each confidence, in 15 bins.
+
+Shapes: B rows, T classes or labels, G temperatures, N decisions (rows, or each label of each row), 15 bins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+Link = Literal["softmax", "sigmoid"]  # what makes probabilities of logits: one class a row, or any number of labels
+BINS = 15  # of equal width, as in Guo et al.
+LOWEST, HIGHEST, STEPS = 0.1, 10.0, 65  # temperatures of the grid, log-spaced; the one in the middle is 1
+_AT_A_TIME = 1 << 22  # logits that are divided at once
+
+
+def grid() -> Tensor:
+    """The temperatures at which the likelihood is added up, float32 (STEPS,)."""
+    return torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), STEPS)
+
+
+def fitted(nll: Tensor) -> float:
+    """The temperature of the smallest negative log likelihood, given its sums at `grid()`, (STEPS,).
+
+    A prior on the temperature's logarithm, normal with a deviation of 1, weighs less than one row. It decides only
+    what the rows leave open: where all of them are right, the likelihood alone would ask for certainty. A parabola
+    through the best point and its neighbours gives the place between them. 1 where a sum is not finite.
+    """
+    if not bool(nll.isfinite().all()):
+        return 1.0
+    places = grid().double().log()
+    costs = nll.double().cpu() + places.square() / 2
+    best = int(costs.argmin())
+    if not 0 < best < STEPS - 1:
+        return float(places[best].exp())
+    before, here, after = costs[best - 1 : best + 2].tolist()
+    bend = before - 2 * here + after
+    shift = (before - after) / (2 * bend) if bend > 0 else 0.0
+    return float((places[best] + shift * (places[1] - places[0])).exp())
+
+
+def temperatures(model: nn.Module) -> list[str]:
+    """The names of the temperatures in a model's `state_dict`."""
+    return [f"{name}.temperature" for name, one in model.named_modules() if isinstance(one, Calibration)]
+
+
+def error(bins: Tensor) -> float:
+    """The expected calibration error, 0..1, of `bins`, float64 (15, 3): decisions, how many were right, and the sum
+    of the confidences."""
+    decisions, right, confidence = bins.unbind(1)
+    return float((right - confidence).abs().sum() / decisions.sum().clamp(min=1))
+
+
+class Reliability(Metric):
+    """The likelihood at each temperature of the grid, and at which confidence the model is how often right.
+
+    For one class a row, the confidence is the largest probability. For labels, each label of each row is a decision,
+    and its probability the confidence.
+
+    Args:
+        link: what makes probabilities of logits.
+        searching: look at the whole grid; else as the logits are, and at one temperature.
+    """
+
+    nll: Tensor
+    decisions: Tensor
+    right: Tensor
+    confidence: Tensor
+
+    def __init__(self, link: Link, searching: bool) -> None:
+        super().__init__()
+        self.link, self.searching = link, searching
+        places = STEPS if searching else 2
+        for name, default in {
+            "nll": torch.zeros(places),
+            "decisions": torch.zeros(places, BINS, dtype=torch.int64),
+            "right": torch.zeros(places, BINS, dtype=torch.int64),
+            "confidence": torch.zeros(places, BINS),
+        }.items():
+            self.add_state(name, default, dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor, temperature: Tensor) -> None:
+        """Add B rows: float (B, T), targets int64 (B,) or float (B, T), and the one temperature, float ()."""
+        if self.searching:
+            divisors = grid().to(logits.device)
+        else:
+            divisors = torch.stack([torch.ones_like(temperature), temperature])
+        step = max(1, _AT_A_TIME // max(1, logits.numel()))
+        for first in range(0, len(divisors), step):
+            some = slice(first, first + step)
+            nll, confidence, right = _outcomes(self.link, logits, targets, divisors[some])
+            self.nll[some] += nll
+            bins = ((confidence * BINS).ceil() - 1).clamp(0, BINS - 1)
+            for number in range(BINS):
+                inside = bins == number
+                self.decisions[some, number] += inside.sum(1)
+                self.right[some, number] += (inside & right).sum(1)
+                self.confidence[some, number] += (confidence * inside).sum(1)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """The sums of the negative log likelihood, (G,), and the bins, float64 (G, 15, 3), on the CPU."""
+        parts = (self.decisions, self.right, self.confidence)
+        return self.nll.cpu(), torch.stack([part.cpu().double() for part in parts], 2)
+
+
+def _outcomes(link: Link, logits: Tensor, targets: Tensor, divisors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """At each of G temperatures: the negative log likelihood, (G,), and the confidences, (G, N); and which of the
+    decisions were right, bool (N,)."""
+    scaled = logits / divisors.view(-1, 1, 1)
+    if link == "softmax":
+        whole = scaled.logsumexp(2)
+        own = scaled.gather(2, targets.view(1, -1, 1).expand(len(divisors), -1, 1))[..., 0]
+        return (whole - own).sum(1), (scaled.amax(2) - whole).exp().nan_to_num(0.0), logits.argmax(1) == targets
+    wanted = targets.to(scaled.dtype).expand_as(scaled)
+    nll = F.binary_cross_entropy_with_logits(scaled, wanted, reduction="none").sum((1, 2))
+    return nll, scaled.sigmoid().flatten(1).nan_to_num(0.0), targets.flatten() > 0.5
+
+
+class Calibration(nn.Module):
+    """The temperature of a model, kept with its weights, and what the passes over validation and test add up of it.
+
+    A model has it as its attribute `calibration`. Each validation of a training fits the temperature; all else uses
+    it. A checkpoint that has none stands for 1.
+
+    Args:
+        link: what makes probabilities of the model's outputs; None: they are none, and all of this is left out.
+        calibrate: fit a temperature and use it; else it stays 1, and the error is measured only.
+
+    Attributes:
+        found: what the last pass has found, plain values for the report; None: there were no rows.
+    """
+
+    temperature: Tensor  # float32 ()
+
+    def __init__(self, link: Link | None, calibrate: bool = True) -> None:
+        super().__init__()
+        self.link, self.calibrate = link, calibrate
+        self.register_buffer("temperature", torch.ones(()))
+        self.found: dict[str, Any] | None = None
+        self._passes = nn.ModuleList([Reliability(link, searching) for searching in (False, True)] if link else [])
+        self._searching = False
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The logits over the temperature, (B, T)."""
+        return logits / self.temperature if self.link else logits
+
+    def begin(self, fit: bool) -> None:
+        """A pass begins; with `fit`, its end fits the temperature."""
+        self.found, self._searching = None, fit and self.calibrate
+        for one in self._passes:
+            one.reset()  # type: ignore[operator]
+
+    def update(self, logits: Tensor, targets: Tensor, valid: Tensor) -> None:
+        """Add B rows, of which those count that are `valid`, bool (B,)."""
+        if self.link and bool(valid.any()):
+            self._passes[self._searching].update(logits[valid], targets[valid], self.temperature)  # type: ignore[operator]
+
+    def end(self) -> dict[str, float]:
+        """What the pass has found over all ranks, by name; empty where there was nothing to find."""
+        if not self.link:
+            return {}
+        nll, bins = self._passes[self._searching].compute()  # type: ignore[operator]
+        before, after = bins[0], bins[1]
+        if not before.sum():
+            return {}
+        if self._searching:
+            self.temperature.fill_(fitted(nll))
+            nearest = int((grid().log() - self.temperature.cpu().log()).abs().argmin())
+            before, after = bins[STEPS // 2], bins[nearest]
+        self.found = {"unscaled": before.tolist(), "fitted_here": self._searching, "link": self.link}
+        if not self.calibrate:
+            return {"calibration_error": error(before)}
+        self.found |= {"scaled": after.tolist(), "temperature": float(self.temperature)}
+        found = {"calibration_error": error(after), "calibration_error_unscaled": error(before)}
+        return {**found, "temperature": float(self.temperature)}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        name = f"{prefix}temperature"
+        if name not in state_dict or not self.calibrate:  # of an older version, or no longer wanted
+            state_dict[name] = torch.ones(())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
