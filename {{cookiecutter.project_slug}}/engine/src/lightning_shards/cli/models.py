@@ -35,6 +35,7 @@ def _add_predict(commands: Any) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help="the file to write (default: standard output)")
     add("--scores", action="store_true", help="a column with the probability of each class, too")
+    add("--flip", action="store_true", help="average over each image and its mirror image")
     add("--json", action="store_true", help="a line of JSON for each image, in place of CSV")
     add("--force", action="store_true", help="replace FILE")
     add("--split", default="test", help="of a packed dataset (%(default)s)")
@@ -53,6 +54,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         from ..inference.predict import check, predict
         from ..inference.rows import check_new, opened, to_dict, writer
         from ..train.datamodule import evaluation_transform
+        from ..train.mirror import look_twice
         from ..train.trained_model import best_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files are removed then, too
@@ -61,6 +63,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     datamodule_class = arguments.datamodule()
     model, config = best_model(arguments.model(), folder, datamodule_class)
     check(model)
+    views = {"views": 2} if arguments.flip and look_twice(model, config) else {}
     source = arguments.source, arguments.split, arguments.path_column, arguments.images
     images = open_images(*source, config["data"])
     kind = config["trained_on"]["task"], list(config["trained_on"]["targets"]), arguments.scores
@@ -72,7 +75,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             for number, prediction in enumerate(
                 predict(model, config, images, evaluation_transform(datamodule_class)), 1
             ):
-                write(to_dict(prediction, *kind))
+                write(to_dict(prediction, *kind) | views)
                 damaged += bool(prediction.error)
                 progress(number, len(images))
             if damaged == len(images):
@@ -82,7 +85,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         os._exit(130)  # threads may wait for a server that does not answer
     rate = number / (time.monotonic() - began)
     message = f"{arguments.out}: " if arguments.out else ""
-    message += f"{number:,} image{'s' * (number > 1)}, {rate:,.0f} a second"
+    message += f"{number:,} image{'s' * (number > 1)}, {rate:,.0f} a second{', each mirrored too' * bool(views)}"
     say(message + (f"; {damaged:,} could not be decoded" if damaged else ""), sys.stderr)
 
 

@@ -90,6 +90,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("name", metavar="RUN")
     parser.add_argument("--data", metavar="DATASET", help="a packed dataset with the same targets (default: the run's)")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="(%(default)s)")
+    parser.add_argument("--flip", action="store_true", help="average over each image and its mirror image")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     parser.set_defaults(run=_evaluate)
 
@@ -101,9 +102,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from ..train.evaluate import evaluate
 
     bar = sys.stdout.isatty() and not arguments.json
-    metrics = evaluate(
-        arguments.model(), find(arguments.name), arguments.data, arguments.split, bar, arguments.datamodule()
-    )
+    which = find(arguments.name), arguments.data, arguments.split
+    metrics: dict[str, float] = {"views": 2} if arguments.flip else {}
+    metrics |= evaluate(arguments.model(), *which, bar, arguments.datamodule(), arguments.flip)
     width = max(24, *map(len, metrics))
     show(json.dumps(metrics) if arguments.json else "\n".join(f"{k:<{width}} {v:.4g}" for k, v in metrics.items()))
 

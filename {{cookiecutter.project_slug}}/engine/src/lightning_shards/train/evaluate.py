@@ -13,6 +13,7 @@ from ..errors import InputError
 from . import hardware
 from .datamodule import ShardDataModule
 from .eval_metrics import EvalPass
+from .mirror import look_twice
 from .trained_model import best_model
 
 
@@ -23,6 +24,7 @@ def evaluate(
     split: str = "test",
     bar: bool = False,
     datamodule_class: type[ShardDataModule] = ShardDataModule,
+    flip: bool = False,
 ) -> dict[str, float]:
     """Metrics of the best checkpoint of the run in `folder`.
 
@@ -33,13 +35,16 @@ def evaluate(
         split: `val` or `test` of it.
         bar: show Lightning's progress bar, on standard output.
         datamodule_class: what it was trained with.
+        flip: look at the mirror image of each image, too, and average.
 
-    Raises InputError where there is no checkpoint or split, or where the dataset has other targets than the model.
+    Raises InputError where there is no checkpoint or split, where the dataset has other targets than the model, or
+    where mirror images make no sense to it.
     """
     model, config = best_model(model_class, folder, datamodule_class)
     if not is_overridden("validation_step" if split == "val" else "test_step", model):
         step = "validation_step" if split == "val" else "test_step"
         raise InputError(f"the model {model_class.__name__} has no {step}: it cannot be measured on the split {split}")
+    mirrored = look_twice(model, config) if flip else None
     settings = config["data"]
     alone = {"path": path or settings["path"], "fraction": 1.0, "mixture": None, "balance": None}
     data = datamodule_class(**settings | alone | {"global_batch_size": 1})
@@ -66,7 +71,10 @@ def evaluate(
         use_distributed_sampler=False,
     )
     run = trainer.validate if split == "val" else trainer.test
-    return dict(run(model, datamodule=data, verbose=False)[0])
+    found = dict(run(model, datamodule=data, verbose=False)[0])
+    if mirrored and not mirrored.calls:
+        raise InputError(f"the model {model_class.__name__} does not call its forward to be measured: leave out --flip")
+    return found
 
 
 def batch_size(settings: dict[str, Any]) -> int:

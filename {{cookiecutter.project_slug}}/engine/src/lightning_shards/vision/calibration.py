@@ -13,6 +13,7 @@ Shapes: B rows, T classes or labels, G temperatures, N decisions (rows, or each 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -155,6 +156,18 @@ class Calibration(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """The logits over the temperature, (B, T)."""
         return logits / self.temperature if self.link else logits
+
+    def pooled(self, views: Sequence[Tensor]) -> Tensor:
+        """Outputs whose probabilities are the mean of those of several views' outputs, float (B, T) each.
+
+        Without probabilities, the mean of the outputs.
+        """
+        if not self.link:
+            return torch.stack(list(views)).mean(0)
+        scaled = self(torch.stack(list(views)))
+        if self.link == "softmax":
+            return (scaled.log_softmax(2).logsumexp(0) - math.log(len(views))) * self.temperature
+        return (F.logsigmoid(scaled).logsumexp(0) - F.logsigmoid(-scaled).logsumexp(0)) * self.temperature
 
     def begin(self, fit: bool) -> None:
         """A pass begins; with `fit`, its end fits the temperature."""
