@@ -20,7 +20,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
 from .test_inference import call
-from .test_train import project, start, summary, weights
+from .test_train import project, spawn, start, summary, weights
 
 __all__ = ["project"]  # a fixture
 TEMPERATURE = "calibration.temperature"
@@ -179,6 +179,18 @@ def csv_column(path: Path, name: str) -> list[tuple[str, float]]:
         return [(row["step"], float(row[name])) for row in csv.DictReader(file) if row.get(name)]
 
 
+def validated(run: str) -> tuple[ImageModel, Tensor, Tensor]:
+    """The best weights of a run; what they make of all of validation, and its targets."""
+    model, config = best_model(ImageModel, Path("runs") / run)
+    crop = Crop(16, center=0.875)
+    loader = ShardLoader(config["data"]["path"], 8, split="val", shuffle=False, crop=crop, workers=1)
+    with torch.inference_mode():
+        rows = [(model.eval()(batch["image"])[batch.valid], batch["target"][batch.valid].clone()) for batch in loader]
+    loader.close()
+    logits, targets = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    return model, logits, targets
+
+
 def strip(path: Path) -> None:
     """Make a checkpoint what it was before there were temperatures."""
     content = torch.load(path, weights_only=True)
@@ -197,15 +209,10 @@ def test_each_checkpoint_has_the_temperature_of_its_own_weights(
     assert len(fits) == 2 and len(set(fits.values())) == 2
     assert temperature("one", "last") == temperature("one", "last", "current_model_state")
     assert temperature("one", "last") == pytest.approx(list(fits.values())[-1], rel=1e-6)
-    model, config = best_model(ImageModel, runs / "one")
-    used = float(model.eval().calibration.temperature)
+    model, logits, targets = validated("one")
+    used = float(model.calibration.temperature)
     assert used == temperature("one", "best") == pytest.approx(summary("one")["metrics"]["test/temperature"])
-    data = config["data"]["path"]
-    loader = ShardLoader(data, 8, split="val", shuffle=False, crop=Crop(16, center=0.875), workers=1)
-    rows = [(model(batch["image"]).detach(), batch["target"].clone(), batch.valid.clone()) for batch in loader]
-    loader.close()
-    logits, targets, valid = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    assert used == pytest.approx(best(logits[valid], targets[valid]), rel=5e-3)
+    assert used == pytest.approx(best(logits, targets), rel=5e-3)
     capfd.readouterr()
     assert call(monkeypatch, "evaluate", "one", "--split", "val", "--json") == 0
     told = json.loads(capfd.readouterr().out)
@@ -234,11 +241,23 @@ def test_checkpoints_without_a_temperature_do_all_that_they_did(
     assert call(monkeypatch, "export", "one", "m.pt2") == 0
     assert start(monkeypatch, "--resume", "one", "--trainer.max_epochs", "3", config=None) == 0
     assert temperature("one", "last") != 1
-    assert (
-        start(monkeypatch, "--resume", "one", "--trainer.max_epochs", "4", "--model.calibrate", "false", config=None)
-        == 0
+    off = ["--trainer.max_epochs", "4", "--model.calibrate", "false"]
+    assert start(monkeypatch, "--resume", "one", *off, config=None) == 0
+    assert temperature("one", "last") == 1
+
+
+def test_two_ranks_fit_what_one_measures(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Of 21 samples, which two ranks share with padding."""
+    process = spawn(project, "--run", "two", "--trainer.max_epochs", "1", "--trainer.devices", "2", *SLOW)
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    told = summary("two")["metrics"]
+    assert temperature("two", "best") == pytest.approx(told["val/temperature"]) != 1
+    _, logits, targets = validated("two")
+    assert told["val/temperature"] == pytest.approx(best(logits, targets), rel=5e-3)
+    assert told["val/calibration_error_unscaled"] == pytest.approx(
+        measured(Calibration("softmax", calibrate=False), logits, targets, fit=False)["calibration_error"], abs=1e-5
     )
-    assert temperature("one", "last") == 1 and "val/temperature" in summary("one")["metrics"]
 
 
 @pytest.mark.parametrize(

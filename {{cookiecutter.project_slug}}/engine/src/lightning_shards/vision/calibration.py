@@ -42,7 +42,7 @@ def fitted(nll: Tensor) -> float:
     if not bool(nll.isfinite().all()):
         return 1.0
     places = grid().double().log()
-    costs = nll.double().cpu() + places.square() / 2
+    costs = nll.cpu().double() + places.square() / 2
     best = int(costs.argmin())
     if not 0 < best < STEPS - 1:
         return float(places[best].exp())
