@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning_shards.data import Crop, ShardLoader
+from lightning_shards.reporting import reliability
+from lightning_shards.runs.files import RunFiles
 from lightning_shards.train.trained_model import best_model
 from lightning_shards.vision import calibration
 from lightning_shards.vision.calibration import Calibration, Reliability, fitted, grid
@@ -144,19 +146,18 @@ def test_whatever_the_logits_are_the_temperature_is_a_number(link: Any, kind: st
 
 
 def test_a_checkpoint_without_a_temperature_loads_as_one() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), Calibration("softmax"))
+    calibration, off = Calibration("softmax"), Calibration("softmax", calibrate=False)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), calibration)
     state = model.state_dict()
-    model[1].temperature.fill_(3.0)
+    calibration.temperature.fill_(3.0)
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict({name: value for name, value in state.items() if "temperature" not in name})
-    assert float(model[1].temperature) == 1.0
+    assert float(calibration.temperature) == 1.0
     model.load_state_dict(kept)
-    assert float(model[1].temperature) == 3.0 and torch.equal(
-        model[1](torch.full((1, 2), 6.0)), torch.full((1, 2), 2.0)
-    )
-    off = torch.nn.Sequential(torch.nn.Linear(2, 2), Calibration("softmax", calibrate=False))
-    off.load_state_dict(kept)
-    assert float(off[1].temperature) == 1.0, "switched off, a temperature that is there plays no part"
+    assert float(calibration.temperature) == 3.0
+    assert torch.equal(calibration(torch.full((1, 2), 6.0)), torch.full((1, 2), 2.0))
+    torch.nn.Sequential(torch.nn.Linear(2, 2), off).load_state_dict(kept)
+    assert float(off.temperature) == 1.0, "switched off, a temperature that is there plays no part"
     numbers = Calibration(None)
     numbers.update(torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, dtype=torch.bool))
     assert numbers.end() == {} and torch.equal(numbers(torch.ones(2, 1)), torch.ones(2, 1))
@@ -291,3 +292,33 @@ def test_training_is_what_it_was(project: Path, monkeypatch: pytest.MonkeyPatch)
     (one, figures), (other, others) = found
     assert figures == others
     assert all(torch.equal(value, other[name]) for name, value in one.items() if name != TEMPERATURE)
+
+
+BINS = [[0, 0, 0.0]] * 13 + [[10, 6, 9.0], [30, 27, 29.5]]
+
+
+def told(**calibration: Any) -> tuple[dict[str, str], list[str]]:
+    """What the report says of a calibration, and what it misses."""
+    run = RunFiles(Path("runs/one"), evaluation={"calibration": calibration})
+    return reliability.of(run), run.missing
+
+
+def test_the_report_says_what_the_bins_say() -> None:
+    both = {"unscaled": BINS, "scaled": [[0, 0, 0.0]] * 14 + [[40, 33, 33.4]], "temperature": 1.5}
+    found, missing = told(**both, fitted_here=False, link="softmax")
+    assert "Over 40 images, the probabilities are off by 1.0% on average" in found["text"] and not missing
+    assert "Without the temperature of 1.5 they would be off by 13.8%" in found["text"]
+    assert "network alone" in found["chart"] and "with temperature" in found["chart"]
+    assert "these very images" in told(**both, fitted_here=True, link="softmax")[0]["text"]
+    found, _ = told(unscaled=BINS, fitted_here=False, link="sigmoid")
+    assert "Over 40 labels, the probabilities are off by 13.8%" in found["text"]
+    assert "with temperature" not in found["chart"]
+    assert reliability.of(RunFiles(Path("runs/one"))) == {}, "an older run has none"
+
+
+@pytest.mark.parametrize(
+    "bins", [[], [[1, 2, 0.5]], [[1, 1]], [["<b>", 1, 1]], [[1, 1, math.nan]], 7, [[1, 1, 1]] * 101]
+)
+def test_damaged_bins_are_named(bins: Any) -> None:
+    found, missing = told(unscaled=bins, fitted_here=False, link="softmax")
+    assert found == {} and len(missing) == 1 and "the calibration is not shown" in missing[0]

@@ -181,7 +181,7 @@ def test_runs_that_differ_in_their_seed_are_one_line(seeds: Path, monkeypatch: p
     monkeypatch.setattr(sys, "argv", ["python -m it", "report", "seed-2"])
     assert commands.main() == 0
     page = Path("runs/seed-2/report.html").read_text()
-    assert "4 seeds: mean 92.00%, standard deviation 2.16%, 95% interval 88.56% to 95.44%" in page
+    assert "4 seeds: mean 92.00%, standard deviation 2.16%, 95% interval of the mean 88.56% to 95.44%" in page
     monkeypatch.setattr(sys, "argv", ["python -m it", "report", "other-data"])
     assert commands.main() == 0 and " seeds: mean" not in Path("runs/other-data/report.html").read_text()
 

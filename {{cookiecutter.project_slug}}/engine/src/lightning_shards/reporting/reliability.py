@@ -7,6 +7,7 @@ from typing import Any
 from ..runs.files import RunFiles
 from . import charts
 
+_MOST_BINS = 100
 Bins = list[tuple[int, int, float]]  # decisions, how many were right, sum of the confidences
 
 
@@ -27,7 +28,9 @@ def of(run: RunFiles) -> dict[str, str]:
 def _checked(rows: Any) -> Bins:
     """Raises ValueError for what cannot be counts."""
     bins = [(int(decisions), int(right), float(confidence)) for decisions, right, confidence in rows]
-    if not bins or not all(0 <= right <= decisions and 0 <= sure <= 2 * decisions for decisions, right, sure in bins):
+    if not 0 < len(bins) <= _MOST_BINS or not all(
+        0 <= right <= decisions and 0 <= sure <= 2 * decisions for decisions, right, sure in bins
+    ):
         raise ValueError("the bins of the calibration are no counts")
     return bins
 
@@ -51,7 +54,7 @@ def _text(found: dict[str, Any], before: Bins, after: Bins | None, labels: bool)
     temperature = float(found["temperature"])
     text += (
         f" by {error(after):.1%} on average (expected calibration error, 15 bins). Without the temperature of"
-        f" {temperature:.3g} they would be by {error(before):.1%}. The checkpoint has it: predict, evaluate and export"
-        " use it."
+        f" {temperature:.3g} they would be off by {error(before):.1%}. The checkpoint has it: predict, evaluate"
+        " and export use it."
     )
     return f"{text} It was fitted on these very images: expect more on others." if found["fitted_here"] else text

@@ -131,7 +131,8 @@ def text(row: Row) -> str:
     said = f"{count} seed{'s' * (count > 1)}: mean {numbers.metric(name, row['mean'], 2)}"
     if row["interval"] is None:
         return said
-    return f"{said}, standard deviation {numbers.metric(name, row['deviation'], 2)}, 95% interval {_interval(row)}"
+    deviation = numbers.metric(name, row["deviation"], 2)
+    return f"{said}, standard deviation {deviation}, 95% interval of the mean {_interval(row)}"
 
 
 def _interval(row: Row) -> str:
