@@ -322,3 +322,21 @@ def test_the_report_says_what_the_bins_say() -> None:
 def test_damaged_bins_are_named(bins: Any) -> None:
     found, missing = told(unscaled=bins, fitted_here=False, link="softmax")
     assert found == {} and len(missing) == 1 and "the calibration is not shown" in missing[0]
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_what_was_said_before_the_fit_is_restated(link: Any) -> None:
+    logits, targets = drawn(200, 5, 3.0)
+    if link == "sigmoid":
+        targets = (torch.rand(200, 5, generator=torch.Generator().manual_seed(1)) < (logits / 3).sigmoid()).float()
+    model = Calibration(link)
+    model.temperature.fill_(2.0)
+
+    def scores() -> Tensor:
+        return model(logits[0]).softmax(0) if link == "softmax" else model(logits[0]).sigmoid()
+
+    before = scores()
+    measured(model, logits, targets, fit=True)
+    assert torch.allclose(model.restated(before), scores(), atol=1e-5) and not torch.allclose(
+        before, scores(), atol=1e-3
+    )

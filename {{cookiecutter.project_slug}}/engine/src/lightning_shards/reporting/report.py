@@ -13,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..files import write_durably
 from ..runs.files import RunFiles, read
-from ..runs.values import is_count, is_number
+from ..runs.values import is_number
 from ..terminal import plain_lines, printable
-from . import charts, findings, numbers, reliability, seeds
+from . import charts, findings, numbers, reliability, result
 
 _STATUS = {  # what a status means for whoever opens the report
     "done": "The run came to its end.",
@@ -62,9 +62,9 @@ def render(run: RunFiles) -> str:
         if run.status in ("stopped", "budget", "unfinished")
         else "",
         subtitle=_subtitle(run),
-        headline=_headline(run),
-        metrics=_metrics(run),
-        neighbours=_neighbours(run),
+        headline=result.headline(run),
+        metrics=result.metrics(run),
+        neighbours=result.neighbours(run),
         tiles=_tiles(run),
         learning=_learning(run),
         speed=_speed(run),
@@ -82,49 +82,6 @@ def _subtitle(run: RunFiles) -> str:
     when, model = run.began, run.config.get("model.backbone") or run.summary.get("model")
     parts = [model, run.config.get("data.path"), f"{when:%d %B %Y, %H:%M}" if when else None]
     return " · ".join(str(part) for part in parts if part)
-
-
-def _headline(run: RunFiles) -> dict[str, str] | None:
-    """The one number, and how far chance may have moved it."""
-    if run.headline is None:
-        return None
-    name, value = run.headline
-    split, _, metric = name.partition("/")
-    images = run.evaluation.get("images") if run.evaluation.get("split") == split else None
-    note = f"best weights, {split} split" if split == "test" else "best validation so far"
-    if is_count(images) and images:
-        note += f" of {images:,} images"
-        if metric == "accuracy" and 0 <= value <= 1:
-            low, high = numbers.interval(value, images)
-            note += f"; 95% interval {low:.1%} to {high:.1%}"
-    group = seeds.of(run)
-    return {
-        "name": metric.replace("_", " "),
-        "value": numbers.metric(name, value),
-        "note": note,
-        "seeds": seeds.text(group) if group else "",
-    }
-
-
-def _metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
-    """(name, values of train, val and test) of what the summary has."""
-    metrics = run.summary.get("metrics", {})
-    names = dict.fromkeys(name.partition("/")[2] for name in metrics if name.startswith(("val/", "test/", "train/")))
-    rows = []
-    for name in names:
-        if name not in ("skipped", "learning_rate"):
-            values = [metrics.get(f"{split}/{name}") for split in ("train", "val", "test")]
-            rows.append((name.replace("_", " "), ["" if v is None else numbers.metric(name, v) for v in values]))
-    return rows
-
-
-def _neighbours(run: RunFiles) -> str:
-    """What the k-NN accuracy of a training on features was reckoned from."""
-    samples, drawn = (run.summary.get("resolved", {}).get(name) for name in ("knn_samples", "knn_drawn"))
-    if not is_count(samples):
-        return ""
-    of = f"{samples:,} training samples, drawn by the seed" if drawn else f"all {samples:,} training samples"
-    return f"knn: the 20 nearest of {of}, by cosine"
 
 
 def _tiles(run: RunFiles) -> list[dict[str, str]]:

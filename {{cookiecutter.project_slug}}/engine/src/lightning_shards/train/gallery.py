@@ -126,7 +126,10 @@ class Gallery(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         task, dataset = data.task, data.dataset
         points = [[target.tolist(), scores.tolist()] for _, _, target, scores in kept.pop("points", [])]
-        shown, calibration = set[int](), getattr(model, "calibration", None)
+        calibration = getattr(model, "calibration", None)
+        if isinstance(calibration, Calibration):  # which has fitted its temperature meanwhile
+            kept = {kind: [(*row[:3], calibration.restated(row[3])) for row in rows] for kind, rows in kept.items()}
+        shown = set[int]()
         for kind, rows in kept.items():
             kept[kind] = [row for row in rows if row[0] not in shown][: self.count]
             shown.update(row[0] for row in kept[kind])

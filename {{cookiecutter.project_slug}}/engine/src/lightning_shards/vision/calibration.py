@@ -151,7 +151,7 @@ class Calibration(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         self.found: dict[str, Any] | None = None
         self._passes = nn.ModuleList([Reliability(link, searching) for searching in (False, True)] if link else [])
-        self._searching = False
+        self._searching, self._before = False, 1.0
 
     def forward(self, logits: Tensor) -> Tensor:
         """The logits over the temperature, (B, T)."""
@@ -171,7 +171,7 @@ class Calibration(nn.Module):
 
     def begin(self, fit: bool) -> None:
         """A pass begins; with `fit`, its end fits the temperature."""
-        self.found, self._searching = None, fit and self.calibrate
+        self.found, self._searching, self._before = None, fit and self.calibrate, float(self.temperature)
         for one in self._passes:
             one.reset()  # type: ignore[operator]
 
@@ -198,6 +198,14 @@ class Calibration(nn.Module):
         self.found |= {"scaled": after.tolist(), "temperature": float(self.temperature)}
         found = {"calibration_error": error(after), "calibration_error_unscaled": error(before)}
         return {**found, "temperature": float(self.temperature)}
+
+    def restated(self, scores: Tensor) -> Tensor:
+        """Probabilities that the pass has given, (T,), at the temperature that its end has fitted."""
+        ratio = self._before / float(self.temperature)
+        if not self.link or ratio == 1:
+            return scores
+        logits = scores.log() if self.link == "softmax" else scores.logit()
+        return (logits * ratio).softmax(0) if self.link == "softmax" else (logits * ratio).sigmoid()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         name = f"{prefix}temperature"
