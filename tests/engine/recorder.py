@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable
@@ -40,7 +41,14 @@ backbones.build = build  # type: ignore[assignment]
 
 
 class Recorder(L.Callback):
-    """`steps-<rank>.jsonl`: place, loss, rows and learning rate of each micro-batch, and the collectives in it."""
+    """`steps-<rank>.jsonl`: place, loss, rows and learning rate of each micro-batch, and the collectives in it.
+
+    Args:
+        digests: write down a hash of the parameters, too.
+    """
+
+    def __init__(self, digests: bool = False) -> None:
+        self.digests = digests
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.called: list[str] = []
@@ -67,10 +75,20 @@ class Recorder(L.Callback):
             "rows": len(batch.ids),
             "rate": trainer.optimizers[0].param_groups[0]["lr"],
             "called": self.called,
+            "trained": sum(p.grad is not None for p in pl_module.parameters()),
+            "digest": weights_hash(pl_module) if self.digests else None,
         }
         with (Path(trainer.default_root_dir) / f"steps-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.called = []
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Of the parameters alone: each rank has its own running statistics."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

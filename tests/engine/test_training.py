@@ -13,6 +13,7 @@ import torch
 from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError
 from lightning_shards.train.metrics_file import MetricsFile
+from lightning_shards.vision import torchvision_models
 from team import backbones
 from team.model import ImageModel, schedule
 from team.objectives import OBJECTIVES
@@ -118,7 +119,7 @@ def test_backbones_take_small_and_large_images(name: str, size: int) -> None:
 
 
 def test_every_torchvision_classifier_is_known_and_builds() -> None:
-    known = backbones.names()
+    known = torchvision_models.names()
     assert {"resnet50", "efficientnet_v2_s", "regnet_y_400mf", "maxvit_t", "inception_v3", "vit_h_14"} <= set(known)
     for name in ("alexnet", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5", "regnet_y_400mf",
                  "shufflenet_v2_x0_5", "squeezenet1_1", "wide_resnet50_2"):  # fmt: skip

@@ -1,4 +1,5 @@
-"""Backbones by name: every classification network of torchvision, and `small_cnn` for tiny images and slow machines.
+"""Backbones by name: every classification network of torchvision, those of timm by `timm/NAME`, and `small_cnn` for tiny
+images and slow machines.
 
 Another network is another name in `build`: any module from images (B, 3, S, S) to (B, outputs). `linear` and `mlp` take
 features that `embed` made of the images.
@@ -7,51 +8,54 @@ features that `embed` made of the images.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lightning_shards.errors import InputError
-from lightning_shards.vision import torchvision_models
-from lightning_shards.vision.torchvision_models import SMALL_IMAGE
-from lightning_shards.vision.weights import load_weights
+from lightning_shards.vision import depth, networks
+from lightning_shards.vision.weights import find_weights
 from torch import Tensor, nn
 
 HEADS = ("linear", "mlp")  # on features that `embed` made
 
 
-def names() -> list[str]:
-    """All names that `build` knows."""
-    return ["small_cnn", *HEADS, *torchvision_models.names()]
-
-
 def build(
-    name: str, outputs: int, image_size: int, weights: str | None = None, features: list[int] | None = None
+    name: str,
+    outputs: int,
+    image_size: int,
+    weights: str | None = None,
+    features: list[int] | None = None,
+    pretrained: dict[str, Any] | None = None,
+    drop_path: float | None = None,
 ) -> nn.Module:
     """A network from images (B, 3, S, S), or from `features`, to (B, outputs).
 
     Args:
-        name: one of `names()`.
+        name: `small_cnn`, `linear`, `mlp`, a network of torchvision, or `timm/NAME`.
         outputs: classes, or numbers to predict.
         image_size: S, in pixels. Below 64 the stem is replaced by one that keeps the resolution.
-        weights: `imagenet` (torchvision's best; downloaded once), a checkpoint of this project, or None. What does not
-            fit in shape, as the last layer for other classes, starts anew.
+        weights: `imagenet` (the best published ones; downloaded once), a checkpoint of this project, a file of
+            torchvision's or timm's weights, or None. A last layer for other classes starts anew.
         features: [F] where the network takes features (B, F) in place of images: `linear` or `mlp`.
+        pretrained: what is known already of weights that are loaded later.
+        drop_path: rate of stochastic depth; None: what the network has.
 
     Raises InputError for an unknown name, an image size that is too small for the network, or weights that do not fit.
     """
-    if name not in names():
-        near = ", ".join(n for n in names() if n[:4] == name[:4]) or "small_cnn, resnet18, convnext_tiny, vit_b_16"
-        raise InputError(f"model.backbone {name!r} is not known; there are for instance {near} (all of torchvision's)")
+    networks.check_name(name, ("small_cnn", *HEADS))
     if (name in HEADS) != bool(features):
         takes = "images, not features: linear or mlp take those" if features else "features: name some in data.features"
         raise InputError(f"model.backbone {name} takes {takes}")
+    start = find_weights(name, weights)
     if features:
         model: nn.Module = _head(name, features[0], outputs)
     elif name == "small_cnn":
         model = SmallCNN(outputs)
     else:
-        small = image_size < SMALL_IMAGE and weights != "imagenet"
-        model = torchvision_models.build(name, outputs, image_size, small)
-    if weights:
-        load_weights(model, name, weights)
+        model = networks.build(name, outputs, image_size, start, pretrained, drop_path)
+    if drop_path is not None:
+        depth.drop_paths(model, name, drop_path)
+    if start:
+        start.load_into(model)
     return model
 
 

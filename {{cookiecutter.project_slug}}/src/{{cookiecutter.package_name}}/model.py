@@ -6,7 +6,7 @@ What to change where:
     another loss or metric of a task      objectives.py; its settings: the constructor below
     augmentation on the device            augment.py
     inputs, crops, transforms             data.py
-    optimizer, schedule, frozen layers    `configure_optimizers` and `learning_rate` below
+    optimizer, schedule, frozen layers    `configure_optimizers`, `learning_rate` and `frozen` below
     anything else, or another model       `training_step` below; any LightningModule will do in its place (train.py)
 
 A setting is a parameter of the constructor: `--model.NAME` and the `model` part of a config set it, and a sentence
@@ -20,14 +20,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError
 from lightning_shards.train import EvalMetrics, ShardModule
-from lightning_shards.vision import last_layer
+from lightning_shards.vision import depth, last_layer
 from lightning_shards.vision.calibration import Calibration
+from lightning_shards.vision.fine_tuning import FineTuning
+from lightning_shards.vision.pretrained import Pretrained
 from lightning_shards.vision.torchvision_models import check_input
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -35,8 +37,6 @@ from torch.optim import Optimizer
 from . import backbones
 from .augment import Augment, Mix
 from .objectives import OBJECTIVES, Objective
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what torchvision's weights expect
 
 
 class ImageModel(ShardModule):
@@ -47,11 +47,17 @@ class ImageModel(ShardModule):
         task: single_label, multi_label or regression; comes from the dataset.
         image_size: side of the images, in pixels; comes from data.image_size.
         fields: shape of a row of each field of a sample; comes from the dataset.
-        backbone: small_cnn, or any classification network of torchvision: resnet50, convnext_tiny, vit_b_16, ...; for
-            data.features, in place of images: linear or mlp.
-        weights: what to start from: a checkpoint of this project, `imagenet`, or null for random weights.
+        backbone: small_cnn, any classification network of torchvision (resnet50, vit_b_16, ...), any of timm (timm/NAME);
+            for data.features, in place of images: linear or mlp.
+        weights: what to start from: `imagenet`, a checkpoint or another file of weights, or null for random weights.
+        pretrained: mean, std, image_size of the images that the weights were trained on; null: what the weights say.
+        drop_path: stochastic depth: the last block is left out so often in training; null: as the network has it.
+        gradient_checkpointing: compute blocks twice rather than keep what is in them: less memory, a third slower.
+        trained_blocks: train so many blocks in front of the head; 0 is the head alone, null is all of the network.
+        thaw_after: share of the training after which all is trained, whatever trained_blocks says; 1 is never.
         optimizer: adamw or sgd (with Nesterov momentum).
         learning_rate: the highest one, reached after the warm-up.
+        layer_decay: learning rate of a block, as a share of that of the one behind it; 1 is the same for all.
         weight_decay: on matrices and kernels; biases and norms have none.
         momentum: of sgd.
         warmup: share of the training in which the learning rate rises from 0; it then falls to 0 along a cosine.
@@ -67,7 +73,7 @@ class ImageModel(ShardModule):
     """
 
     inputs: tuple[str, ...] = ("image",)  # the fields of a batch that `forward` takes
-    mean: Tensor  # of ImageNet's pixels in 0..255, (1, 3, 1, 1); of features 0
+    mean: Tensor  # of the pixels in 0..255 that the weights expect, (1, 3, 1, 1); of features 0
     std: Tensor
 
     def __init__(
@@ -78,8 +84,14 @@ class ImageModel(ShardModule):
         fields: dict[str, list[int] | None] | None = None,
         backbone: str = "resnet50",
         weights: str | None = None,
+        pretrained: dict[str, Any] | None = None,
+        drop_path: float | None = None,
+        gradient_checkpointing: bool = False,
+        trained_blocks: int | None = None,
+        thaw_after: float = 1.0,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         learning_rate: float = 1e-3,
+        layer_decay: float = 1.0,
         weight_decay: float = 0.05,
         momentum: float = 0.9,
         warmup: float = 0.05,
@@ -113,7 +125,14 @@ class ImageModel(ShardModule):
         self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
         self.calibration = Calibration(self.objective.link, calibrate)
         features = (fields or {}).get("features")  # (F,), where samples have them in place of an image
-        self.backbone: nn.Module = backbones.build(backbone, len(targets), image_size, weights, features)
+        self.backbone: nn.Module = backbones.build(
+            backbone, len(targets), image_size, weights, features, pretrained, drop_path
+        )
+        self.fine_tuning = FineTuning(self.backbone, backbone, trained_blocks, thaw_after, layer_decay)
+        if gradient_checkpointing:
+            depth.compute_twice(self.backbone, backbone)
+        begun = Pretrained.of(self.backbone, pretrained)
+        self.hparams["pretrained"], self.note = begun.settings(), begun.note(image_size)
         if features:
             if changed := [name for name in ("mixup", "cutmix", "erasing", "color_jitter") if self.hparams[name]]:
                 raise InputError(f"model.{changed[0]} changes images, and data.features takes their place: set it 0")
@@ -122,7 +141,7 @@ class ImageModel(ShardModule):
             check_input(self.backbone, image_size)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (begun.mean, begun.std))
         self.register_buffer("mean", torch.zeros(1) if features else mean, persistent=False)
         self.register_buffer("std", torch.ones(1) if features else std, persistent=False)
         self.augment = Augment(mixup, cutmix, erasing, color_jitter, fill=self.mean)
@@ -169,12 +188,7 @@ class ImageModel(ShardModule):
         return {"scores": self.objective.scores(self.calibration(outputs))}  # of which the report shows some
 
     def configure_optimizers(self) -> Optimizer:
-        decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [  # with an "lr_scale" a group gets that multiple of the learning rate
-            {"params": decayed, "weight_decay": self.hparams["weight_decay"]},
-            {"params": plain, "weight_decay": 0.0},
-        ]
+        groups = self.fine_tuning.groups(self, self.hparams["weight_decay"])
         rate, fused = self.hparams["learning_rate"], self.hparams["fused"] and self.can_fuse
         if self.hparams["optimizer"] == "adamw":
             return torch.optim.AdamW(groups, lr=rate, fused=fused)
@@ -183,6 +197,10 @@ class ImageModel(ShardModule):
     def learning_rate(self, progress: float) -> float:
         """The learning rate at `progress` in 0..1 of the training. None instead: the optimizer's own schedulers."""
         return float(self.hparams["learning_rate"] * schedule(progress, self.hparams["warmup"]))
+
+    def frozen(self, progress: float) -> Iterable[nn.Parameter]:
+        """What is not trained at `progress` in 0..1 of the training."""
+        return self.fine_tuning.frozen(progress)
 
     def compiled(self) -> Iterable[nn.Module]:
         """What torch.compile takes."""

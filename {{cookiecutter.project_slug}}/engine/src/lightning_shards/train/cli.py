@@ -31,6 +31,7 @@ from .datamodule import ShardDataModule
 from .dry_run import DryRun
 from .engine_callbacks import engine_callbacks
 from .explain import explained, refused_by_a_class, refused_by_lightning, smaller_batch
+from .freezing import Freezing
 from .module import Compile, LearningRate, ShardModule
 from .parser import PRICES, Parser, add_settings, plain
 from .rank_watchdog import RankWatchdog
@@ -117,6 +118,7 @@ class TrainingCLI(LightningCLI):
         goes_on = self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt"))
         if goes_on and "weights" in (self.config.get("model") or {}):  # a model may have no settings
             self.config.model.weights = None  # the checkpoint has newer ones
+            resume_settings.pretrained(self.config.model, self.resumed)
         if found := cluster.layout():  # whoever started the ranks has decided, whatever the configs say
             cluster.check_flags(found, self._flags["devices"], self._flags["num_nodes"])
             self.config.trainer.num_nodes, self.config.trainer.devices = found
@@ -173,7 +175,7 @@ class TrainingCLI(LightningCLI):
 
     def model_callbacks(self) -> list[Callback]:
         """What does for a model what it says, in each of its trainings."""
-        return [LearningRate(), *([Compile()] if self.compiles else [])]
+        return [LearningRate(), Freezing(), *([Compile()] if self.compiles else [])]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         own, stop = self._get(self.config_init, "trainer"), StopRequest(self.spending.spent)

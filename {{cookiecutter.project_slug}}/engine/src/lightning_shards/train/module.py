@@ -7,7 +7,7 @@ loses nothing of it by a hook of Lightning's that it has itself.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -24,11 +24,14 @@ class ShardModule(L.LightningModule):
         inputs: the fields that `scores` takes, in this order.
         measures: an EvalMetrics, if there is one: validation and test log and reset it at their end.
         calibration: a Calibration, if there is one: each validation of a training fits its temperature.
+        note: what a person should know when a training begins; empty: nothing.
     """
 
     monitor: str = "val/loss"
     mode: str = "min"
     inputs: tuple[str, ...] = ("image",)
+    note: str = ""
+    _held: tuple[nn.Module, ...] = ()
 
     def learning_rate(self, progress: float) -> float | None:
         """The learning rate at `progress`, 0..1; None: the optimizer's own schedulers have it.
@@ -36,6 +39,25 @@ class ShardModule(L.LightningModule):
         It is set before each step. A parameter group with an `lr_scale` gets that multiple of it.
         """
         return None
+
+    def frozen(self, progress: float) -> Iterable[nn.Parameter]:
+        """What is not trained at `progress`, 0..1; modules that have no other parameters are as in evaluation, so that
+        batch norms keep their statistics. It is asked before each step, so it should be quick."""
+        return ()
+
+    def hold(self, modules: Iterable[nn.Module]) -> None:
+        """Keep `modules`, and no others from now on, as in evaluation while the rest is trained."""
+        before, self._held = self._held, tuple(modules)
+        for module in before:
+            module.train(self.training)
+        for module in self._held:
+            module.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._held:
+            module.eval()
+        return self
 
     def compiled(self) -> Iterable[nn.Module]:
         """The modules that torch.compile takes, in place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,9 @@ from torch.optim import Optimizer
 from ..errors import InputError
 from ..terminal import several
 from ..vision.calibration import temperatures
+from ..vision.pretrained import Pretrained
 from . import optimizer_state, schedules
+from .trained_model import kept_setting
 
 NEEDS_NEW_RUN = ("model.optimizer", "model.weights")  # and what makes other weights: `check` sees by names and shapes
 FIXED = (  # the order, which says what a place in the training means: the datamodule's `take_order` refuses others
@@ -46,6 +49,8 @@ def check(
         )
     if "model.optimizer" in changed:
         raise InputError(f"model.optimizer cannot change on a resume, its state is another one: {anew}")
+    if _by_layer(model.hparams) != _by_layer(content.get("hyper_parameters") or {}):
+        raise InputError(f"model.layer_decay cannot change from or to 1 on a resume, which has other groups: {anew}")
     done, begun = place["epoch"], bool(place["position"])
     if done + begun > max_epochs:
         raise InputError(
@@ -57,6 +62,33 @@ def check(
         names = [n for n in changed if n.startswith("model.") or n == "data.image_size"]
         cause = ", ".join(names) or "the model's code"
         raise InputError(f"the run's weights do not fit the model, {cause} has changed: {anew}")
+
+
+def _by_layer(settings: Mapping[str, Any]) -> bool:
+    """Whether the optimizer has a group of parameters for each block."""
+    return bool(settings.get("layer_decay", 1.0) != 1)
+
+
+def pretrained(settings: Any, folder: Path) -> None:
+    """Let the model of the run in `folder` go on with images as the weights that it began with expect them.
+
+    Args:
+        settings: of the model; `pretrained` is set, where the model has that setting in the engine's sense.
+
+    Raises InputError where they name another mean, deviation or size.
+    """
+    given = settings.get("pretrained")
+    if "pretrained" not in settings or not isinstance(given, Mapping | None):
+        return
+    kept = kept_setting(folder, "pretrained")
+    if isinstance(kept, dict):
+        settings["pretrained"] = kept
+    before = Pretrained().updated(kept) if isinstance(kept, dict) else Pretrained()
+    if given and before.updated(given) != before:
+        raise InputError(
+            "model.pretrained cannot change on a resume, the weights have learned from images that were made so: set"
+            " it back, or start a new run with --model.weights"
+        )
 
 
 def _fits(model: L.LightningModule, saved: Mapping[str, Any]) -> bool:

@@ -27,9 +27,14 @@ def announce(cli: TrainingCLI) -> None:
         f"\n{cli.trainer.world_size} x {hardware.device_name(cli.device)}: {r['precision']},"
         f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {several(r['workers'], 'decoding thread')},"
         f" compile {'on' if r['compile'] else 'off'}",
-        *filter(None, (_goes_on(cli), data.note, cli.spending.note)),
+        *filter(None, (_goes_on(cli), _of_the_model(cli), data.note, cli.spending.note)),
     )
     say("\n".join(lines))
+
+
+def _of_the_model(cli: TrainingCLI) -> str:
+    """What the model has to say when a run begins."""
+    return "" if cli.run.last_checkpoint else str(getattr(cli.model, "note", ""))
 
 
 def _goes_on(cli: TrainingCLI) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
     folder = Path(run)
     folder = folder if (folder / "config.yaml").is_file() else find(str(run))
     return restore(model_class, *_best(folder)).eval()
+
+
+def kept_setting(folder: Path, name: str) -> Any:
+    """What the model of the run in `folder` has made of its setting `name`, as its checkpoints have it; else None."""
+    for path in sorted((folder / "checkpoints").glob("*.ckpt")):
+        with suppress(InputError):  # a damaged one: whoever goes on from the run says so
+            return (load(path).get("hyper_parameters") or {}).get(name)
+    return None
 
 
 def best_model(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from ..errors import InputError
 
 SMALL_IMAGE = 64  # below this side, a stem made for 224 pixels would throw most of the picture away
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
 _NO_LOGITS = {"inception_v3": {"aux_logits": False}, "googlenet": {"aux_logits": False}}
 
 
@@ -65,6 +71,19 @@ def _transformer(name: str, outputs: int, image_size: int, small: bool) -> nn.Mo
     if small:
         keep_resolution(model)
     return model
+
+
+def adapted(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights as `network` has them: what DenseNet's were called in older versions, and a vision
+    transformer's embeddings of positions, interpolated to its grid (Dosovitskiy et al., 2021, section 3.2)."""
+    turned = {_OLD_DENSENET.sub(r"\1", name): value for name, value in state.items()}
+    place = turned.get("encoder.pos_embedding")
+    if isinstance(network, VisionTransformer) and place is not None and place.ndim == 3:
+        grid = round((place.shape[1] - 1) ** 0.5)
+        if grid**2 == place.shape[1] - 1 and place.shape[1] != network.seq_length:
+            size, patch = network.image_size, network.patch_size
+            return dict(interpolate_embeddings(size, patch, OrderedDict(turned)))
+    return turned
 
 
 def keep_resolution(model: nn.Module) -> None:

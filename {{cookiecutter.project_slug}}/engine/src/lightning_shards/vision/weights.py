@@ -1,44 +1,117 @@
-"""Weights to start from: torchvision's of ImageNet, or those of a checkpoint."""
+"""Weights to start from: published ones by name, those of a checkpoint, or those of a file of another program."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
+from . import timm_models, torchvision_models, weight_files
+from .pretrained import Pretrained
+from .weight_fit import fit
+
+PUBLISHED = "imagenet"
+_RENORMALISED = ("inception_v3", "googlenet")  # their published form shifts ImageNet's mean and deviation to these
+_HALF = (0.5, 0.5, 0.5)
 
 
-def load_weights(model: nn.Module, name: str, weights: str) -> None:
-    """Copy what fits in name and shape from `imagenet` or a checkpoint into `model`."""
-    if weights == "imagenet":
-        if name not in torchvision.models.list_models(module=torchvision.models):
-            raise InputError(f"model.weights imagenet: {name} has no published weights; choose another backbone")
-        chosen = torchvision.models.get_model_weights(name).DEFAULT
-        try:
-            state = chosen.get_state_dict(progress=True, check_hash=True)
-        except OSError as error:  # urllib's errors too
-            folder = Path(torch.hub.get_dir()) / "checkpoints"
-            raise InputError(
-                f"model.weights: cannot fetch {chosen.url} ({error}); put that file into {folder}"
-            ) from None
-    else:
-        path = Path(weights)
-        if not path.is_file():
-            raise InputError(f"model.weights: there is no file {path}; give a checkpoint, or `imagenet`")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        except Exception as error:
-            raise InputError(
-                f"model.weights: {path} is no checkpoint of this project ({type(error).__name__})"
-            ) from None
-        state = {key.removeprefix("backbone."): value for key, value in content.items() if key.startswith("backbone.")}
-    own = model.state_dict()
-    fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    if len(fits) < 0.5 * len(own):
+@dataclass(frozen=True)
+class Weights:
+    """Weights for the network `name`, which are read when they are loaded.
+
+    Attributes:
+        source: what a person has called them.
+        about: what they expect of images.
+        read: their tensors by name, for the network that is to take them.
+        of: the network that they were trained in, where it is known.
+    """
+
+    name: str
+    source: str
+    about: Pretrained
+    read: Callable[[nn.Module], Mapping[str, Tensor]]
+    of: str = ""
+
+    def load_into(self, network: nn.Module) -> None:
+        """Copy them; `network.pretrained` then says what they expect. Layers at both ends that have another shape, as
+        the last one for other classes, start anew.
+
+        Raises InputError where they cannot be had, or are another network's.
+        """
+        anew = fit(network, self.read(network), self.name, self.source, self.of)
+        network.pretrained = replace(self.about, anew=anew)  # type: ignore[assignment]
+
+
+def find_weights(name: str, weights: str | None) -> Weights | None:
+    """What `model.weights` names for the backbone `name`; None for random weights.
+
+    Args:
+        weights: `imagenet`, or a file: a checkpoint of this project, a state dict (.pth, .pt) or a .safetensors.
+
+    Raises InputError where there is no such file, or nothing published for this backbone.
+    """
+    if not weights:
+        return None
+    if weights == PUBLISHED:
+        return _published(name)
+    file = weight_files.read(Path(weights))
+    if file.settings is not None:
+        size, kept = file.settings.get("image_size"), file.settings.get("pretrained")
+        about = Pretrained().updated(kept or {})
+        about = replace(about, image_size=size if isinstance(size, int) else about.image_size)
+        return Weights(name, weights, about, lambda _: file.state, str(file.settings.get("backbone") or ""))
+    about = replace(_about(name, Path(weights).name), large_stem=True)
+    return Weights(name, weights, about, lambda network: _foreign(name, network, file.state))
+
+
+def _published(name: str) -> Weights:
+    about = replace(_about(name), large_stem=True)
+    if name.startswith(timm_models.PREFIX):
+        return Weights(name, PUBLISHED, about, lambda n: timm_models.adapted(n, timm_models.fetch(name)), name)
+    if name not in torchvision_models.names():
+        raise InputError(f"model.weights imagenet: {name} has no published weights; choose another backbone")
+    return Weights(name, PUBLISHED, about, lambda n: torchvision_models.adapted(n, _fetch(name)), name)
+
+
+def _fetch(name: str) -> Mapping[str, Tensor]:
+    chosen = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        state: Mapping[str, Tensor] = chosen.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:  # urllib's errors too
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
-            f"model.weights: {weights} fits only {len(fits)} of {len(own)} tensors of {name}; is it another backbone's?"
-        )
-    model.load_state_dict(fits, strict=False)
+            f"model.weights: cannot fetch {chosen.url} ({error}); put that file into {folder}, or give it with"
+            " --model.weights FILE"
+        ) from None
+    return state
+
+
+def _foreign(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Of a file of another program: as they are where they fit, else turned into the network's form."""
+    own = network.state_dict()
+    if all(key in own and own[key].shape == value.shape for key, value in state.items()):
+        return state
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.adapted(network, state)
+    return torchvision_models.adapted(network, state)
+
+
+def _about(name: str, file: str = "") -> Pretrained:
+    """What published weights of a backbone expect; `file` is the name of the one that has them, where it is known."""
+    if name.startswith(timm_models.PREFIX):
+        config = timm_models.published(name)
+        return Pretrained(tuple(config.mean), tuple(config.std), int(config.input_size[-1]))
+    if name not in torchvision_models.names():
+        return Pretrained()
+    every = torchvision.models.get_model_weights(name)
+    chosen = next((one for one in every if one.url.endswith("/" + file)), every.DEFAULT)
+    look: Any = chosen.transforms()
+    half = name in _RENORMALISED
+    mean, std = (_HALF, _HALF) if half else (tuple(look.mean), tuple(look.std))
+    return Pretrained(mean, std, int(look.crop_size[0]))

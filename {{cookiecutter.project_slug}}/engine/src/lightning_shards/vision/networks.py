@@ -1,0 +1,58 @@
+"""Networks of torchvision and timm by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import InputError
+from . import timm_models, torchvision_models
+from .pretrained import Pretrained
+from .torchvision_models import SMALL_IMAGE
+from .weights import Weights
+
+
+def check_name(name: str, own: Sequence[str]) -> None:
+    """Raise InputError, with what was probably meant, for a name that is neither torchvision's, nor timm's, nor in
+    `own`."""
+    if name.startswith(timm_models.PREFIX):
+        timm_models.published(name)
+        return
+    known = [*own, *torchvision_models.names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3) or ["small_cnn", "resnet18", "convnext_tiny", "vit_b_16"]
+        raise InputError(
+            f"model.backbone {name!r} is not known; probably {' or '.join(near)} was meant (all of torchvision's are"
+            f" known, and all of timm's as {timm_models.PREFIX}NAME)"
+        )
+
+
+def build(
+    name: str,
+    outputs: int,
+    image_size: int,
+    start: Weights | None = None,
+    pretrained: Mapping[str, Any] | None = None,
+    drop_path: float | None = None,
+) -> nn.Module:
+    """A network from images (B, 3, S, S) to (B, outputs), with random weights, into which `start` will fit.
+
+    Args:
+        name: of torchvision, or `timm/NAME`.
+        outputs: classes, or numbers to predict.
+        image_size: S, in pixels. Below 64 torchvision's stems are replaced by those that keep the resolution, but not
+            for published weights, which were trained with theirs.
+        start: weights that will be loaded into it.
+        pretrained: what is known of such that were, as in `Pretrained.settings`.
+        drop_path: rate of stochastic depth of timm's networks; None: what the network has.
+
+    Raises InputError for an image size that the network cannot have.
+    """
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.build(name, outputs, image_size, drop_path)
+    about = (start.about if start else Pretrained()).updated(pretrained or {})
+    small = image_size < SMALL_IMAGE and not about.large_stem
+    return torchvision_models.build(name, outputs, image_size, small)
