@@ -26,6 +26,7 @@ export PYTHONPATH="$PWD/src" PYTHONDONTWRITEBYTECODE=1
 verb=$1; shift
 case "$verb" in
   add) exec {uv} pip install --quiet --python {env} "$@" ;;
+  sync) shift; exec {uv} pip install --quiet --python {env} "$@" ;;  # an extra that is called as its package
   run) while :; do case "$1" in --extra|--with) shift 2 ;; -*) shift ;; *) break ;; esac; done ;;
   *) echo "a how-to page calls uv $verb" >&2; exit 2 ;;
 esac

@@ -52,7 +52,9 @@ def test_frozen_layers_keep_weights_and_statistics(context: Any, tmp_path: Path,
         run = trainings.run(name, "--trainer.val_check_interval", "0.5", devices=devices, micro=4)
         torch.manual_seed(0)
         after = weights(run)
-        begun = {k: v for k, v in after.items() if k.startswith(tuple(f"backbone.features.{n}." for n in (1, 4, 8, 11, 15)))}
+        begun = {
+            k: v for k, v in after.items() if k.startswith(tuple(f"backbone.features.{n}." for n in (1, 4, 8, 11, 15)))
+        }
         kept = {k: v for k, v in begun.items() if "running" in k}
         assert kept and all(torch.equal(v, torch.full_like(v, float("var" in k))) for k, v in kept.items())
         assert all(int(v) == 0 for k, v in begun.items() if k.endswith("num_batches_tracked"))

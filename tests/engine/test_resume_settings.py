@@ -90,3 +90,5 @@ def test_of_a_flag_that_is_given_twice_the_last_counts() -> None:
 def test_the_documentation_names_what_the_code_names() -> None:
     text = Path(resume_settings.__file__).resolve().parents[3].joinpath("docs/resume.md").read_text()
     assert all(f"`{name}`" in text for name in resume_settings.NEEDS_NEW_RUN + resume_settings.FIXED)
+    ours = ("trained_blocks", "thaw_after", "layer_decay", "drop_path", "gradient_checkpointing", "pretrained")
+    assert all(f"`model.{name}`" in text for name in ours)

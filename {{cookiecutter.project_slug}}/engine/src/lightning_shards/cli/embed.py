@@ -29,7 +29,12 @@ def add(commands: Any) -> None:
     add("--scores", action="store_true", help="keep the scores of a trained model, not its features")
     add("--weights", default="imagenet", help="of a backbone: imagenet, a checkpoint, or none (%(default)s)")
     add("--views", type=int, default=1, metavar="N", help="random crops of each training image; 1: its centre")
-    add("--image-size", type=int, metavar="PIXELS", help="side of what the network sees (default: the run's, or 224)")
+    add(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of what the network sees (default: the run's, or that of its weights)",
+    )
     add("--eval-crop", type=float, metavar="SHARE", help="of the shorter side that the centre is (the run's, or 0.875)")
     add("--crop-scale", type=float, nargs=2, metavar="SHARE", help="of the image, random crops (the run's, or 0.25 1)")
     add("--flip", type=float, metavar="P", help="probability that a random crop is mirrored (the run's, or 0.5)")

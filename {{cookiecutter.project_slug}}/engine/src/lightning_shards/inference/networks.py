@@ -22,6 +22,7 @@ from ..runs.folder import RUNS, find
 from ..train.contract import has_features, inputs, title
 from ..train.datamodule import ShardDataModule, as_set
 from ..train.trained_model import best_model, make, restore
+from ..vision.weights import image_size_of
 from .embed import Embedder, Look
 
 RANDOM = "none"  # in place of weights
@@ -107,7 +108,7 @@ def _opened(
     given: dict[str, Any] = {
         "backbone": name,
         "weights": None if weights == RANDOM else weights,
-        "image_size": image_size or 224,
+        "image_size": image_size or image_size_of(name, None if weights == RANDOM else weights) or 224,
     }
     given |= {"targets": list(dataset.targets) or ["none"], "task": dataset.task or "single_label"}
     torch.manual_seed(0)

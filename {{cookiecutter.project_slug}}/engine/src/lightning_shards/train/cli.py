@@ -116,7 +116,7 @@ class TrainingCLI(LightningCLI):
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         goes_on = self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt"))
-        if goes_on and "weights" in (self.config.get("model") or {}):  # a model may have no settings
+        if self.resumed and goes_on and "weights" in (self.config.get("model") or {}):  # a model may have no settings
             self.config.model.weights = None  # the checkpoint has newer ones
             resume_settings.pretrained(self.config.model, self.resumed)
         if found := cluster.layout():  # whoever started the ranks has decided, whatever the configs say

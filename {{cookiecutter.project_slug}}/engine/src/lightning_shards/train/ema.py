@@ -79,11 +79,12 @@ def share_statistics(trainer: L.Trainer) -> None:
     """
     if trainer.world_size == 1:
         return
-    averages = [a._average_model.module for a in _averages(trainer) if a._average_model is not None]
+    average = [a._average_model.module for a in _averages(trainer) if a._average_model is not None]
     held = {id(one) for module in getattr(trainer.lightning_module, "_held", ()) for one in module.modules()}
-    named = {n: m for n, m in trainer.lightning_module.named_modules() if isinstance(m, _BatchNorm)}
-    own = [name for name, norm in named.items() if id(norm) not in held]  # those of frozen layers are the same anyway
-    norms = [model.get_submodule(name) for model in (trainer.lightning_module, *averages) for name in own]
+    models = [list(model.modules()) for model in (trainer.lightning_module, *average)]
+    # those of frozen layers are the same on all ranks, and stay what they are to the last bit
+    own = [n for n, module in enumerate(models[0]) if isinstance(module, _BatchNorm) and id(module) not in held]
+    norms: list[Any] = [model[n] for model in models for n in own]
     statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
     if not statistics:
         return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -60,11 +61,12 @@ def _weighs(parameters: Iterable[nn.Parameter]) -> bool:
 
 def _by_timm(network: nn.Module, head: str) -> list[list[str]] | None:
     """timm's own grouping; None for other networks, and where it does not end with the head."""
-    if not hasattr(network, "group_matcher"):
+    matcher: Any = getattr(network, "group_matcher", None)
+    if matcher is None:
         return None
     from timm.models import group_parameters
 
-    groups = group_parameters(network, network.group_matcher(coarse=False))
+    groups = group_parameters(network, matcher(coarse=False))
     parts = [list(names) for _, names in sorted(groups.items())]
     return parts if len(parts) > 2 and f"{head}.weight" in parts[-1] else None
 
@@ -114,4 +116,3 @@ def _is_container(module: nn.Module) -> bool:
 
 def _is_composite(module: nn.Module) -> bool:
     return not _is_container(module) and any(any(True for _ in child.parameters()) for child in module.children())
-

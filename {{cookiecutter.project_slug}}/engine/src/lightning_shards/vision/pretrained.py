@@ -44,9 +44,7 @@ class Pretrained:
         known = {"mean": _colours, "std": _colours, "image_size": _side, "large_stem": _flag}
         if not isinstance(given, Mapping) or (wrong := set(given) - set(known)):
             wrong = wrong if isinstance(given, Mapping) else {repr(given)}
-            raise InputError(
-                f"model.pretrained has no {', '.join(sorted(map(str, wrong)))}: it has {', '.join(known)}"
-            )
+            raise InputError(f"model.pretrained has no {', '.join(sorted(map(str, wrong)))}: it has {', '.join(known)}")
         try:
             values = vars(self) | {name: known[name](value) for name, value in given.items()}
         except (TypeError, ValueError):
@@ -69,7 +67,9 @@ class Pretrained:
         """What a person should know when a training with images of `image_size` begins; empty: nothing."""
         said = []
         if self.image_size not in (None, image_size):
-            said.append(f"the weights were trained with images of {self.image_size} pixels, data.image_size is {image_size}")
+            said.append(
+                f"the weights were trained with images of {self.image_size} pixels, data.image_size is {image_size}"
+            )
         if self.anew:
             more = f" and {len(self.anew) - 3} more" if len(self.anew) > 3 else ""
             said.append(f"random weights begin {', '.join(self.anew[:3])}{more}")

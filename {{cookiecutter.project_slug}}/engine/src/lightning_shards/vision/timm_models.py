@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..entry import rank
 from ..errors import InputError
 from ..terminal import say
 
@@ -72,8 +73,6 @@ def fetch(name: str) -> dict[str, Tensor]:
     Raises InputError, which says which file to get by another way, where they cannot be had.
     """
     config = published(name)
-    if not config.has_weights:
-        raise InputError(f"model.weights imagenet: {name} has no published weights; choose another backbone")
     if not config.hf_hub_id:
         return _from_url(name, config.url)
     from huggingface_hub import hf_hub_download
@@ -81,7 +80,8 @@ def fetch(name: str) -> dict[str, Tensor]:
     from timm.models import load_state_dict_from_hf
 
     file = config.hf_hub_filename or "model.safetensors"
-    say(f"model.weights: {name} from huggingface.co/{config.hf_hub_id}, once")
+    if not rank():
+        say(f"model.weights: {name} from huggingface.co/{config.hf_hub_id}, once")
     loud = logging.getLogger("huggingface_hub")
     level = loud.level
     loud.setLevel(logging.ERROR)  # it tells of each of its tries
@@ -97,7 +97,7 @@ def fetch(name: str) -> dict[str, Tensor]:
     except Exception as error:  # of the hub's, of its client's, of a damaged file
         raise InputError(
             f"model.weights: cannot fetch the weights of {name} ({type(error).__name__}): get the file {file} of"
-            f" https://huggingface.co/{config.hf_hub_id} where there is a network, and give it with --model.weights FILE"
+            f" https://huggingface.co/{config.hf_hub_id} where there is a network, and give --model.weights FILE"
         ) from None
     finally:
         loud.setLevel(level)

@@ -13,7 +13,15 @@ from .blocks import blocks
 
 _STATISTICS = ("running_mean", "running_var")  # buffers without which a network does not compute the same
 _NO_PARAMETERS = (*_STATISTICS, "num_batches_tracked", "relative_position_index", "relative_coords_table")
-_HEADS = ("aux", "AuxLogits", "head", "fc", "classifier", "norm", "pre_logits")  # beginnings of parts that files may have beside
+_HEADS = (
+    "aux",
+    "AuxLogits",
+    "head",
+    "fc",
+    "classifier",
+    "norm",
+    "pre_logits",
+)  # beginnings of parts that files may have beside
 _PUBLISHED_OUTPUTS = 1000  # ImageNet's classes
 
 

@@ -70,12 +70,22 @@ def find_weights(name: str, weights: str | None) -> Weights | None:
     return Weights(name, weights, about, lambda network: _foreign(name, network, file.state))
 
 
+def image_size_of(name: str, weights: str | None) -> int | None:
+    """Side of the images, in pixels, that weights were trained on; None where it is not known, or there are none."""
+    try:
+        found = find_weights(name, weights)
+    except InputError:  # whoever loads them says why
+        return None
+    return found.about.image_size if found else None
+
+
 def _published(name: str) -> Weights:
     about = replace(_about(name), large_stem=True)
-    if name.startswith(timm_models.PREFIX):
-        return Weights(name, PUBLISHED, about, lambda n: timm_models.adapted(n, timm_models.fetch(name)), name)
-    if name not in torchvision_models.names():
+    timms = name.startswith(timm_models.PREFIX)
+    if not (timm_models.published(name).has_weights if timms else name in torchvision_models.names()):
         raise InputError(f"model.weights imagenet: {name} has no published weights; choose another backbone")
+    if timms:
+        return Weights(name, PUBLISHED, about, lambda n: timm_models.adapted(n, timm_models.fetch(name)), name)
     return Weights(name, PUBLISHED, about, lambda n: torchvision_models.adapted(n, _fetch(name)), name)
 
 

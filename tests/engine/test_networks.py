@@ -1,0 +1,190 @@
+"""Networks of torchvision and timm, and weights to start from: published ones, checkpoints and files of others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+from lightning_shards.errors import InputError
+from lightning_shards.train.trained_model import load_model
+from lightning_shards.vision import timm_models
+from lightning_shards.vision.weights import find_weights, image_size_of
+from safetensors.torch import save_file
+from team import backbones
+from team.model import ImageModel
+
+from .test_train import project, start  # noqa: F401  (`project` is a fixture)
+
+TARGETS = ["a", "b", "c"]
+HALF = [0.5, 0.5, 0.5]
+
+
+def model(**settings: Any) -> ImageModel:
+    return ImageModel(**{"targets": TARGETS, "image_size": 32, **settings})
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """State dicts as torchvision and timm publish them, with random numbers."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(3)
+    for name in ("resnet18", "resnet34", "googlenet", "efficientnet_v2_s"):
+        extra = {"init_weights": False} if name == "googlenet" else {}
+        torch.save(torchvision.models.get_model(name, **extra).state_dict(), folder / f"{name}.pth")
+    for name in ("resnet10t", "vit_tiny_patch16_224"):
+        save_file(timm.create_model(name).state_dict(), folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "mean", "size"),
+    [
+        ("resnet18", "resnet18.pth", [0.485, 0.456, 0.406], 224),
+        ("efficientnet_v2_s", "efficientnet_v2_s.pth", [0.485, 0.456, 0.406], 384),
+        ("googlenet", "googlenet.pth", HALF, 224),
+        ("timm/resnet10t", "resnet10t.safetensors", [0.485, 0.456, 0.406], 176),
+        ("timm/vit_tiny_patch16_224", "vit_tiny_patch16_224.safetensors", HALF, 224),
+    ],
+)
+def test_files_of_published_weights(files: Path, name: str, file: str, mean: list[float], size: int) -> None:
+    """They bring mean and size; the last layer is for other classes; a tiny image gets the stem that they know."""
+    net = model(backbone=name, weights=str(files / file))
+    known = net.hparams["pretrained"]
+    assert known["mean"] == mean and known["image_size"] == size
+    assert net.mean.flatten().tolist() == pytest.approx([255 * m for m in mean])
+    assert f"trained with images of {size} pixels, data.image_size is 32" in net.note and "random weights" in net.note
+    state = torch.load(files / file) if file.endswith("pth") else None
+    if state:
+        own = net.backbone.state_dict()
+        assert all(torch.equal(own[k], v) for k, v in state.items() if k in own and not k.startswith(("fc", "class")))
+
+
+def test_the_size_that_weights_were_trained_at(files: Path) -> None:
+    """What `embed` takes where it is given none."""
+    for name, size in (("resnet18", 224), ("efficientnet_v2_s", 384), ("timm/resnet10t", 176), ("small_cnn", None)):
+        assert image_size_of(name, "imagenet") == size
+    assert image_size_of("resnet18", None) is None
+    assert image_size_of("resnet18", str(files / "nowhere")) is None
+
+
+def test_positions_are_interpolated_for_another_size(files: Path) -> None:
+    for size in (224, 64):
+        net = model(backbone="timm/vit_tiny_patch16_224", weights=str(files / "vit_tiny_patch16_224.safetensors"),
+                    image_size=size)  # fmt: skip
+        assert "pos_embed" not in net.note and net.backbone.pos_embed.shape[1] == (size // 16) ** 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "sentences"),
+    [
+        ("resnet34", "resnet18.pth", ("80 are missing (layer1.2.conv1.weight,", "another backbone, resnet18")),
+        ("resnet18", "resnet34.pth", ("are not the network's", "another backbone, resnet34")),
+        ("resnet50", "resnet18.pth", ("are of another shape", "another backbone, resnet18")),
+        ("timm/resnet18", "resnet10t.safetensors", ("are missing", "another backbone")),
+        ("resnet18", "nowhere.pth", ("there is no file",)),
+        ("resnet18", __file__, ("is no checkpoint",)),
+        ("timm/resnet18d0", None, ("timm/resnet18d",)),
+        ("timm/resnet18.a1", None, ("a1_in1k",)),
+        ("convnext_tini", None, ("convnext_tiny",)),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(files: Path, name: str, weights: str | None, sentences: Any) -> None:
+    with pytest.raises(InputError) as error:
+        model(backbone=name, weights=weights and str(files / weights))
+    assert all(part in str(error.value) for part in sentences) and "\n" not in str(error.value), error.value
+
+
+def test_pickled_code_is_never_run(tmp_path: Path) -> None:
+    class Bad:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"state_dict": {"a": Bad()}}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="no checkpoint"):
+        model(backbone="resnet18", weights=str(tmp_path / "w.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_timm_without_a_network_says_which_file_to_get(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError) as error:
+        model(backbone="timm/resnet10t", weights="imagenet")
+    for part in ("model.safetensors", "https://huggingface.co/timm/resnet10t.c3_in1k", "--model.weights FILE"):
+        assert part in str(error.value)
+    bare = next(name for name in timm.list_models() if not timm.list_models(f"{name}.*", pretrained=True))
+    with pytest.raises(InputError, match="has no published weights"):
+        find_weights(f"timm/{bare}", "imagenet")
+
+
+def test_timm_from_its_hub(files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the hub's folder on this machine, laid out as the hub's client does."""
+    import huggingface_hub.constants
+
+    repo = tmp_path / "models--timm--resnet10t.c3_in1k"
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots" / "abc" / "model.safetensors").write_bytes((files / "resnet10t.safetensors").read_bytes())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("timm.models._hub.get_cache_dir", lambda: str(tmp_path), raising=False)
+    net = model(backbone="timm/resnet10t", weights="imagenet", image_size=176)
+    given = model(backbone="timm/resnet10t", weights=str(files / "resnet10t.safetensors"), image_size=176)
+    assert net.note == "random weights begin fc.weight, fc.bias"
+    assert all(torch.equal(a, b) for a, b in zip(net.backbone.layer1.parameters(), given.backbone.layer1.parameters(),
+                                                 strict=True))  # fmt: skip
+
+
+def test_without_timm_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match="uv sync --extra timm"):
+        timm_models.build("timm/resnet10t", 3, 64)
+
+
+def test_timm_is_imported_only_where_it_is_named() -> None:
+    code = "import sys, team.model, lightning_shards.train, lightning_shards.train.cli; sys.exit('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.usefixtures("project")
+def test_a_run_carries_on_what_its_weights_expect(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any, files: Path, tmp_path: Path
+) -> None:
+    """Over a resume, into a run that starts from its weights, and into what is made of them; a large stem, too."""
+    given = ["--model.backbone", "resnet18", "--model.weights", str(files / "resnet18.pth")]
+    given += ["--model.pretrained", yaml.safe_dump({"mean": HALF}, default_flow_style=True).strip()]
+    assert start(monkeypatch, "--run", "a", *given, "--trainer.max_epochs", "1") == 0
+    assert "the weights were trained with images of 224 pixels, data.image_size is 16" in capfd.readouterr().out
+    for name in ("a", "b"):
+        net = load_model(name, ImageModel)
+        assert net.mean.flatten().tolist() == pytest.approx([127.5] * 3) and net.std[0, 0] == pytest.approx(255 * 0.229)
+        assert net.backbone.conv1.stride == (2, 2), "the stem that was published"
+        if name == "a":
+            assert start(monkeypatch, "--resume", "a", "--trainer.max_epochs", "2", config=None) == 0
+            best = ["--model.backbone", "resnet18", "--model.weights", "runs/a/checkpoints/best.ckpt"]
+            capfd.readouterr()
+            assert start(monkeypatch, "--run", "b", *best, "--trainer.max_epochs", "1") == 0
+            assert "the weights were trained" not in capfd.readouterr().out
+    before = sorted(Path("runs").iterdir())
+    for bad in (["--model.weights", str(files / "resnet34.pth")], ["--model.backbone", "timm/resnet180"]):
+        assert start(monkeypatch, "--run", "c", "--model.backbone", "resnet18", *bad) == 2
+    assert sorted(Path("runs").iterdir()) == before, "nothing is written"
+
+
+def test_a_network_of_timm_is_exported(tmp_path: Path) -> None:
+    net = model(backbone="timm/convnext_atto", gradient_checkpointing=True, drop_path=0.1, image_size=64).eval()
+    program = torch.export.export(net, (torch.zeros(2, 3, 64, 64, dtype=torch.uint8),))
+    images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    assert torch.allclose(program.module()(images), net(images), atol=1e-5)
+    assert net.features(images).ndim == 2
+    assert isinstance(backbones.build("timm/convnext_atto", 2, 64), torch.nn.Module)
