@@ -1,4 +1,4 @@
-"""Backbones by name: every classification network of torchvision, those of timm by `timm/NAME`, and `small_cnn` for tiny
+"""Backbones by name: every classification network of torchvision and, as `timm/NAME`, of timm; and `small_cnn` for tiny
 images and slow machines.
 
 Another network is another name in `build`: any module from images (B, 3, S, S) to (B, outputs). `linear` and `mlp` take

@@ -47,7 +47,7 @@ class ImageModel(ShardModule):
         task: single_label, multi_label or regression; comes from the dataset.
         image_size: side of the images, in pixels; comes from data.image_size.
         fields: shape of a row of each field of a sample; comes from the dataset.
-        backbone: small_cnn, any classification network of torchvision (resnet50, vit_b_16, ...), any of timm (timm/NAME);
+        backbone: small_cnn, any classification network of torchvision (resnet50, vit_b_16, ...) or of timm (timm/NAME);
             for data.features, in place of images: linear or mlp.
         weights: what to start from: `imagenet`, a checkpoint or another file of weights, or null for random weights.
         pretrained: mean, std, image_size of the images that the weights were trained on; null: what the weights say.

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ..runs.checkpoints import state
 from ..terminal import say, several
 from . import contract, hardware
+from .module import ShardModule
 
 if TYPE_CHECKING:
     from .cli import TrainingCLI
@@ -34,7 +35,7 @@ def announce(cli: TrainingCLI) -> None:
 
 def _of_the_model(cli: TrainingCLI) -> str:
     """What the model has to say when a run begins."""
-    return "" if cli.run.last_checkpoint else str(getattr(cli.model, "note", ""))
+    return cli.model.note if isinstance(cli.model, ShardModule) and not cli.run.last_checkpoint else ""
 
 
 def _goes_on(cli: TrainingCLI) -> str:
