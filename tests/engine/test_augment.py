@@ -284,6 +284,35 @@ def test_validation_and_prediction_see_the_images_as_they_are() -> None:
     assert set(plain.state_dict()) == set(net.state_dict()), "checkpoints keep their names"
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_is_that_of_the_mixed_target(smoothing: float) -> None:
+    net = model(mixup=1.0, cutmix=1.0, label_smoothing=smoothing, loss="binary_cross_entropy")
+    rows = make_batch(list(range(12)), invalid=(4,))
+    images, mix = augmented(net, rows)
+    logits = net(images).detach()
+    own, share = torch.nn.functional.one_hot(rows["target"], 3).float(), mix.share[:, None]
+    target = (share * own + (1 - share) * own.roll(1, 0)) * (1 - smoothing) + smoothing / 3
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+    expected[4] = 0
+    assert torch.allclose(net.losses(logits, rows, mix), expected, atol=1e-6)
+
+
+def test_scores_of_binary_cross_entropy_are_probabilities_of_one_class() -> None:
+    objective = OBJECTIVES["single_label"](3, loss="binary_cross_entropy")
+    logits = torch.tensor([[2.0, -1.0, 0.5], [-90.0, -95.0, -100.0], [200.0, -200.0, 0.0]])
+    scores = objective.scores(logits)
+    assert torch.allclose(scores.sum(1), torch.ones(3)) and torch.equal(scores.argmax(1), logits.argmax(1))
+    own = logits.sigmoid()
+    assert torch.allclose(scores[0], own[0] / own[0].sum())
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_a_choice_of_loss_is_refused_for_tasks_that_have_none(task: str, loss: str) -> None:
+    with pytest.raises(InputError, match=rf"model\.loss {loss} is for one class an image"):
+        model(task, loss=loss)
+
+
 # -- how it runs
 def test_it_compiles_into_one_graph() -> None:
     net, rows = make(**ALL), make_batch(list(range(8)), invalid=(3,))

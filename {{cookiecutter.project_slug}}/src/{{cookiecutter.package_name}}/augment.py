@@ -1,4 +1,5 @@
-"""Augmentation on the device, a batch at a time: colour jitter, random erasing, mixup and cutmix, in this order.
+"""Augmentation on the device, a batch at a time: random operations, colour jitter, random erasing, mixup and cutmix, in
+this order.
 
 Every random choice for a sample is hashed from its seed in the batch, by the same counter-based generator as its crop,
 so it depends neither on the device nor on who decodes the sample. No step looks at values: the host never waits for
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import torch
 from lightning_shards.vision.augmentation import column, cut, erased, jitter, partners
 from lightning_shards.vision.device_uniforms import beta_quantiles, quantile, uniform
+from lightning_shards.vision.random_operations import RandomOperations
 from torch import Tensor, nn
 
 
@@ -58,15 +60,24 @@ class Augment(nn.Module):
         erasing: probability that a box of a sample becomes `fill`.
         color_jitter: brightness, contrast and saturation are scaled by up to this much, up or down.
         fill: colour of what is erased, 0..255; the mean, so that it is 0 after normalisation.
+        operations: chosen for each sample among shears, rotations, contrast ...: TrivialAugment or RandAugment.
     """
 
     mixup: Tensor | None
     cutmix: Tensor | None
     fill: Tensor
 
-    def __init__(self, mixup: float, cutmix: float, erasing: float, color_jitter: float, fill: Tensor) -> None:
+    def __init__(
+        self,
+        mixup: float,
+        cutmix: float,
+        erasing: float,
+        color_jitter: float,
+        fill: Tensor,
+        operations: RandomOperations | None = None,
+    ) -> None:
         super().__init__()
-        self.erasing, self.color_jitter = erasing, color_jitter
+        self.erasing, self.color_jitter, self.operations = erasing, color_jitter, operations
         self.register_buffer("mixup", beta_quantiles(mixup) if mixup else None, persistent=False)
         self.register_buffer("cutmix", beta_quantiles(cutmix) if cutmix else None, persistent=False)
         self.register_buffer("fill", fill.clone(), persistent=False)
@@ -77,7 +88,7 @@ class Augment(nn.Module):
 
     @property
     def active(self) -> bool:
-        return self.mixes or self.erasing > 0 or self.color_jitter > 0
+        return self.mixes or self.erasing > 0 or self.color_jitter > 0 or self.operations is not None
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor, valid: Tensor) -> tuple[Tensor, Mix | None]:
         """Images in 0..255, (B, 3, S, S) in the memory format they came in, and what was mixed into them.
@@ -88,6 +99,8 @@ class Augment(nn.Module):
             return images, None
         draws = Draws(*uniform(seeds, len(Draws._fields)).unbind(1))
         images, mix = images.float(), None
+        if self.operations is not None:
+            images = self.operations(images, seeds, self.fill.float())
         if self.color_jitter:
             images = jitter(images, self.color_jitter, draws.brightness, draws.contrast, draws.saturation)
         if self.erasing:

@@ -30,6 +30,7 @@ from lightning_shards.vision import depth, last_layer
 from lightning_shards.vision.calibration import Calibration
 from lightning_shards.vision.fine_tuning import FineTuning
 from lightning_shards.vision.pretrained import Pretrained
+from lightning_shards.vision.random_operations import random_operations
 from lightning_shards.vision.torchvision_models import check_input
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -61,11 +62,15 @@ class ImageModel(ShardModule):
         weight_decay: on matrices and kernels; biases and norms have none.
         momentum: of sgd.
         warmup: share of the training in which the learning rate rises from 0; it then falls to 0 along a cosine.
+        loss: of one class an image: cross_entropy, or binary_cross_entropy, which asks for each class by itself (Wightman
+            et al., 2021); null: cross_entropy, and of other tasks the only one there is.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of the shares in which two images of a micro-batch are blended in training; 0 is off.
         cutmix: alpha of the share of an image that a box of another one replaces; with mixup, either of them.
         erasing: probability that a box of a training image is blanked.
         color_jitter: brightness, contrast and saturation change by up to this share in training.
+        trivial_augment: one random operation a training image, of random magnitude (Mueller & Hutter, 2021).
+        rand_augment: so many operations of one magnitude, 0..30, such as [2, 9] (Cubuk et al., 2020); null: none.
         calibrate: let each validation fit a temperature of the scores, so that they are as sure as they are right.
         channels_last: memory layout of weights and images; the fast one on GPUs.
         fused: let one kernel update all weights.
@@ -95,11 +100,14 @@ class ImageModel(ShardModule):
         weight_decay: float = 0.05,
         momentum: float = 0.9,
         warmup: float = 0.05,
+        loss: Literal["cross_entropy", "binary_cross_entropy"] | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         erasing: float = 0.0,
         color_jitter: float = 0.0,
+        trivial_augment: bool = False,
+        rand_augment: tuple[int, int] | None = None,
         calibrate: bool = True,
         channels_last: bool = True,
         fused: bool = True,
@@ -120,7 +128,7 @@ class ImageModel(ShardModule):
             if not holds:
                 raise InputError(f"model.{name} is {value}, it must be {rule}")
         self.save_hyperparameters(ignore=["weights"])
-        self.objective: Objective = OBJECTIVES[task](len(targets), label_smoothing)
+        self.objective: Objective = OBJECTIVES[task](len(targets), label_smoothing, loss)
         self.monitor, self.mode = self.objective.monitor, self.objective.mode  # what picks the best weights
         self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
         self.calibration = Calibration(self.objective.link, calibrate)
@@ -134,7 +142,8 @@ class ImageModel(ShardModule):
         begun = Pretrained.of(self.backbone, pretrained)
         self.hparams["pretrained"], self.note = begun.settings(), begun.note(image_size)
         if features:
-            if changed := [name for name in ("mixup", "cutmix", "erasing", "color_jitter") if self.hparams[name]]:
+            of_images = ("mixup", "cutmix", "erasing", "color_jitter", "trivial_augment", "rand_augment")
+            if changed := [name for name in of_images if self.hparams[name]]:
                 raise InputError(f"model.{changed[0]} changes images, and data.features takes their place: set it 0")
             self.inputs = ("features",)
         else:
@@ -144,7 +153,8 @@ class ImageModel(ShardModule):
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (begun.mean, begun.std))
         self.register_buffer("mean", torch.zeros(1) if features else mean, persistent=False)
         self.register_buffer("std", torch.ones(1) if features else std, persistent=False)
-        self.augment = Augment(mixup, cutmix, erasing, color_jitter, fill=self.mean)
+        operations = random_operations(trivial_augment, rand_augment)
+        self.augment = Augment(mixup, cutmix, erasing, color_jitter, self.mean, operations)
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S), or for features (B, F)."""

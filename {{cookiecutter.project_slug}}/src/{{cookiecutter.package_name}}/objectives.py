@@ -32,14 +32,19 @@ class Objective(ABC):
     Args:
         targets: T.
         label_smoothing: share of the target that is spread over all classes.
+        loss: where a task has a choice; None: its first.
+
+    Raises InputError for a setting that the task does not have.
     """
 
     monitor: ClassVar[str]  # the metric that decides which weights are the best
     mode: ClassVar[str]  # "max" or "min" of it
     link: ClassVar[Link | None] = None  # what makes probabilities of logits, where scores are some: they are calibrated
 
-    def __init__(self, targets: int, label_smoothing: float = 0.0) -> None:
-        self.targets, self.label_smoothing = targets, label_smoothing
+    def __init__(self, targets: int, label_smoothing: float = 0.0, loss: str | None = None) -> None:
+        if loss and not isinstance(self, SingleLabel):
+            raise InputError(f"model.loss {loss} is for one class an image; leave it out, this dataset's task has one loss")
+        self.targets, self.label_smoothing, self.loss = targets, label_smoothing, loss
 
     @abstractmethod
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -63,12 +68,21 @@ class Objective(ABC):
 
 
 class SingleLabel(Objective):
-    """One class an image. Targets: int64 (B,)."""
+    """One class an image. Targets: int64 (B,).
+
+    Binary cross entropy asks of each class whether it is there (Wightman et al., 2021, ResNet strikes back): the mean
+    over the classes. Scores are then the classes' own probabilities, divided by their sum; which is largest, and the
+    accuracy, are as they were.
+    """
 
     monitor, mode = "val/accuracy", "max"
     link = "softmax"
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss == "binary_cross_entropy":
+            smooth = self.label_smoothing / self.targets
+            wanted = F.one_hot(targets, self.targets).to(logits.dtype) * (1 - self.label_smoothing) + smooth
+            return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
         return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
 
     def metrics(self) -> MetricCollection:
@@ -78,7 +92,7 @@ class SingleLabel(Objective):
         return MetricCollection(chosen)  # type: ignore[arg-type]
 
     def scores(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=1)
+        return (F.logsigmoid(logits) if self.loss == "binary_cross_entropy" else logits).softmax(dim=1)
 
     def error_score(self, scores: Tensor, targets: Tensor) -> Tensor:
         sure, chosen = scores.max(dim=1)
@@ -123,10 +137,10 @@ class Regression(Objective):
 
     monitor, mode = "val/mean_absolute_error", "min"
 
-    def __init__(self, targets: int, label_smoothing: float = 0.0) -> None:
+    def __init__(self, targets: int, label_smoothing: float = 0.0, loss: str | None = None) -> None:
         if label_smoothing:
             raise InputError("model.label_smoothing is for classes: set it 0 for numbers")
-        super().__init__(targets)
+        super().__init__(targets, loss=loss)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits - targets).square().mean(dim=1)

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 FIRST_COLUMN = 1 << 10  # of the hash; those before belong to the decoding processes
+OPERATIONS_COLUMN = 1 << 11  # from here on to `random_operations`: they share no numbers with what a team draws
 
 
-def uniform(seeds: Tensor, count: int) -> Tensor:
+def uniform(seeds: Tensor, count: int, first: int = FIRST_COLUMN) -> Tensor:
     """Random numbers in [0, 1) that belong to the samples, float32 (B, count), for seeds int64 (B,).
 
-    The first 24 bits of what `data.uniforms.uniform` gives in the columns from FIRST_COLUMN on: exact in float32, so
-    the same on every device.
+    The first 24 bits of what `data.uniforms.uniform` gives in the columns from `first` on: exact in float32, so the
+    same on every device.
     """
-    columns = torch.arange(FIRST_COLUMN + 1, FIRST_COLUMN + 1 + count, device=seeds.device) * _signed(
-        0x9E3779B97F4A7C15
-    )
+    columns = torch.arange(first + 1, first + 1 + count, device=seeds.device) * _signed(0x9E3779B97F4A7C15)
     return _shift(splitmix(seeds[:, None] + columns), 40).float() * 2.0**-24
 
 
