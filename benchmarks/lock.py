@@ -52,7 +52,7 @@ def batches(samples: int) -> Iterator[Any]:
 class Sampler:
     """Batches without end."""
 
-    epoch, micro = 0, BATCH
+    epoch, micro, side = 0, BATCH, None
 
     def __init__(self, samples: int) -> None:
         self.samples = samples

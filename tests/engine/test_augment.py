@@ -30,7 +30,7 @@ SIDE = 28
 
 
 def make(**settings: float) -> Augment:
-    values = dict.fromkeys(ALL, 0.0) | settings
+    values: dict[str, Any] = dict.fromkeys(ALL, 0.0) | settings
     return Augment(**values, fill=torch.tensor([124.0, 116.0, 104.0]).view(1, 3, 1, 1))
 
 

@@ -60,6 +60,7 @@ class TrainerChain(Chain):
             self.settings["data"]["mixture"] = {str(data / str(which)): share, str(data / str(other)): 1 - share}
         elif self.kind == "balance":
             self.settings["data"]["balance"] = pick([0.5, 1.0, {"red": 2.5}])
+        self.settings["data"]["repeats"] = pick([1, 1, 3])
         self.order = ShardDataModule(**self.settings["data"]).order
         (folder / "soak.yaml").write_text(yaml.safe_dump(self.settings))
 

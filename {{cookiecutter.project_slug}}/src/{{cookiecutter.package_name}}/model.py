@@ -26,6 +26,7 @@ import torch
 from lightning_shards.data.batch import Batch
 from lightning_shards.errors import InputError
 from lightning_shards.train import EvalMetrics, ShardModule
+from lightning_shards.train.optimizers import lamb
 from lightning_shards.vision import depth, last_layer
 from lightning_shards.vision.calibration import Calibration
 from lightning_shards.vision.fine_tuning import FineTuning
@@ -56,7 +57,7 @@ class ImageModel(ShardModule):
         gradient_checkpointing: compute blocks twice rather than keep what is in them: less memory, a third slower.
         trained_blocks: train so many blocks in front of the head; 0 is the head alone, null is all of the network.
         thaw_after: share of the training after which all is trained, whatever trained_blocks says; 1 is never.
-        optimizer: adamw or sgd (with Nesterov momentum).
+        optimizer: adamw, sgd (with Nesterov momentum), or lamb for large batches (`uv sync --extra timm`).
         learning_rate: the highest one, reached after the warm-up.
         layer_decay: learning rate of a block, as a share of that of the one behind it; 1 is the same for all.
         weight_decay: on matrices and kernels; biases and norms have none.
@@ -73,7 +74,7 @@ class ImageModel(ShardModule):
         rand_augment: so many operations of one magnitude, 0..30, such as [2, 9] (Cubuk et al., 2020); null: none.
         calibrate: let each validation fit a temperature of the scores, so that they are as sure as they are right.
         channels_last: memory layout of weights and images; the fast one on GPUs.
-        fused: let one kernel update all weights.
+        fused: let one kernel update all weights, where the optimizer has one: lamb has not.
         compile: torch.compile in place; null: on CUDA, for runs that are long enough to earn it.
     """
 
@@ -94,7 +95,7 @@ class ImageModel(ShardModule):
         gradient_checkpointing: bool = False,
         trained_blocks: int | None = None,
         thaw_after: float = 1.0,
-        optimizer: Literal["adamw", "sgd"] = "adamw",
+        optimizer: Literal["adamw", "sgd", "lamb"] = "adamw",
         learning_rate: float = 1e-3,
         layer_decay: float = 1.0,
         weight_decay: float = 0.05,
@@ -202,6 +203,8 @@ class ImageModel(ShardModule):
         rate, fused = self.hparams["learning_rate"], self.hparams["fused"] and self.can_fuse
         if self.hparams["optimizer"] == "adamw":
             return torch.optim.AdamW(groups, lr=rate, fused=fused)
+        if self.hparams["optimizer"] == "lamb":
+            return lamb(groups, rate)
         return torch.optim.SGD(groups, lr=rate, momentum=self.hparams["momentum"], nesterov=True, fused=fused)
 
     def learning_rate(self, progress: float) -> float:

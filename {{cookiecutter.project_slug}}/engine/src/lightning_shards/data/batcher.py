@@ -10,7 +10,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -45,12 +45,15 @@ class Sampler(Protocol):
 
     Batches are counted from where the iteration begins. `occurrences`: how often each sample of a batch has come before
     in the epoch; None where each comes once. `shards`: those to have at hand while the batches `first` to `last` are
-    made, in the order of reading; None where samples are read in the order in which they are stored.
+    made, in the order of reading; None where samples are read in the order in which they are stored. `side`: of the
+    squares in this epoch, in pixels; None: that of the loader's crop.
     """
 
     epoch: int
     micro: int  # B
 
+    @property
+    def side(self) -> int | None: ...
     def set_epoch(self, epoch: int) -> None: ...
     def occurrences(self, batch: int) -> NDArray[np.int64] | None: ...
     def shards(self, first: int, last: int) -> Sequence[int] | None: ...
@@ -69,6 +72,10 @@ class EveryNth:
     @property
     def epoch(self) -> int:
         return self.sampler.epoch
+
+    @property
+    def side(self) -> int | None:
+        return self.sampler.side
 
     def occurrences(self, batch: int) -> NDArray[np.int64] | None:
         return self.sampler.occurrences(self.first + batch * self.processes)
@@ -145,6 +152,8 @@ class BatchDecoder:
         `take` gives the number and the memory, arrays (B, ...) by field, of a slot, and waits for one if need be.
         Breaking off ends the threads; an error in one of them is raised here.
         """
+        if sampler.side:
+            self._resize(sampler.side)
         pool = ThreadPoolExecutor(self.workers, "decode") if self.workers > 1 else _AtOnce()
         ahead = PREFETCH if self.workers > 1 else 2  # the last batch is known by there being no other
         pending: deque[_Making] = deque()
@@ -163,6 +172,12 @@ class BatchDecoder:
             pool.shutdown(wait=True)
             if self.decoded:
                 self.decoded.close()
+
+    def _resize(self, side: int) -> None:
+        """Cut squares of another size in this pass."""
+        self.crop = replace(self.crop, size=side)
+        if self.decoded:
+            self.decoded.crop = self.crop
 
     def _expecter(self, sampler: Sampler | EveryNth) -> Callable[[int, int, NDArray[np.int64]], None]:
         """A function that tells the store which shards come next, given the numbers of the oldest and the newest batch

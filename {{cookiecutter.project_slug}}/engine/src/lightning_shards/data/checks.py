@@ -17,7 +17,8 @@ def _side(crop: Any) -> Any:
 
 Rule = tuple[str, Callable[[Any], bool]]
 _RULES: dict[str, Rule] = {
-    "global_batch_size micro_batch_size batch_size accumulation workers window_samples window_bytes cache_bytes": (
+    "global_batch_size micro_batch_size batch_size accumulation repeats workers window_samples window_bytes"
+    " cache_bytes": (
         "a whole number, at least 1",
         lambda x: isinstance(x, Integral) and int(x) >= 1,
     ),

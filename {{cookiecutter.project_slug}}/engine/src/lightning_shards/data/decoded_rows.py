@@ -36,12 +36,12 @@ class DecodedRows(ArrayRows):
     Args:
         plan: what they hold.
         dataset, split: what they are made from.
-        crop: how the square that the model sees is cut from an image.
+        crop: how the square that the model sees is cut from an image; may be set anew between two passes.
     """
 
     def __init__(self, plan: DecodedPlan, dataset: Dataset, split: str, crop: Crop) -> None:
         super().__init__(plan, dataset.splits[split])
-        self._plan, self._crop = plan, crop
+        self._plan, self.crop = plan, crop
         self.others = list(plan.others)  # fields beside the image
         # whoever made the file may have written any number
         self._checks = {name: one.possible for name, one in plan.others.items() if hasattr(one, "possible")}
@@ -108,7 +108,7 @@ class DecodedRows(ArrayRows):
         heights, widths = records[SIZE].clip(1, room).T  # whoever made the file
         out = self._rows_of(arrays[self._plan.image])
         made = [out[row] for row in filled.tolist()]
-        cut_all(self._crop, images, heights, widths, None if seeds is None else seeds[filled], made)
+        cut_all(self.crop, images, heights, widths, None if seeds is None else seeds[filled], made)
         for name in self.others:
             arrays[name][filled] = records[name]
         valid[filled] = True

@@ -158,11 +158,11 @@ class Mixture(Remembering):
             rows = np.flatnonzero(numbers == number)
             if len(rows):
                 begin = epoch * self.counts[number] + before[number] + int(np.count_nonzero(skipped == number))
-                parts.append((number, rows, _runs(begin, begin + len(rows), len(source.order))))
+                parts.append((number, rows, epoch_runs(begin, begin + len(rows), len(source.order))))
         return parts
 
 
-def _runs(begin: int, end: int, length: int) -> list[tuple[int, int, int]]:
+def epoch_runs(begin: int, end: int, length: int) -> list[tuple[int, int, int]]:
     """The positions begin..end-1 of epochs of `length`, one behind the other, as (epoch, first, behind the last)."""
     runs = []
     while begin < end:

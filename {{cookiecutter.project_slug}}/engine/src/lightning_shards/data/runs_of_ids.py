@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ class RunsOfIds:
     micro: int
     views: int = 1
     epoch: int = 0
+    side: ClassVar[None] = None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ class TrainSampler:
     """This rank's micro-batches of an epoch, in the order of the optimizer steps.
 
     `start` is (epoch, position) of a resume: that epoch begins there, every other one at 0. The length is always the
-    whole epoch's, since Lightning counts batches from the epoch's begin.
+    whole epoch's, since Lightning counts batches from the epoch's begin. `sides`: of the squares in each epoch, in
+    pixels; None: always as large as the loader makes them.
     """
 
     order: Order
@@ -31,6 +33,11 @@ class TrainSampler:
     accumulation: int
     start: tuple[int, int]
     epoch: int = 0
+    sides: Sequence[int] | None = None
+
+    @property
+    def side(self) -> int | None:
+        return self.sides[min(self.epoch, len(self.sides) - 1)] if self.sides else None
 
     @property
     def global_batch(self) -> int:
@@ -77,6 +84,7 @@ class EvalSampler:
     world: int
     micro: int
     epoch: int = 0
+    side: ClassVar[None] = None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

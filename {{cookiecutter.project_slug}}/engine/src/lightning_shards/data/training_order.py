@@ -16,6 +16,7 @@ from .joined import join
 from .mixture import Mixture, Source
 from .order import Order, WindowedOrder, default_window_bytes
 from .remote import open_dataset
+from .repeats import Repeated
 from .shortened import Shortened
 
 MOST_REPEATS = 1000
@@ -56,6 +57,7 @@ class OrderRecipe:
         seed, fraction, window_samples, window_bytes: of a `WindowedOrder`; without `window_bytes`, this machine's
             memory says how large a window is.
         length, same: of a `Shortened` order; None: the whole.
+        repeats: of a `Repeated` order, of which `length` is then a part; 1: as it is.
     """
 
     dataset: Dataset
@@ -68,10 +70,12 @@ class OrderRecipe:
     window_bytes: int | None = None
     length: int | None = None
     same: bool = False
+    repeats: int = 1
 
     def make(self, window_bytes: int | None = None) -> Order:
         """The order; `window_bytes` takes the place of what the memory allows, not of what was set."""
         whole = self._whole(window_bytes)
+        whole = whole if self.repeats == 1 else Repeated(whole, self.repeats)
         return whole if self.length is None else Shortened(whole, self.length, self.same)
 
     def _whole(self, window_bytes: int | None) -> Order:
@@ -124,7 +128,7 @@ def check_cache(
 ) -> None:
     """Raise InputError where the cache, a folder and its bytes, is too small for what is at hand for so many samples in
     a row, and two shards of `held_out`. Nothing is cached of a dataset in a folder."""
-    reaches = order.reaches(samples) if isinstance(order, Mixture) else [order.reach(samples)]
+    reaches = order.reaches(samples) if isinstance(order, (Mixture, Repeated)) else [order.reach(samples)]
     parts = zip(dataset.parts(split), reaches, strict=True)
     remote = [(str(part.root), shards, reach) for (part, shards), reach in parts if isinstance(part.root, str)]
     if remote:
@@ -144,7 +148,11 @@ def memory_note(order: Order, dataset: Dataset, split: str) -> str | None:
 
 
 def describe(order: Order, dataset: Dataset, shares: Mapping[str, float]) -> str | None:
-    """How often an epoch shows what, in a line; None where each sample comes once."""
+    """How often an epoch shows what, a line each; None where each sample comes once."""
+    if isinstance(order, Repeated):
+        shown, count = len(order) // order.repeats, len(order.order)
+        line = f"each epoch: {shown:,} of {count:,} images, each {order.repeats} times (data.repeats)"
+        return "\n".join(filter(None, (line, describe(order.order, dataset, shares))))
     if isinstance(order, Mixture):
         parts = zip(shares, order.sources, order.counts, strict=True)
         passes = (f"{count:,} of {place} ({count / len(s.order):.3g} times all of it)" for place, s, count in parts)

@@ -118,12 +118,16 @@ class WorkerSpec:
 
     @property
     def layout(self) -> SlotLayout:
+        """Of the largest squares."""
         return SlotLayout(self.fields, self.crop.size, self.batch)
 
-    def slots(self, file: int) -> list[dict[str, NDArray[Any]]]:
-        """The memory behind a descriptor: for each of RING_SIZE slots the arrays (B, ...) of the fields."""
-        layout = self.layout
-        memory = mmap.mmap(file, RING_SIZE * layout.bytes)
+    def memory(self, file: int) -> mmap.mmap:
+        """The memory behind a descriptor, room for RING_SIZE slots."""
+        return mmap.mmap(file, RING_SIZE * self.layout.bytes)
+
+    def slots(self, memory: mmap.mmap, side: int | None) -> list[dict[str, NDArray[Any]]]:
+        """Of each slot the arrays (B, ...) of the fields, with squares of `side`, at most as large as the crop's."""
+        layout = SlotLayout(self.fields, side or self.crop.size, self.batch)
         return [layout.arrays(memory, slot) for slot in range(RING_SIZE)]
 
 
@@ -132,10 +136,12 @@ class DecodeWorker:
 
     def __init__(self, job: WorkerSpec) -> None:
         self.busy = False  # in the middle of an epoch
+        self._side = job.crop.size
         file, size = _shared_file(), RING_SIZE * job.layout.bytes
         try:
             os.ftruncate(file, size)
-            self.slots = job.slots(file)
+            self._job, self._memory = job, job.memory(file)
+            self.slots = job.slots(self._memory, None)
         except (OSError, OverflowError):
             os.close(file)
             raise InputError(
@@ -157,7 +163,10 @@ class DecodeWorker:
             self.free(slot)
 
     def begin(self, sampler: Sampler | EveryNth) -> None:
+        """Start an epoch; all slots of the one before are free."""
         self.busy = True
+        if sampler.side and sampler.side != self._side:
+            self.slots, self._side = self._job.slots(self._memory, sampler.side), sampler.side
         self._send(sampler)
 
     def receive(self) -> DecodedBatch | None:
@@ -226,7 +235,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     job = _receive_job(connection)
-    slots, free, epochs = job.slots(int(sys.argv[2])), queue.Queue[int](), queue.Queue[Sampler | EveryNth]()
+    memory, free, epochs = job.memory(int(sys.argv[2])), queue.Queue[int](), queue.Queue[Sampler | EveryNth]()
+    slots, side = job.slots(memory, None), job.crop.size
     decoder = job.decoder
     threading.Thread(target=_listen, args=(connection, free, epochs, decoder.store), daemon=True).start()
 
@@ -236,6 +246,8 @@ def main() -> None:
 
     while True:
         sampler, rows = epochs.get(), None
+        if sampler.side and sampler.side != side:
+            slots, side = job.slots(memory, sampler.side), sampler.side
         try:
             for rows in decoder.batches(sampler, take):
                 connection.send(rows)

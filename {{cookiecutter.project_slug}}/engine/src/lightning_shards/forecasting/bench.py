@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -25,6 +25,8 @@ from ..train.contract import inputs
 from ..train.datamodule import ShardDataModule
 from ..train.stop import StopRequest
 from .step_timer import Clock, Enough
+
+Rate = tuple[float, float | None]  # images/s, and watts where they are known
 
 
 class Replay:
@@ -56,7 +58,8 @@ class Bench(TrainingCLI):
 
     Attributes: `world`, the devices of the configured training; `nodes`, its machines; `images` of an epoch and
         `held_out` ones of a validation, and how many times the dataset at hand they are, `scale`; `flops` to train on
-        an image, None for a model that has no `scores` of an image alone.
+        an image, None for a model that has no `scores` of an image alone; `sizes`, the share of the epochs of each
+        side of the squares.
     """
 
     def __init__(
@@ -86,8 +89,11 @@ class Bench(TrainingCLI):
         device = self.trainer.device_ids[0]
         self._one = {"devices": [device] if self.device == "cuda" else 1, "num_nodes": 1, "strategy": "auto"}
         self.gpus = hardware.gpu_uuids([device]) if self.device == "cuda" else []
-        self.flops = training_flops(self.model, self.datamodule.crop.size)
         micro, data = self.resolved["micro_batch_size"], self.datamodule
+        sides = data.sides or [data.crop.size]
+        self.sizes = {side: sides.count(side) / len(sides) for side in sides}
+        flops = [(share, training_flops(self.model, side)) for side, share in self.sizes.items()]
+        self.flops = None if any(one is None for _, one in flops) else sum(share * (one or 0) for share, one in flops)
         here = {split: data.dataset.samples(split) for split, shards in data.dataset.splits.items() if shards}
         whole = {**here, **self._whole}
         self.scale, self.held_out = whole["train"] / here["train"], whole.get("val", 0)
@@ -96,6 +102,19 @@ class Bench(TrainingCLI):
         data.workers, data.micro_batch_size = self.resolved["workers"], micro
         data.global_batch_size = micro * self.resolved["accumulation"]
         data.trainer = self._trainer(**self._one)
+
+    def over_sizes(self, measure: Callable[[float], Rate], seconds: float) -> Rate:
+        """Images/s and watts over all epochs of the training: each size of a schedule is measured by itself, for its
+        share of the time; `measure` gives both for the size that the data has then."""
+        took, joules, known = 0.0, 0.0, True
+        for side, share in self.sizes.items():
+            if self.data.sides:
+                self.data.sides = [side]
+            rate, watts = measure(share * seconds)
+            took += share / rate
+            joules += (watts or 0.0) * share / rate
+            known &= watts is not None
+        return 1 / took, joules / took if known else None
 
     def loader(self, seconds: float) -> float:
         """Images/s of the loader of one device, from the page cache: the same samples are loaded twice."""
@@ -124,7 +143,7 @@ class Bench(TrainingCLI):
         finally:
             del vars(self.data)["train_dataloader"]
 
-    def both(self, seconds: float) -> tuple[float, float | None]:
+    def both(self, seconds: float) -> Rate:
         """Images/s of loader and model together on one device; watts of all of them at it, None where not known."""
         self.energy = EnergyMeter(self.prices, self.gpus, hardware.device_name(self.device), self.world, self.nodes)
         clock = self._train(Clock(seconds, self.energy))

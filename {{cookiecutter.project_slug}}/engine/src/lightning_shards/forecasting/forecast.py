@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -55,15 +56,19 @@ def forecast(
         rates["disk"] = source["bytes_per_second"] and source["bytes_per_second"] * bench.nodes / size
         for part, measure in (("loader", bench.loader), ("model", bench.model_alone)):
             announce(part)
-            rates[part] = bench.world * measure(SHARES[part] * seconds)
+            rates[part] = bench.world * bench.over_sizes(partial(_without_watts, measure), SHARES[part] * seconds)[0]
         announce("loader and model together")
-        rate, watts = bench.both(SHARES["both"] * seconds)
+        rate, watts = bench.over_sizes(bench.both, SHARES["both"] * seconds)
         rates["both"] = bench.world * rate
         announce("validation")
         validated = validations(bench)
         rate_validated = bench.validation(SHARES["validation"] * seconds) if validated else None
     announce("")
     return _report(bench, source, rates, watts, images, (validated, rate_validated))
+
+
+def _without_watts(measure: Callable[[float], float], seconds: float) -> tuple[float, None]:
+    return measure(seconds), None
 
 
 def validations(bench: Bench) -> int:
@@ -99,6 +104,7 @@ def _report(
         "model": title(bench.model),
         "image_size": data.crop.size,
         "inputs": data.inputs,
+        "sizes": {str(side): share for side, share in bench.sizes.items()},
         **bench.resolved,
         "dataset": {"path": str(data.dataset.root), "images": bench.images, "bytes": source["bytes"]},
         "images": images,

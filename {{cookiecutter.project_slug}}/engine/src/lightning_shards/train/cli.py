@@ -135,6 +135,8 @@ class TrainingCLI(LightningCLI):
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         contract.check_instance(self.model)
         flags.shorten(self.datamodule, self.config.trainer)
+        self.datamodule.plan_sizes(self.config.trainer.max_epochs)
+        contract.check_sizes(self.model, self.datamodule)
         self.compiles = self.decide_compile(self.config.trainer.max_epochs * len(self.datamodule.order))
         self.trainer = self.instantiate_trainer()
         self._settle()

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..errors import InputError
+from . import optimizers
 from .datamodule import ShardDataModule
 from .module import ShardModule
 
@@ -32,7 +33,9 @@ def check_class(model_class: Any) -> None:
 
 
 def check_instance(model: LightningModule) -> None:
-    """Raise InputError for hyperparameters that a checkpoint cannot hold, and for a mode that there is not."""
+    """Raise InputError for hyperparameters that a checkpoint cannot hold, for a mode that there is not, and for an
+    optimizer whose library is missing."""
+    optimizers.check(setting(model, "optimizer"))
     for name, value in model.hparams.items():
         if not is_plain(value):
             raise InputError(
@@ -69,6 +72,32 @@ def inputs(model: LightningModule, purpose: str) -> tuple[str, ...]:
             " that makes probabilities or numbers, (B, T), of images in 0..255"
         )
     return tuple(getattr(model, "inputs", ("image",)))
+
+
+def check_sizes(model: LightningModule, data: ShardDataModule) -> None:
+    """Raise InputError where the model cannot take squares of one of the sizes that its training has.
+
+    They are tried on its `scores`; a model without, or with inputs of no shape, shows it when it comes to that size.
+    """
+    method = getattr(type(model), "scores", None)
+    if not data.sides or not callable(method) or method is ShardModule.scores:
+        return
+    was = model.training
+    model.eval()
+    for side in dict.fromkeys(data.sides):
+        shapes = [data.shapes_at(side).get(name) for name in inputs(model, "tried")]
+        rows = [torch.zeros(1, *shape, device=model.device) for shape in shapes if shape is not None]
+        try:
+            with torch.no_grad():
+                if len(rows) == len(shapes):
+                    method(model, *rows)
+        except Exception as error:  # whatever its layers raise
+            raise InputError(
+                f"{title(model)} cannot take the {side} pixels of data.size_schedule"
+                f" ({str(error).splitlines()[0] if str(error) else type(error).__name__}): take sizes that it is made"
+                " for, or another model.backbone"
+            ) from None
+    model.train(was)
 
 
 def has_features(model: LightningModule) -> bool:

@@ -19,8 +19,10 @@ from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import resolve_fields
 from ..data.loader import EpochLoader, SkipLog
 from ..data.ranks import Ranks, find_ranks
+from ..data.repeats import Repeated
 from ..data.sampler import EvalSampler, TrainSampler
 from ..data.shortened import Shortened
+from ..data.sizes import check_sizes, sides_of_epochs
 from ..data.spread import processes_and_threads, small_images
 from ..data.training_order import OrderRecipe, check_cache, describe, open_mixture
 from ..data.transform import Transform
@@ -40,6 +42,8 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
             Where it is smaller, gradients are accumulated.
         image_size: side of the squares that the model sees, in pixels.
+        size_schedule: smaller squares for the first epochs of the training, with their shares of it, such as
+            {128: 0.4, 160: 0.3}; image_size comes last, and is what validation and test look at. null: always that.
         workers: decoding threads a device, in up to four processes; null: CPU cores / devices.
         seed: of the order and of all random crops.
         fraction: share of the training samples to use; the same samples in every epoch.
@@ -47,6 +51,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
             `path` is one of them, and its val and test are the ones to measure on.
         balance: how far to even out the classes: 0 as they are, 1 all equally often, without a longer epoch; or
             how many times an epoch shows the images of some classes, such as {owl: 5}; null: each image once.
+        repeats: how many times each image comes in one global batch, cropped anew each time; an epoch stays as long.
         window_samples: samples that are mixed with each other at a time.
         window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory where the run began.
         crop_scale: share of the image that a training crop covers, from and to.
@@ -76,11 +81,13 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         global_batch_size: int = 256,
         micro_batch_size: int | None = None,
         image_size: int = 224,
+        size_schedule: dict[int, float] | None = None,
         workers: int | None = None,
         seed: int = 0,
         fraction: float = 1.0,
         mixture: dict[str, float] | None = None,
         balance: float | dict[str, float] | None = None,
+        repeats: int = 1,
         window_samples: int = 1 << 20,
         window_bytes: int | None = None,
         crop_scale: tuple[float, float] = (0.25, 1.0),
@@ -102,13 +109,33 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
         self.crop = Crop(image_size, scale=crop_scale, flip=flip, center=eval_crop)
+        if size_schedule is not None:
+            check_sizes(size_schedule, image_size)
+            if features or not any(in_plane(field) for field in self.sample_fields.values()):
+                raise InputError("data.size_schedule is for images: the samples have features or arrays in their place")
+        self.size_schedule = size_schedule
+        self.sides: list[int] | None = None  # of each epoch's squares; None: always the crop's
         self._transform: Transform | None = as_set(self, "transform")
         for part, _ in self.dataset.parts("train"):
             try_fields(part, "train", self.sample_fields, self.crop, seed, self._transform)
         self._recipe = OrderRecipe(
-            self.dataset, "train", shares, balance, seed, fraction, window_samples, window_bytes or None
+            self.dataset,
+            "train",
+            shares,
+            balance,
+            seed,
+            fraction,
+            window_samples,
+            window_bytes or None,
+            repeats=repeats,
         )
         self.order = self._recipe.make()
+        if isinstance(self.order, Repeated) and global_batch_size % self.order.unit:
+            unit, below = self.order.unit, global_batch_size // self.order.unit * self.order.unit
+            raise InputError(
+                f"data.global_batch_size {global_batch_size} is no multiple of 2 x data.repeats, {unit}:"
+                f" {f'{below} or ' if below else ''}{below + unit} would do"
+            )
         self.note = describe(self.order, self.dataset, shares)  # for the run's first lines
         if features and self._transform:
             self._add_note("the transform plays no part: features are read as `embed` made them")
@@ -152,18 +179,28 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
     def inputs(self) -> str:
         """What the model looks at, for a person."""
         one = self.features
-        return f"{one.length} features ({one.name})" if one else f"{self.crop.size} pixels"
+        smallest = f"{min(self.size_schedule)} to " if self.size_schedule else ""
+        return f"{one.length} features ({one.name})" if one else f"{smallest}{self.crop.size} pixels"
 
     @property
     def field_shapes(self) -> dict[str, list[int] | None]:
         """Shape of a row of each field, as the model gets it: channels first. None for ragged ones."""
+        return self.shapes_at(self.crop.size)
+
+    def shapes_at(self, side: int) -> dict[str, list[int] | None]:
+        """The same with squares of `side` pixels."""
         shapes: dict[str, list[int] | None] = {}
         for name, field in self.sample_fields.items():
-            shape = list(row_shape(field, self.crop.size))
+            shape = list(row_shape(field, side))
             shapes[name] = None if field.shape is None else shape
             if in_plane(field) and len(shape) == 3:
                 shapes[name] = [shape[2], *shape[:2]]
         return shapes
+
+    def plan_sizes(self, epochs: int) -> None:
+        """Decide which size each of `epochs` has. Raises InputError where that leaves one without an epoch."""
+        if self.size_schedule is not None:
+            self.sides = sides_of_epochs(self.size_schedule, self.crop.size, epochs)
 
     def split_batch(self, world: int) -> tuple[int, int]:
         """(micro-batch, accumulation steps) for `world` devices. Raises InputError, with the sizes that would do."""
@@ -183,7 +220,9 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
     def train_dataloader(self) -> EpochLoader:
         ranks = self._ranks
         micro, accumulation = self.split_batch(ranks.world)
-        sampler = TrainSampler(self.order, ranks.rank, ranks.world, micro, accumulation, self._start)
+        if self.size_schedule is not None and self.sides is None:
+            raise InputError("data.size_schedule follows from the number of epochs: call plan_sizes(epochs) first")
+        sampler = TrainSampler(self.order, ranks.rank, ranks.world, micro, accumulation, self._start, sides=self.sides)
         sampler.set_epoch(self.epoch)  # Lightning announces the first epoch after a resume too late
         return self._loader("train", sampler, self.seed)
 

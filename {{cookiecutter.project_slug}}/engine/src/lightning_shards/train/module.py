@@ -122,5 +122,6 @@ class Compile(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ShardModule)
         torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is, with a warning
+        sides = getattr(trainer.datamodule, "sides", None)  # type: ignore[attr-defined]
         for module in pl_module.compiled():
-            module.compile()
+            module.compile(dynamic=False if sides else None)  # each size of a schedule gets a program of its own

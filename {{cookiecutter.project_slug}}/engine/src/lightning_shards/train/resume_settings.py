@@ -26,6 +26,7 @@ FIXED = (  # the order, which says what a place in the training means: the datam
     "data.window_bytes",
     "data.mixture",
     "data.balance",
+    "data.repeats",
     "data.features",
     "data.teacher",
     "trainer.overfit_batches",
