@@ -43,7 +43,9 @@ class Objective(ABC):
 
     def __init__(self, targets: int, label_smoothing: float = 0.0, loss: str | None = None) -> None:
         if loss and not isinstance(self, SingleLabel):
-            raise InputError(f"model.loss {loss} is for one class an image; leave it out, this dataset's task has one loss")
+            raise InputError(
+                f"model.loss {loss} is for one class an image; leave it out, this dataset's task has one loss"
+            )
         self.targets, self.label_smoothing, self.loss = targets, label_smoothing, loss
 
     @abstractmethod
@@ -71,8 +73,7 @@ class SingleLabel(Objective):
     """One class an image. Targets: int64 (B,).
 
     Binary cross entropy asks of each class whether it is there (Wightman et al., 2021, ResNet strikes back): the mean
-    over the classes. Scores are then the classes' own probabilities, divided by their sum; which is largest, and the
-    accuracy, are as they were.
+    over the classes. Scores sum up to one for either loss.
     """
 
     monitor, mode = "val/accuracy", "max"
@@ -92,7 +93,7 @@ class SingleLabel(Objective):
         return MetricCollection(chosen)  # type: ignore[arg-type]
 
     def scores(self, logits: Tensor) -> Tensor:
-        return (F.logsigmoid(logits) if self.loss == "binary_cross_entropy" else logits).softmax(dim=1)
+        return logits.softmax(dim=1)
 
     def error_score(self, scores: Tensor, targets: Tensor) -> Tensor:
         sure, chosen = scores.max(dim=1)
