@@ -28,7 +28,7 @@ from .datamodule import ShardDataModule
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 MOST_ROWS = 100_000  # training samples that are looked through
 MOST_BYTES = 1 << 29  # of them in memory
-MOST_PRODUCTS = 1e12  # multiplications for a split: minutes at most on a few CPU cores
+MOST_PRODUCTS = 1e11  # multiplications for a split: half a minute on two CPU cores
 LEAST_ROWS = 1_000
 _AT_A_TIME = 1 << 24  # similarities
 _READ = 1 << 13  # samples, and positions of the order, at a time
