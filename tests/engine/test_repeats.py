@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def mixture(samples: list[int]) -> Mixture:
     return Mixture(sources, 5)
 
 
-ORDERS = {"one": windowed, "mixture": mixture}
+ORDERS: dict[str, Callable[[list[int]], Order]] = {"one": windowed, "mixture": mixture}
 SAMPLES = st.lists(st.integers(1, 30), min_size=2, max_size=6).filter(lambda samples: sum(samples) >= 20)
 
 

@@ -73,7 +73,8 @@ def test_the_loader_changes_size_without_a_restart_and_makes_the_same_pixels(dat
 def test_a_resume_has_the_size_of_its_epoch(dataset: Path) -> None:
     whole, later = loader(dataset, [12, 16]), loader(dataset, [12, 16], start=(1, 40))
     expected, (found,) = epochs(whole, range(2)), epochs(later, range(1, 2))
-    whole.close(), later.close()
+    whole.close()
+    later.close()
     assert all(torch.equal(one, other) for one, other in zip(expected[1][5:], found, strict=True))
 
 

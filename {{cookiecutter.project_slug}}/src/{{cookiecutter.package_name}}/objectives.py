@@ -43,9 +43,7 @@ class Objective(ABC):
 
     def __init__(self, targets: int, label_smoothing: float = 0.0, loss: str | None = None) -> None:
         if loss and not isinstance(self, SingleLabel):
-            raise InputError(
-                f"model.loss {loss} is for one class an image; leave it out, this dataset's task has one loss"
-            )
+            raise InputError(f"model.loss {loss} is for one class an image: leave it out, this task has one loss")
         self.targets, self.label_smoothing, self.loss = targets, label_smoothing, loss
 
     @abstractmethod
