@@ -14,7 +14,7 @@ from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.loader import EpochLoader, SkipLog
 from lightning_shards.data.order import WindowedOrder
 from lightning_shards.data.sampler import TrainSampler
-from lightning_shards.data.sizes import sides_of_epochs
+from lightning_shards.data.sizes import relative_work, sides_of_epochs
 from lightning_shards.data.worker import WorkerSpec
 from lightning_shards.errors import InputError
 from lightning_shards.forecasting.bench import Bench
@@ -52,6 +52,11 @@ def test_an_epochs_size_follows_from_the_settings_alone() -> None:
     assert sides_of_epochs({8: 0.4}, 16, 3) == [8, 16, 16] and sides_of_epochs({8: 0.5}, 16, 3) == [8, 8, 16]
     for count in range(3, 40):
         assert len(sides_of_epochs({8: 0.4, 12: 0.3}, 16, count)) == count
+
+
+def test_what_is_expected_goes_with_the_pixels_of_each_epoch() -> None:
+    assert relative_work([8, 8, 16, 16], 0, 4) == [1, 1, 4, 4] and relative_work([8, 16], 1, 2) == [0.25, 1]
+    assert relative_work(None, 3, 4) == [1, 1, 1, 1]
 
 
 def test_the_loader_changes_size_without_a_restart_and_makes_the_same_pixels(dataset: Path) -> None:

@@ -63,8 +63,8 @@ class ImageModel(ShardModule):
         weight_decay: on matrices and kernels; biases and norms have none.
         momentum: of sgd.
         warmup: share of the training in which the learning rate rises from 0; it then falls to 0 along a cosine.
-        loss: of one class an image: cross_entropy, or binary_cross_entropy, which asks for each class by itself (Wightman
-            et al., 2021); null: cross_entropy, and of other tasks the only one there is.
+        loss: of one class an image: cross_entropy, or binary_cross_entropy, which asks for each class by itself
+            (Wightman et al., 2021); null: cross_entropy, and of other tasks the only one there is.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of the shares in which two images of a micro-batch are blended in training; 0 is off.
         cutmix: alpha of the share of an image that a box of another one replaces; with mixup, either of them.

@@ -5,7 +5,7 @@ Small images cost less, and what a network learns of them it keeps (Touvron et a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from ..errors import InputError
@@ -50,3 +50,14 @@ def sides_of_epochs(schedule: Mapping[int, float], image_size: int, epochs: int)
             )
         sides += [side] * (end - len(sides))
     return sides
+
+
+def relative_work(sides: Sequence[int] | None, epoch: int, epochs: int) -> list[float]:
+    """The work of each of `epochs`, in units of what it is in `epoch`: it goes with the number of pixels.
+
+    `sides`: of `sides_of_epochs`; None: all the same.
+    """
+    if not sides:
+        return [1.0] * epochs
+    now = sides[min(epoch, len(sides) - 1)]
+    return [(side / now) ** 2 for side in sides]

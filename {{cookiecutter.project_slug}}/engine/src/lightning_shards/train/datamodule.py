@@ -202,6 +202,11 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         if self.size_schedule is not None:
             self.sides = sides_of_epochs(self.size_schedule, self.crop.size, epochs)
 
+    @property
+    def side(self) -> int:
+        """Of the training's squares in this epoch, in pixels."""
+        return self.sides[min(self.epoch, len(self.sides) - 1)] if self.sides else self.crop.size
+
     def split_batch(self, world: int) -> tuple[int, int]:
         """(micro-batch, accumulation steps) for `world` devices. Raises InputError, with the sizes that would do."""
         total, micro = self.global_batch_size, self.micro_batch_size

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cost.usage import Usage
+from ..data.sizes import relative_work
 from ..runs.values import is_number
 from ..terminal import say
 from . import loop_state
@@ -142,13 +143,15 @@ class Throughput(L.Callback):
         self._announced = True
         data, epochs = trainer.datamodule, trainer.max_epochs or 1  # type: ignore[attr-defined]
         steps, left = sum(data.batches(1)), data.batches(1)[1]
-        ahead = (left + (epochs - data.epoch - 1) * steps) / (epochs * steps)
+        work, side = relative_work(data.sides, data.epoch, epochs), f" of {data.side} pixels" if data.sides else ""
+        done = work[min(data.epoch, epochs - 1)] * (1 - left / steps)  # of the epoch that the training is in
+        ahead = (sum(work[data.epoch :]) - done) / sum(work)
         if self._validation is None:
             held_out = data.dataset.samples("val") if data.dataset.splits.get("val") else 0
             self._validation = held_out * VALIDATION * seconds / images
-        training = epochs * steps * data.global_batch_size * seconds / images
+        training = sum(work) * steps * data.global_batch_size * seconds / images
         validating = loop_state.validations(trainer, steps, epochs) * self._validation
         expected = self.spending.expect((training + validating) * ahead)
         bar = trainer.progress_bar_callback
         tell = bar.print if bar else say
-        tell(f"expected: {expected} in all, at {images / seconds:,.0f} images/s")
+        tell(f"expected: {expected} in all, at {images / seconds:,.0f} images/s{side}")
