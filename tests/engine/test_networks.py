@@ -188,3 +188,18 @@ def test_a_network_of_timm_is_exported(tmp_path: Path) -> None:
     assert torch.allclose(program.module()(images), net(images), atol=1e-5)
     assert net.features(images).ndim == 2
     assert isinstance(backbones.build("timm/convnext_atto", 2, 64), torch.nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"mean": [0.5, 0.5]}, "three numbers each"),
+        ({"std": [0.5, 0.0, 0.5]}, "std above 0"),
+        ({"std": [0.5, float("nan"), 0.5]}, "std above 0"),
+        ({"image_size": 0}, "a number of pixels"),
+        ({"means": HALF}, "model.pretrained has no means"),
+    ],
+)
+def test_what_weights_cannot_expect_is_one_sentence(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        model(backbone="small_cnn", pretrained=given)

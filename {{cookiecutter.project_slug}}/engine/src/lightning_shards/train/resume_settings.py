@@ -50,7 +50,7 @@ def check(
         )
     if "model.optimizer" in changed:
         raise InputError(f"model.optimizer cannot change on a resume, its state is another one: {anew}")
-    if _by_layer(model.hparams) != _by_layer(content.get("hyper_parameters") or {}):
+    if _by_layer(model.hparams) != _by_layer(content.get("hyper_parameters")):
         raise InputError(f"model.layer_decay cannot change from or to 1 on a resume, which has other groups: {anew}")
     done, begun = place["epoch"], bool(place["position"])
     if done + begun > max_epochs:
@@ -65,9 +65,9 @@ def check(
         raise InputError(f"the run's weights do not fit the model, {cause} has changed: {anew}")
 
 
-def _by_layer(settings: Mapping[str, Any]) -> bool:
-    """Whether the optimizer has a group of parameters for each block."""
-    return bool(settings.get("layer_decay", 1.0) != 1)
+def _by_layer(settings: Any) -> bool:
+    """Whether the optimizer has a group of parameters for each block, by the model's hyperparameters."""
+    return isinstance(settings, Mapping) and settings.get("layer_decay", 1.0) != 1
 
 
 def pretrained(settings: Any, folder: Path) -> None:

@@ -59,7 +59,8 @@ def kept_setting(folder: Path, name: str) -> Any:
     """What the model of the run in `folder` has made of its setting `name`, as its checkpoints have it; else None."""
     for path in sorted((folder / "checkpoints").glob("*.ckpt")):
         with suppress(InputError):  # a damaged one: whoever goes on from the run says so
-            return (load(path).get("hyper_parameters") or {}).get(name)
+            kept = load(path).get("hyper_parameters")
+            return kept.get(name) if isinstance(kept, dict) else None
     return None
 
 

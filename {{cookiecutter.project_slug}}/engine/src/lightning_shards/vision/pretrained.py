@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,8 @@ class Pretrained:
 
 def _colours(value: Any) -> tuple[float, ...]:
     red, green, blue = map(float, value)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError
     return red, green, blue
 
 

@@ -65,7 +65,7 @@ def find_weights(name: str, weights: str | None) -> Weights | None:
         size, kept = file.settings.get("image_size"), file.settings.get("pretrained")
         about = Pretrained().updated(kept or {})
         about = replace(about, image_size=size if isinstance(size, int) else about.image_size)
-        return Weights(name, weights, about, lambda _: file.state, str(file.settings.get("backbone") or ""))
+        return Weights(name, weights, about, lambda _: file.state, str(file.settings.get("backbone") or "")[:80])
     about = replace(_about(name, Path(weights).name), large_stem=True)
     return Weights(name, weights, about, lambda network: _foreign(name, network, file.state))
 
