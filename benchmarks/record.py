@@ -62,14 +62,18 @@ def train(folder: Path, run: str, *settings: str) -> dict[str, Any]:
     return {**summary, "wall": seconds}
 
 
-def sample_rate(folder: Path, epochs: int) -> float:
-    """Images/s of the project's default training, on this machine now."""
+def sample_rate(folder: Path, share: float) -> float:
+    """Images/s of the project's default training, on this machine now; of three epochs of a share of its images."""
     project = Path.cwd()
     if not (project / "data" / "sample" / "dataset.json").exists():
         pack = ["-m", "lightning_shards", "pack", "sample/fashion-mnist-10k.zip", "data/sample"]
         subprocess.run([sys.executable, *pack], check=True, stdout=subprocess.DEVNULL)
     settings = ("--config", str(project / "configs" / "sample.yaml"), "--data.path", str(project / "data" / "sample"))
-    return float(train(folder, "sample", *settings, "--trainer.max_epochs", str(epochs))["images_per_second"])
+    return float(
+        train(folder, "sample", *settings, "--trainer.max_epochs", "3", "--data.fraction", str(share))[
+            "images_per_second"
+        ]
+    )
 
 
 def dataset(config: str) -> Path:
@@ -86,13 +90,13 @@ def dataset(config: str) -> Path:
     return path
 
 
-def row(config: Path, seed: int, folder: Path, epochs: int) -> dict[str, Any]:
+def row(config: Path, seed: int, folder: Path, share: float) -> dict[str, Any]:
     """Train one seed; what a record says of it."""
     data = dataset(config.read_text())
-    before = sample_rate(folder, epochs)
+    before = sample_rate(folder, share)
     settings = ("--config", str(config), "--data.path", str(data), "--seed_everything", str(seed))
     told = train(folder, f"seed-{seed}", *settings)
-    rates = [before, sample_rate(folder, epochs)]
+    rates = [before, sample_rate(folder, share)]
     metric = f"test/{told['monitor']}"
     return {
         "seed": seed,
@@ -122,7 +126,7 @@ def commit() -> str:
     return told.stdout.strip() or "unknown"
 
 
-def make(config: Path, seeds: list[int], epochs: int) -> None:
+def make(config: Path, seeds: list[int], share: float) -> None:
     """Train the seeds that the record lacks; it is written after each."""
     record, folder = config.with_name("record.json"), Path("records", config.parent.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +137,7 @@ def make(config: Path, seeds: list[int], epochs: int) -> None:
         if any(one["seed"] == seed for one in rows):
             print(f"seed {seed} is there already", flush=True)
             continue
-        new = row(config, seed, folder, epochs)
+        new = row(config, seed, folder, share)
         if rows and (other := [name for name in SAME if rows[0][name] != new[name]]):
             raise SystemExit(f"{record} is of another {', '.join(other)}: copy the config into a new folder")
         rows = sorted([*rows, new], key=lambda one: one["seed"])
@@ -199,14 +203,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="config.yaml in the folder of its record")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sample-epochs", type=int, default=3, help="of the sample run beside them (%(default)s)")
+    parser.add_argument(
+        "--sample", type=float, default=1.0, help="share of the sample in the runs beside (%(default)s)"
+    )
     parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
     parser.add_argument("--table", action="store_true", help="only write the table of docs/records.md anew")
     given = parser.parse_args()
     if not given.table:
         if given.config is None or not given.config.is_file():
             parser.error("name the config: make record CONFIG=records/NAME/config.yaml")
-        make(given.config.resolve(), given.seeds, given.sample_epochs)
+        make(given.config.resolve(), given.seeds, given.sample)
     given.page.write_text(page_with_table(given.page))
 
 

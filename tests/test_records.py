@@ -69,7 +69,7 @@ def test_a_record_is_made(project: Path, tmp_path: Path) -> None:
     config.parent.mkdir()
     config.write_text(TINY.format(data=project / "data" / "sample", epochs=1))
     command = [python_of(project), str(ROOT / "benchmarks" / "record.py"), "--config", str(config)]
-    command += ["--page", str(tmp_path / "records.md"), "--sample-epochs", "1", "--seeds", "4"]
+    command += ["--page", str(tmp_path / "records.md"), "--sample", "0.13", "--seeds", "4"]
     shutil.copy(record.PAGE, tmp_path / "records.md")
     succeed(command, project)
     (row,) = json.loads(config.with_name("record.json").read_text())["rows"]

@@ -99,7 +99,8 @@ def test_three_ranks_train_and_count_as_one(context: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize("backbone", ["small_cnn", PLAIN])
 def test_one_two_and_four_ranks_and_accumulation(context: Any, tmp_path: Path, dataset: Path, backbone: str) -> None:
     """With the same micro-batch the losses agree, with batch norm (`small_cnn`) too. What agrees not with it are its
-    running statistics, which are updated once a micro-batch and so more often where gradients accumulate."""
+    running statistics, which are updated once a micro-batch and so more often where gradients accumulate, and the
+    temperature that a validation with them has fitted."""
     model = {"backbone": backbone, "optimizer": "sgd", "learning_rate": 0.02}
     trainings = Trainings(
         context, tmp_path, dataset, data={"path": str(dataset), "global_batch_size": 16, "image_size": 8}, model=model
@@ -110,7 +111,8 @@ def test_one_two_and_four_ranks_and_accumulation(context: Any, tmp_path: Path, d
     for devices in (2, 4):
         other = trainings.run(str(devices), devices=devices, micro=4)
         assert len(losses(one)) == 12 and close(losses(one), losses(other)) and rates(one) == rates(other)
-        assert set(same(weights(one), weights(other))) <= running
+        differs = set(same(weights(one), weights(other)))
+        assert differs - {"calibration.temperature"} <= running and (running or not differs)
         metrics, alone = proofs.summary(other)["metrics"], evaluate(ImageModel, other)
         for name in ("test/accuracy", "test/loss"):
             assert alone[name] == pytest.approx(metrics[name]), "ranks evaluate with one set of statistics, the saved"
