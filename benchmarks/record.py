@@ -36,10 +36,13 @@ COLUMNS = (
 
 
 def train(folder: Path, run: str, *settings: str) -> dict[str, Any]:
-    """Train in `folder`, from nothing; the run's summary, with the seconds from the program's start to its end."""
+    """Train in `folder`, from nothing; the run's summary, with the seconds from the program's start to its end.
+
+    Paths are given as seen from there: what the run says of itself names no folder of this machine.
+    """
     shutil.rmtree(folder / "runs" / run, ignore_errors=True)
     project = Path.cwd()
-    command = [sys.executable, str(project / "train.py"), "--run", run, "--prices", str(project / "prices.yaml")]
+    command = [sys.executable, str(project / "train.py"), "--run", run, "--prices", seen_from(folder, "prices.yaml")]
     command += ["--log.wandb", "false", "--trainer.enable_progress_bar", "false", *settings]
     paths = os.pathsep.join(filter(None, (str(project / "src"), os.environ.get("PYTHONPATH", ""))))
     began = time.monotonic()
@@ -62,18 +65,19 @@ def train(folder: Path, run: str, *settings: str) -> dict[str, Any]:
     return {**summary, "wall": seconds}
 
 
+def seen_from(folder: Path, path: str | Path) -> str:
+    return os.path.relpath(path, folder)
+
+
 def sample_rate(folder: Path, share: float) -> float:
     """Images/s of the project's default training, on this machine now; of three epochs of a share of its images."""
     project = Path.cwd()
     if not (project / "data" / "sample" / "dataset.json").exists():
         pack = ["-m", "lightning_shards", "pack", "sample/fashion-mnist-10k.zip", "data/sample"]
         subprocess.run([sys.executable, *pack], check=True, stdout=subprocess.DEVNULL)
-    settings = ("--config", str(project / "configs" / "sample.yaml"), "--data.path", str(project / "data" / "sample"))
-    return float(
-        train(folder, "sample", *settings, "--trainer.max_epochs", "3", "--data.fraction", str(share))[
-            "images_per_second"
-        ]
-    )
+    paths = ("--config", seen_from(folder, "configs/sample.yaml"), "--data.path", seen_from(folder, "data/sample"))
+    told = train(folder, "sample", *paths, "--trainer.max_epochs", "3", "--data.fraction", str(share))
+    return float(told["images_per_second"])
 
 
 def dataset(config: str) -> Path:
@@ -94,8 +98,8 @@ def row(config: Path, seed: int, folder: Path, share: float) -> dict[str, Any]:
     """Train one seed; what a record says of it."""
     data = dataset(config.read_text())
     before = sample_rate(folder, share)
-    settings = ("--config", str(config), "--data.path", str(data), "--seed_everything", str(seed))
-    told = train(folder, f"seed-{seed}", *settings)
+    paths = ("--config", seen_from(folder, config), "--data.path", seen_from(folder, data))
+    told = train(folder, f"seed-{seed}", *paths, "--seed_everything", str(seed))
     rates = [before, sample_rate(folder, share)]
     metric = f"test/{told['monitor']}"
     return {
@@ -141,7 +145,8 @@ def make(config: Path, seeds: list[int], share: float) -> None:
         if rows and (other := [name for name in SAME if rows[0][name] != new[name]]):
             raise SystemExit(f"{record} is of another {', '.join(other)}: copy the config into a new folder")
         rows = sorted([*rows, new], key=lambda one: one["seed"])
-        content = {"command": f"make record CONFIG={shown(config)} SEEDS='{' '.join(map(str, seeds))}'", "rows": rows}
+        made = " ".join(str(one["seed"]) for one in rows)
+        content = {"command": f"make record CONFIG={shown(config)} SEEDS='{made}'", "rows": rows}
         temporary = record.with_suffix(".new")
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         temporary.replace(record)

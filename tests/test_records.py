@@ -19,7 +19,7 @@ TINY = """# One epoch of a few images.
 log:
   wandb: false
 data:
-  path: {data}
+  path: data/sample
   fraction: 0.05  # one shard of 1,000 images
   global_batch_size: 64
   image_size: 28
@@ -67,7 +67,7 @@ def test_a_record_is_made(project: Path, tmp_path: Path) -> None:
     """A seed beside the sample run; it is not trained again, and rows of another config are not mixed with it."""
     config = tmp_path / "tiny" / "config.yaml"
     config.parent.mkdir()
-    config.write_text(TINY.format(data=project / "data" / "sample", epochs=1))
+    config.write_text(TINY.format(epochs=1))
     command = [python_of(project), str(ROOT / "benchmarks" / "record.py"), "--config", str(config)]
     command += ["--page", str(tmp_path / "records.md"), "--sample", "0.13", "--seeds", "4"]
     shutil.copy(record.PAGE, tmp_path / "records.md")
@@ -76,11 +76,12 @@ def test_a_record_is_made(project: Path, tmp_path: Path) -> None:
     assert row["seed"] == 4 and row["images_seen"] == 960 and row["metric"] == "test/accuracy" and 0 < row["value"] < 1
     rate = sum(row["sample_images_per_second"]) / 2
     assert row["sample_images"] == pytest.approx(row["seconds"] * rate, rel=0.01)
-    assert "</html>" in config.with_name("report.html").read_text()
+    report = config.with_name("report.html").read_text()
+    assert "</html>" in report and str(project) not in report + json.dumps(row), "a record names no folder of a machine"
     line = record.cells(config, [row])
     assert f"{100 * row['value']:.2f}% ({100 * row['value']:.2f})" in line and f"{row['seconds'] / 60:.1f}" in line
 
     assert "seed 4 is there already" in succeed(command, project)
-    config.write_text(TINY.format(data=project / "data" / "sample", epochs=2))
+    config.write_text(TINY.format(epochs=2))
     refused = run(command, project)
     assert refused.returncode == 1 and "is of another config.yaml" in refused.stderr
