@@ -99,11 +99,15 @@ def test_every_column_sorts(project: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "sorted by test/mean_absolute_error; behind it the runs that have val/" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("terminal", [None, "xterm-256color", "dumb"])
 @pytest.mark.parametrize("columns", ["60", "200", None])
 def test_the_table_is_readable(
-    columns: str | None, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    columns: str | None, terminal: str | None, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """A narrow terminal wraps its lines: no number is cut."""
+    """A narrow terminal wraps its lines: no number is cut. No terminal gets codes, nor what they are printed as."""
+    if terminal:
+        monkeypatch.setenv("TERM", terminal)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     if columns:
         monkeypatch.setenv("COLUMNS", columns)
     else:
@@ -113,7 +117,7 @@ def test_the_table_is_readable(
     assert printed[0].split() == [*COLUMNS, "settings"]
     assert "better" in printed[1] and "99.0% test/accuracy" in printed[1] and "learning_rate=0.01" in printed[1]
     assert any(line.startswith("broken: config.yaml is damaged") for line in printed)
-    assert "\x1b" not in "".join(printed) and max(map(len, printed[:6])) <= 200
+    assert not any(code in "".join(printed) for code in ("\x1b", "\\x1b", "…")) and max(map(len, printed[:6])) <= 200
 
 
 def test_no_runs_and_no_column_are_one_sentence(

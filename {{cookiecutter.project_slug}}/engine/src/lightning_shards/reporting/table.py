@@ -19,7 +19,6 @@ from ..runs.values import LONGEST_TEXT
 from ..terminal import printable
 from . import numbers
 
-_COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "budget": "yellow", "unfinished": "yellow"}
 NARROWEST = 132  # characters a line: a terminal that has fewer wraps it, where a narrower table would cut numbers off
 BESIDE = ("log.", "trainer.enable_")  # settings that change nothing of a training
 # Columns that the table can be sorted by: the value of a row, and whether a large one comes first.
@@ -107,7 +106,7 @@ def _row(run: RunFiles, differing: list[str]) -> dict[str, Any]:
 def render(table: list[dict[str, Any]]) -> str:
     """The rows as text, as wide as the terminal; settings by their last name where that tells them apart."""
     short = short_names(table)
-    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    shown = Table(box=None, padding=(0, 2, 0, 0))
     for heading in (*COLUMNS, "settings"):
         numeric = heading in ("images", "time", "speed", "energy", "cost")
         shown.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "settings")
@@ -116,7 +115,7 @@ def render(table: list[dict[str, Any]]) -> str:
         shown.add_row(
             (row["when"] or numbers.NOT_KNOWN)[:16].replace("T", " "),
             Text(printable(row["run"])),
-            Text(row["status"], style=_COLOURS.get(row["status"], "")),
+            Text(row["status"]),
             Text(
                 f"{numbers.metric(metric['name'], metric['value'])} {metric['name']}" if metric else numbers.NOT_KNOWN
             ),
@@ -140,9 +139,8 @@ def short_names(table: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def printed(table: Table) -> str:
     """The table as text, as wide as the terminal."""
-    terminal = sys.stdout.isatty()
-    console = Console(highlight=False, force_terminal=terminal)
-    known = terminal or "COLUMNS" in os.environ
+    console = Console(highlight=False, force_terminal=False)  # plain text: `show` lets no codes through
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
     console.width = max(console.width, NARROWEST) if known else 200
     with console.capture() as captured:
         console.print(table)
