@@ -135,6 +135,37 @@ def test_copies_lie_in_the_temporary_folder_where_no_home_can_be_written(
     assert machine.cache_folder().parent == tmp_path
 
 
+def test_libraries_without_a_home_keep_their_files_where_they_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B goes without pictures and metrics where it cannot write its files; torch would make a folder `~`."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    names = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "MPLCONFIGDIR")
+    for name in names:
+        monkeypatch.setenv(name, "as it was")  # which puts it back at the end, too
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    machine.stand_in_for_home()
+    assert not {*names} & {*os.environ}, "there is a home"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setenv("XDG_DATA_HOME", "chosen")
+    machine.stand_in_for_home()
+    assert "HOME" not in os.environ and os.environ["XDG_DATA_HOME"] == "chosen"
+    place = Path(os.environ["XDG_CACHE_HOME"])
+    assert place.parent == tmp_path and place.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(Path, "home", homeless)
+    machine.stand_in_for_home()
+    assert os.environ["HOME"] == os.environ["MPLCONFIGDIR"] == str(place)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(machine, "_own_folder", lambda: Path("/proc/none"))
+    machine.stand_in_for_home()
+    assert "HOME" not in os.environ, "nowhere to write: as it was"
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int) -> list[int]:
     """`os.<name>` fails so often with this errno; returns what counts its failures."""
     real, failures = getattr(os, name), [0]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +67,24 @@ def test_a_log_that_takes_no_more_ends_no_training(monkeypatch: pytest.MonkeyPat
         show("a result")
     monkeypatch.setattr(sys, "stderr", Full())
     say("a note", sys.stderr)
+
+
+STARTED_WITH_NOTHING = """
+import subprocess, sys
+from lightning_shards.entry import command
+with command():
+    assert not (sys.stdin.read() or sys.stdout.isatty() or sys.stderr.isatty())
+    print("nobody reads this")
+    print("nor this", file=sys.stderr)
+    with open("file", "w") as file:
+        file.write("whole")
+        file.flush()
+        subprocess.run([sys.executable, "-c", "import sys; sys.stdout.write('a child')"], check=True)
+"""
+
+
+def test_streams_that_are_closed_lead_nowhere(tmp_path: Path) -> None:
+    """As `>&-` leaves them: they are no streams without methods, nor the file that is opened next."""
+    script = 'exec "$0" -c "$1" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", script, sys.executable, STARTED_WITH_NOTHING], cwd=tmp_path, timeout=300)
+    assert done.returncode == 0 and (tmp_path / "file").read_text() == "whole"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from . import machine
 from .errors import InputError, RunError
 from .terminal import printable, say
 
@@ -24,6 +25,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def command() -> Iterator[None]:
     """Bad input ends with status 2, a run that failed with 1, Ctrl-C where nothing is half done with 130."""
     _end_with_the_launcher()
+    _open_closed_streams()
+    machine.stand_in_for_home()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # letters that this terminal's encoding does not have
     try:
@@ -50,6 +53,16 @@ def importing() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # at the end they are garbage
     finally:
         gc.enable()
+
+
+def _open_closed_streams() -> None:
+    """A standard stream that the command was started without (`>&-`) leads nowhere, here and in processes started from
+    here. Closed it would be None, and its descriptor that of the next file."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115: as long as the process
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _end_with_the_launcher() -> None:

@@ -86,12 +86,36 @@ def cache_folder() -> Path:
     local = os.environ.get("TMPDIR") if "SLURM_JOB_ID" in os.environ else None
     if place := local or os.environ.get("XDG_CACHE_HOME"):
         return Path(place) / "lightning-shards"
+    home = _home()
+    return home / ".cache" / "lightning-shards" if home else _own_folder()
+
+
+def _home() -> Path | None:
+    """The user's, where there is one that can be written."""
     try:
-        home = Path.home()  # RuntimeError for a user id without an entry in the password file
-    except RuntimeError:
-        return _own_folder()
+        home = Path.home()
+    except RuntimeError:  # a user id without an entry in the password file
+        return None
     parent = next(path for path in (home / ".cache", home, *home.parents) if path.exists())
-    return home / ".cache" / "lightning-shards" if os.access(parent, os.W_OK) else _own_folder()
+    return home if os.access(parent, os.W_OK) else None
+
+
+def stand_in_for_home() -> None:
+    """Let libraries keep their files among the temporary ones where there is no home to write into: W&B would log no
+    pictures and then no metrics, torch make a folder called `~`. A home that can only be read has keys, and stays."""
+    if _home():
+        return
+    place = _own_folder()
+    with suppress(OSError):
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.stat().st_uid != os.getuid():
+            return  # another user's
+        try:
+            Path.home()
+        except RuntimeError:
+            os.environ["HOME"] = str(place)
+        for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "MPLCONFIGDIR"):
+            os.environ.setdefault(name, str(place))
 
 
 def _own_folder() -> Path:
