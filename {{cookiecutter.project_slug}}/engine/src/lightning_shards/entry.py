@@ -60,7 +60,7 @@ def _open_closed_streams() -> None:
     here. Closed it would be None, and its descriptor that of the next file."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode)  # noqa: SIM115: as long as the process
+            stream = open(os.devnull, mode)  # noqa: PTH123, SIM115 - open as long as the process
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
 

@@ -145,7 +145,7 @@ def _interval(row: Row) -> str:
 def render(table: Sequence[Row]) -> str:
     """The rows as text, as wide as the terminal."""
     short = short_names(table)
-    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    shown = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("newest run", "runs", "mean", "deviation", "95% interval of the mean", "settings"):
         shown.add_column(heading, justify="right" if heading == "runs" else "left", no_wrap=heading != "settings")
     for row in table:
