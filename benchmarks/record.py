@@ -132,7 +132,7 @@ def commit() -> str:
 
 def make(config: Path, seeds: list[int], share: float) -> None:
     """Train the seeds that the record lacks; it is written after each."""
-    record, folder = config.with_name("record.json"), Path("records", config.parent.name)
+    record, folder = config.with_name("record.json"), Path("data", "records", config.parent.name)  # a bake keeps data/
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.exists() else []
     if rows and rows[0]["config"] != digest(config):
