@@ -34,7 +34,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], 
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_killed_in_the_middle_the_same_command_finishes(
     number: signal.Signals, slow: tuple[list[str], dict[str, str]], tmp_path: Path
 ) -> None:
@@ -45,7 +45,7 @@ def test_killed_in_the_middle_the_same_command_finishes(
     while len(list(done.glob("*.npz"))) < 2:
         assert process.poll() is None
         time.sleep(0.01)
-    if number == signal.SIGINT:
+    if number in (signal.SIGINT, signal.SIGHUP):
         os.killpg(process.pid, number)  # as a terminal does: the workers get it too
     else:
         process.send_signal(number)

@@ -20,6 +20,7 @@ import torch
 import train
 import wandb
 import yaml
+from lightning_shards import machine
 from lightning_shards.train import hardware, loggers, wandb_logger
 from lightning_shards.train.cli import TrainingCLI
 from lightning_shards.train.evaluate import evaluate
@@ -62,14 +63,14 @@ def start(monkeypatch: pytest.MonkeyPatch, *arguments: str, config: str | None =
     return 0
 
 
-def spawn(folder: Path, *arguments: str, config: str | None = "small.yaml") -> subprocess.Popen[str]:
+def spawn(
+    folder: Path, *arguments: str, config: str | None = "small.yaml", output: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Start train.py as a process of its own."""
     given = [*(["--config", config] if config else []), *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(PROJECT / "train.py"), *given]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output, text=True)
 
 
 def summary(run: str) -> dict[str, Any]:
@@ -509,6 +510,25 @@ def is_helper(process: Path, of: int) -> bool:
     except OSError:
         return False
     return "(wandb" in name and int(rest.split()[1]) == of
+
+
+def test_a_terminal_that_is_closed_saves(project: Path) -> None:
+    """The trainer gets SIGHUP, and nothing can be written to the terminal any more; under `nohup` it goes on."""
+    master, terminal = os.openpty()
+    process = spawn(project, "--run", "left", "--trainer.max_epochs", "200",
+                    "--trainer.enable_progress_bar", "true", output=terminal)  # fmt: skip
+    os.close(terminal)
+    while not Path("runs/left/metrics.csv").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=300) == 75 and summary("left")["status"] == "stopped"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` starts a command
+    try:
+        assert signal.SIGHUP not in machine.stop_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in machine.stop_signals()
 
 
 def test_sigterm_saves_and_the_resume_ends_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

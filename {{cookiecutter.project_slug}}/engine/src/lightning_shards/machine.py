@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import resource
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +126,18 @@ def _own_folder() -> Path:
     except OSError:  # no folder for temporary files can be written
         place = "/tmp"
     return Path(place) / f"lightning-shards-{os.getuid()}"
+
+
+def stop_signals() -> list[int]:
+    """What asks a command to end: Ctrl-C, SIGTERM, and the end of its terminal, unless `nohup` keeps that from it."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
+def raise_on_stop() -> None:
+    """Each of them raises KeyboardInterrupt, so that temporary files are removed."""
+    for number in stop_signals():
+        signal.signal(number, signal.default_int_handler)
 
 
 def lock(descriptor: int, shared: bool = False, wait: bool = True) -> bool | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from typing import Any
 
+from .. import machine
 from ..entry import importing
 from ..packing.options import size
 from ..terminal import say, show
@@ -56,7 +56,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         from ..inference.networks import embedder
         from ..packing.report import progress_bar
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    machine.raise_on_stop()
     made = embedder(arguments.model(), vars(arguments), arguments.datamodule())
     if arguments.forecast:
         report = forecast(made, arguments.images, arguments.seconds)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from .. import machine
 from ..entry import importing
 from ..errors import RunError
 from ..terminal import say, show
@@ -57,7 +57,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         from ..train.mirror import look_twice
         from ..train.trained_model import best_model
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files are removed then, too
+    machine.raise_on_stop()  # temporary files are removed then, too
     if arguments.out:
         check_new(arguments.out, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
     datamodule_class = arguments.datamodule()
@@ -81,7 +81,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             if damaged == len(images):
                 raise RunError(f"no image of {arguments.source} could be decoded; the last one {prediction.error}")
     except KeyboardInterrupt:
-        print("stopped; nothing was written" if arguments.out else "stopped", file=sys.stderr, flush=True)
+        say("stopped; nothing was written" if arguments.out else "stopped", sys.stderr)
         os._exit(130)  # threads may wait for a server that does not answer
     rate = number / (time.monotonic() - began)
     message = f"{arguments.out}: " if arguments.out else ""
@@ -113,7 +113,7 @@ def _export(arguments: argparse.Namespace) -> None:
         from ..train.datamodule import evaluation_transform
         from ..train.trained_model import best_model
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    machine.raise_on_stop()
     check_format(arguments.file)
     check_new(arguments.file, arguments.force)
     datamodule_class = arguments.datamodule()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from .. import machine
 from ..entry import importing
 from ..errors import InputError
 from ..packing.options import add_pack_options, recipe, size
@@ -49,7 +49,7 @@ def _forecast(arguments: argparse.Namespace) -> None:
         from ..forecasting.picture import save
         from ..forecasting.render import render
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary folders are removed then, too
+    machine.raise_on_stop()  # temporary folders are removed then, too
     settings, measure = arguments.settings, (arguments.images, arguments.seconds, _say)
     if settings and not settings[0].startswith("-"):
         damaged, source = arguments.max_damaged_fraction, Path(settings.pop(0))

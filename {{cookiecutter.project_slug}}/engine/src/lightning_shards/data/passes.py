@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..machine import cache_folder
+from ..terminal import say
 from .checks import check_settings, refuse_unknown
 from .dataset import Dataset
 from .opening import open_split, recipe_or_order, refuse_without_shuffle
@@ -78,7 +79,7 @@ class Passes:
         if place.order is not before.order:
             self._check_cache(place)
             if self.rank == 0 and (note := memory_note(place.order, self.dataset, self.split)):
-                print(note, file=sys.stderr)
+                say(note, sys.stderr)
         self._place, self._sampler.order = place, place.order  # type: ignore[union-attr]
 
     def _at_place(self) -> TrainSampler | EvalSampler:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import machine
 from ..errors import InputError, RunError
 from .field_files import listed_fields
 from .source_table import SourceTable
@@ -30,18 +31,28 @@ class Stopped(RunError):
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are noted in the list instead of raising somewhere."""
+    """What asks the command to end is noted in the list instead of raising somewhere."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
-    both = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda n, _: seen.append(n)) for number in both]
+    numbers = machine.stop_signals()
+    before = [signal.signal(number, lambda n, _: seen.append(n)) for number in numbers]
     try:
         yield seen
     finally:
-        for number, handler in zip(both, before, strict=True):
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextmanager
+def _unseen_signals() -> Iterator[None]:
+    """Processes that start here never see what asks the command to end: this process tells them to stop."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Pool:
@@ -50,7 +61,8 @@ class Pool:
     def __init__(self, work: Path, short_side: int | None, quality: int, workers: int) -> None:
         self.work, self.workers = work, workers
         context = multiprocessing.get_context("spawn")
-        self.worker = Worker(work, short_side, quality, context.Event(), context.Value("q", 0))
+        with _unseen_signals():  # the first event starts a process that looks after all of them
+            self.worker = Worker(work, short_side, quality, context.Event(), context.Value("q", 0))
         self.executor = ProcessPoolExecutor(workers, context, initializer=self.worker.start)
 
     def __enter__(self) -> Pool:
@@ -61,12 +73,8 @@ class Pool:
         self.executor.shutdown(cancel_futures=True)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Processes that start here never see Ctrl-C: this process tells them to stop."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
+        with _unseen_signals():
             return self.executor.submit(function, *arguments)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def tasks(self, listing: SourceTable, sizes: Mapping[str, int], shard_bytes: int) -> list[Task]:
         """The shards: about equal in size, judged by the first 48 images to train on.

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import machine
+
 EXIT = {  # statuses of ends with everything saved
     "stopped": 75,  # by a signal (EX_TEMPFAIL of sysexits.h: try again)
     "budget": 0,  # all that was allowed is done
@@ -30,7 +32,7 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM and SIGUSR1 while its context lasts; the ranks agree on it at the end of their batches.
+    """Notes SIGINT, SIGTERM, SIGHUP and SIGUSR1 while its context lasts; the ranks agree at the end of their batches.
 
     It lasts from the run's first file to its last, so that a signal at any time has the same end. Lightning's own
     handlers are kept out (`take_over`): they hold a collective operation inside the handler, where ranks can miss each
@@ -50,7 +52,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in machine.stop_signals():
             self._previous[number] = signal.signal(number, self._note)
         return self
 
