@@ -10,9 +10,14 @@ signal with everything saved.
 """
 
 import signal
+import sys
 
-from lightning_shards.entry import command, importing
-from lightning_shards.terminal import say
+try:
+    from lightning_shards.entry import command, importing
+    from lightning_shards.terminal import say
+except ModuleNotFoundError:
+    print("error: this Python has not what the project needs: start it by `uv run train.py`", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:

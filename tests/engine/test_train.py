@@ -512,6 +512,13 @@ def is_helper(process: Path, of: int) -> bool:
     return "(wandb" in name and int(rest.split()[1]) == of
 
 
+def test_another_python_than_the_projects_is_one_sentence() -> None:
+    """`python train.py` in place of `uv run train.py`: that Python has nothing installed."""
+    command = [sys.executable, "-I", "-S", str(PROJECT / "train.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "uv run train.py" in done.stderr
+
+
 def test_a_terminal_that_is_closed_saves(project: Path) -> None:
     """The trainer gets SIGHUP, and nothing can be written to the terminal any more; under `nohup` it goes on."""
     master, terminal = os.openpty()
