@@ -98,7 +98,7 @@ format: | uv  ## put the code in order: the template's own, the engine and the t
 clean:  ## remove environments, caches and what lies in build/; the project there stays, with its data and runs
 	@rm -rf .venv .uv uv.lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name '$(NAME)' ! -name '$(NAME).files.json' -exec rm -rf {} +; fi
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name '$(NAME)' ! -name '$(NAME).*' -exec rm -rf {} +; fi
 	@if [ -f $(BAKE)/Makefile ]; then $(IN_BAKE) clean && echo "$(BAKE) stays, with its data and runs: remove it if nobody needs it."; fi
 
 named:

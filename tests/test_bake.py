@@ -247,6 +247,44 @@ def test_a_bake_in_build_never_loses_what_a_person_changed(tmp_path: Path) -> No
     assert [path.name for path in place.parent.iterdir() if path.is_dir()] == ["demo"]
 
 
+KILLED = """
+import os, runpy, shutil, sys
+from pathlib import Path
+left = int(sys.argv.pop(1))
+def counted(real):
+    def function(*arguments, **keywords):
+        global left
+        if "build" in str(arguments[0]):
+            left -= 1
+            if not left:
+                os._exit(9)
+        return real(*arguments, **keywords)
+    return function
+Path.rename, shutil.rmtree = counted(Path.rename), counted(shutil.rmtree)
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_bake_that_is_killed_at_any_moment_loses_no_data(tmp_path: Path) -> None:
+    place, home = tmp_path / "build" / "demo", {"HOME": str(tmp_path)}
+    tool = [str(PROJECT.parent / "tools" / "bake.py"), str(place)]
+    succeed([sys.executable, *tool], tmp_path, env=home)
+    for name in ("runs/first/last.ckpt", "data/sample/dataset.json"):
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_text("kept")
+    for moment in itertools.count(1):
+        killed = run([sys.executable, "-c", KILLED, str(moment), *tool], tmp_path, env=home)
+        succeed([sys.executable, *tool], tmp_path, env=home)
+        assert (
+            (place / "runs/first/last.ckpt").read_text() == (place / "data/sample/dataset.json").read_text() == "kept"
+        )
+        if killed.returncode == 0:
+            break
+    assert moment > 5
+    assert [path.name for path in place.parent.iterdir() if path.is_dir()] == ["demo"]
+
+
 def test_make_clean_leaves_what_a_person_made(default_bake: Path, tmp_path: Path) -> None:
     shutil.copy(PROJECT.parent / "Makefile", tmp_path)
     there = tmp_path / "build" / DEFAULT

@@ -35,8 +35,23 @@ def changed(bake: Path, before: dict[str, str]) -> list[str]:
     return sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
 
 
+def settle(bake: Path, old: Path) -> None:
+    """What stays goes from the old bake to its place, also where an earlier call was stopped before that."""
+    if not old.exists():
+        return
+    if not bake.exists():
+        old.rename(bake)
+        return
+    for name in KEPT:
+        if os.path.lexists(old / name) and not os.path.lexists(bake / name):
+            (old / name).rename(bake / name)
+    shutil.rmtree(old)
+
+
 def main(bake: Path) -> None:
-    record, new = bake.with_name(f"{bake.name}.files.json"), bake.with_name("new")
+    new = bake.with_name("new")
+    record, old = (bake.with_name(bake.name + end) for end in (".files.json", ".old"))
+    settle(bake, old)
     shutil.rmtree(new, ignore_errors=True)
     os.environ["BAKED_INTO"] = str(bake.resolve())  # what the hook that runs in `new` says to the person
     made = Path(cookiecutter(str(ROOT), no_input=True, default_config=True, output_dir=str(new)))
@@ -49,13 +64,11 @@ def main(bake: Path) -> None:
                 f"{bake} has {len(mine)} file{'s' * (len(mine) > 1)} that you changed, such as {mine[0]}: move the "
                 f"folder away to keep it (mv {bake} ../my-project), or remove it, and run the command again"
             )
-        for name in KEPT:
-            if (bake / name).exists():
-                (bake / name).rename(made / name)
-        shutil.rmtree(bake)
+        bake.rename(old)
+    record.write_text(json.dumps(written, indent=0))
     made.rename(bake)
     new.rmdir()
-    record.write_text(json.dumps(written, indent=0))
+    settle(bake, old)
 
 
 if __name__ == "__main__":
