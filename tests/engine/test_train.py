@@ -427,7 +427,9 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(project: Path, monkeypatch: py
     assert done.returncode == 0 and "2 run(s)" in done.stdout + done.stderr, done.stderr
 
 
-def test_wandb_is_online_with_a_key_and_off_when_asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_online_with_a_key_and_off_when_asked(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(project / "no-netrc"))
     modes: list[str] = []
@@ -438,7 +440,12 @@ def test_wandb_is_online_with_a_key_and_off_when_asked(project: Path, monkeypatc
         assert isinstance(made, wandb_logger.Wandb)
         modes.append(made.mode)
         wandb.teardown()
-    assert modes == ["offline", "online"]
+    assert modes == ["offline", "online"] and not capfd.readouterr().err
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    assert loggers.build(loggers.LogSettings(), project / "run")[1].mode == "offline"  # type: ignore[attr-defined]
+    assert "WANDB_MODE is online, and no key is known" in capfd.readouterr().err, "what was asked for is not ignored"
+    wandb.teardown()
     assert len(loggers.build(loggers.LogSettings(wandb=False), project / "run")) == 1
 
 

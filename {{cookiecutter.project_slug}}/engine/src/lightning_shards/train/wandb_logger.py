@@ -110,10 +110,12 @@ def _why_offline() -> str | None:
     """Why no server is to be asked: a sentence, empty where nobody wants one; None where W&B credentials are there."""
     import wandb
 
-    if os.environ.get("WANDB_MODE") == "offline":
+    mode = os.environ.get("WANDB_MODE")
+    if mode == "offline":
         return ""
+    without_key = f"WANDB_MODE is {mode}, and no key is known" if mode in ("online", "shared") else ""
     try:
-        return None if wandb.login(prompt=False, verify=False) else ""
+        return None if wandb.login(prompt=False, verify=False) else without_key
     except Exception as defect:  # a key that is none, a file of keys that cannot be read
         return f"the key cannot be used: {_one_line(defect)}"
 
