@@ -519,6 +519,15 @@ def is_helper(process: Path, of: int) -> bool:
     return "(wandb" in name and int(rest.split()[1]) == of
 
 
+def test_a_run_folder_that_is_moved_meanwhile_is_said(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(TrainingCLI, "test", lambda _: Path("runs/before").rename("runs/after"))
+    assert start(monkeypatch, "--run", "before", "--trainer.max_epochs", "1") == 0
+    assert "runs/before was moved or removed" in capfd.readouterr().err
+    assert summary("before")["status"] == "done" and Path("runs/before/config.yaml").exists()
+
+
 def test_another_python_than_the_projects_is_one_sentence() -> None:
     """`python train.py` in place of `uv run train.py`: that Python has nothing installed."""
     command = [sys.executable, "-I", "-S", str(PROJECT / "train.py")]

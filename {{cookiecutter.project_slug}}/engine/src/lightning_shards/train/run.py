@@ -161,7 +161,12 @@ class Run:
     @rank_zero_only
     def _write(self, status: str, error: str | None) -> None:
         """`summary.json` and `report.html`, then W&B, which may have to wait for a network."""
-        began = datetime.fromtimestamp((self.folder / "config.yaml").stat().st_mtime).isoformat(timespec="seconds")
+        config = self.folder / "config.yaml"
+        if not config.exists():
+            say(f"{self.folder} was moved or removed: what came since is in a new folder of that name", sys.stderr)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_durably(config, self.config.encode())
+        began = datetime.fromtimestamp(config.stat().st_mtime).isoformat(timespec="seconds")
         content: dict[str, Any] = {
             "status": status,
             "began": began,
