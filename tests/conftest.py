@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from template import DEFAULT, bake, succeed
+from template import DEFAULT, bake, python_of, succeed
+from warm import WarmPython
 
 # Before anything imports torch, which reads it once. The processes of the tests share few cores: threads of one that
 # wait for each other would take the time of the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What the tests are started by may ignore these, as nohup and a shell's background do, and so would our processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Files that take long, the longest first: they are begun first, so that none is left to one process at the end. Slurm
 # is the first of all: it mostly waits, while others compute.
@@ -46,3 +53,19 @@ def project(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             succeed("make setup data/sample/dataset.json", made, timeout=1200)
             (shared / "ready").touch()
     return shared / "bakes" / DEFAULT
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Python that runs the tests, for starts of train.py and of commands that are not killed."""
+    server = WarmPython(sys.executable, tmp_path_factory.mktemp("warm"))
+    yield str(server.path)
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def warm_python_of_project(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same of `project`."""
+    server = WarmPython(python_of(project), tmp_path_factory.mktemp("warm-project"))
+    yield str(server.path)
+    server.stop()

@@ -9,10 +9,12 @@ import re
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from template import PACKAGE, PROJECT, bake, environment, run, succeed
+from template import PACKAGE, PROJECT, bake, environment, python_of, run, succeed
+from warm import WarmPython
 
 PAGES = sorted(path for path in (PROJECT / "engine" / "docs" / "how-to").glob("*.md") if path.name != "README.md")
 BLOCK = re.compile(
@@ -25,16 +27,19 @@ STAND_IN = """#!/bin/sh
 export PYTHONPATH="$PWD/src" PYTHONDONTWRITEBYTECODE=1
 verb=$1; shift
 case "$verb" in
-  add) exec {uv} pip install --quiet --python {env} "$@" ;;
-  sync) shift; exec {uv} pip install --quiet --python {env} "$@" ;;  # an extra that is called as its package
+  # an extra is called as its package
+  add) touch .added; exec {uv} pip install --quiet --python {env} "$@" ;;
+  sync) shift; touch .added; exec {uv} pip install --quiet --python {env} "$@" ;;
   run) while :; do case "$1" in --extra|--with) shift 2 ;; -*) shift ;; *) break ;; esac; done ;;
   *) echo "a how-to page calls uv $verb" >&2; exit 2 ;;
 esac
 [ "$1" = python ] && shift
+python={warm}
+[ -e .added ] && python={env}/bin/python  # which knows what was added
 case "$1" in
-  train.py) exec {env}/bin/python "$@" {shorter} ;;
-  pytest|jupyter) exec {env}/bin/python -m "$@" ;;
-  *) exec {env}/bin/python "$@" ;;
+  train.py) exec $python "$@" {shorter} ;;
+  pytest|jupyter) exec $python -m "$@" ;;
+  *) exec $python "$@" ;;
 esac
 """
 
@@ -55,6 +60,14 @@ def fresh(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     keep_a_tenth(made / "sample" / "fashion-mnist-10k.zip")
     succeed("make data/sample/dataset.json", made, timeout=1200)
     return made
+
+
+@pytest.fixture(scope="module")
+def warm(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Python of `fresh`, whose starts cost little."""
+    server = WarmPython(python_of(fresh), tmp_path_factory.mktemp("warm"))
+    yield str(server.path)
+    server.stop()
 
 
 def keep_a_tenth(path: Path) -> None:
@@ -83,14 +96,14 @@ def apply(project: Path, language: str, path: str, append: bool, text: str) -> N
 
 @pytest.mark.project
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in CODE_ALONE], ids=lambda page: page.stem)
-def test_page_works_as_it_stands(page: Path, fresh: Path, tmp_path: Path) -> None:
+def test_page_works_as_it_stands(page: Path, fresh: Path, warm: str, tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(fresh, project, ignore=shutil.ignore_patterns(".venv", "runs"), symlinks=True)
     (project / ".venv").symlink_to(fresh / ".venv")
     real_uv = succeed("command -v uv", tmp_path).strip()
     uv = tmp_path / "bin" / "uv"
     uv.parent.mkdir()
-    uv.write_text(STAND_IN.format(uv=real_uv, env=fresh / ".venv", shorter=SHORTER))
+    uv.write_text(STAND_IN.format(uv=real_uv, env=fresh / ".venv", warm=warm, shorter=SHORTER))
     uv.chmod(0o755)
     ran = 0
     for to_run, language, path, append, text in BLOCK.findall(page.read_text(encoding="utf-8")):

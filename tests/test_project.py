@@ -46,20 +46,22 @@ def test_the_team_has_little_to_read() -> None:
         assert len(files) <= 10 and sum(len(path.read_text().splitlines()) for path in files) <= lines, folder
 
 
-def test_other_tasks_pack_their_sample_and_learn(project: Path, other: Path, tmp_path: Path) -> None:
+def test_other_tasks_pack_their_sample_and_learn(
+    project: Path, warm_python_of_project: str, other: Path, tmp_path: Path
+) -> None:
     """The Makefile's own command packs the table; two epochs of a quarter of it must already
     beat a model that guesses the mean."""
     environment = with_its_source(other)
     uv = stand_in_for_uv(tmp_path, project)
     succeed(["make", "data/sample/dataset.json", f"UV={uv}"], other, env=environment)
     train = ["train.py", "--run", "two", "--trainer.max_epochs", "2", "--data.fraction", "0.25", "--log.wandb", "false"]
-    succeed([python_of(project), *train], other, timeout=600, env=environment)
+    succeed([warm_python_of_project, *train], other, timeout=600, env=environment)
     metrics = json.loads((other / "runs/two/summary.json").read_text())["metrics"]
     assert metrics.get("test/average_precision", 1) > 0.8 and metrics.get("test/r2", 1) > 0.5, metrics
 
 
-def test_other_tasks_have_configs_that_make_a_model(project: Path, other: Path) -> None:
-    command = [python_of(project), "-m", "pytest", "-p", "no:cacheprovider", "-k", "makes_a_model"]
+def test_other_tasks_have_configs_that_make_a_model(warm_python_of_project: str, other: Path) -> None:
+    command = [warm_python_of_project, "-m", "pytest", "-p", "no:cacheprovider", "-k", "makes_a_model"]
     succeed(command, other, env=with_its_source(other))
 
 
@@ -68,19 +70,19 @@ def test_other_tasks_are_typed(project: Path, other: Path) -> None:
     succeed([python_of(project), "-m", "mypy", "--cache-dir", cache], other, env=with_its_source(other))
 
 
-def test_training_script_says_what_it_takes(project: Path) -> None:
-    said = succeed([python_of(project), "train.py", "--help"], project)
+def test_training_script_says_what_it_takes(project: Path, warm_python_of_project: str) -> None:
+    said = succeed([warm_python_of_project, "train.py", "--help"], project)
     assert "--config" in said and len(said.splitlines()) <= 60
 
 
-def test_every_module_imports(project: Path) -> None:
+def test_every_module_imports(project: Path, warm_python_of_project: str) -> None:
     code = (
         f"import importlib, pkgutil, lightning_shards, {PACKAGE}\n"
         f"for package in (lightning_shards, {PACKAGE}):\n"
         "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         "        if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
     )
-    succeed([python_of(project), "-c", code], project)
+    succeed([warm_python_of_project, "-c", code], project)
 
 
 def test_lock_pins_with_hashes(project: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from template import DEFAULT, PROJECT, ROOT, bake, litter, python_of, succeed
+from template import DEFAULT, PROJECT, ROOT, bake, litter, succeed
 
 DOCS = PROJECT / "engine" / "docs"
 BLOCK = re.compile(r"^<!-- run -->\n+```bash\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
@@ -62,11 +62,11 @@ def test_slurm_commands_of_the_docs() -> None:
 
 
 @pytest.mark.project
-def test_scaling_commands_of_the_docs(project: Path, tmp_path: Path) -> None:
+def test_scaling_commands_of_the_docs(project: Path, warm_python_of_project: str, tmp_path: Path) -> None:
     """As they stand, but for a shorter training, in an environment that is there."""
     uv = tmp_path / "uv"
     shorter = "--trainer.max_epochs 1 --data.fraction 0.1 --log.wandb false"
-    uv.write_text(f'#!/bin/sh\nshift\nexec "{python_of(project)}" "$@" {shorter}\n')
+    uv.write_text(f'#!/bin/sh\nshift\nexec "{warm_python_of_project}" "$@" {shorter}\n')
     uv.chmod(0o755)
     commands = blocks(DOCS / "scaling.md")
     assert len(commands) == 2

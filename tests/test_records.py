@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from template import ROOT, python_of, run, succeed
+from template import ROOT, run, succeed
 
 sys.path.append(str(ROOT / "benchmarks"))
 import record
@@ -50,7 +50,7 @@ def test_a_record_is_of_its_config(config: Path) -> None:
 
 
 @pytest.mark.project
-def test_the_project_knows_all_that_the_configs_set(project: Path) -> None:
+def test_the_project_knows_all_that_the_configs_set(project: Path, warm_python_of_project: str) -> None:
     check = """
 import sys, train
 from lightning_shards.train import TrainingCLI
@@ -59,19 +59,20 @@ for config in sys.argv[1:]:
     TrainingCLI(ImageModel, args=["--config", config, "--data.path", "data/sample", "--trainer.accelerator", "cpu"])
 print("all known")
 """
-    assert "all known" in succeed([python_of(project), "-c", check, *map(str, CONFIGS)], project)
+    assert "all known" in succeed([warm_python_of_project, "-c", check, *map(str, CONFIGS)], project)
 
 
 @pytest.mark.project
-def test_a_record_is_made(project: Path, tmp_path: Path) -> None:
+def test_a_record_is_made(project: Path, warm_python_of_project: str, tmp_path: Path) -> None:
     """A seed beside the sample run; it is not trained again, and rows of another config are not mixed with it."""
     config = tmp_path / "tiny" / "config.yaml"
     config.parent.mkdir()
     config.write_text(TINY.format(epochs=1))
-    command = [python_of(project), str(ROOT / "benchmarks" / "record.py"), "--config", str(config)]
+    warm = {"PYTHONEXECUTABLE": warm_python_of_project}
+    command = [warm_python_of_project, str(ROOT / "benchmarks" / "record.py"), "--config", str(config)]
     command += ["--page", str(tmp_path / "records.md"), "--sample", "0.13", "--seeds", "4"]
     shutil.copy(record.PAGE, tmp_path / "records.md")
-    succeed(command, project)
+    succeed(command, project, env=warm)
     (row,) = json.loads(config.with_name("record.json").read_text())["rows"]
     assert row["seed"] == 4 and row["images_seen"] == 960 and row["metric"] == "test/accuracy" and 0 < row["value"] < 1
     rate = sum(row["sample_images_per_second"]) / 2
@@ -81,7 +82,7 @@ def test_a_record_is_made(project: Path, tmp_path: Path) -> None:
     line = record.cells(config, [row])
     assert f"{100 * row['value']:.2f}% ({100 * row['value']:.2f})" in line and f"{row['seconds'] / 60:.1f}" in line
 
-    assert "seed 4 is there already" in succeed(command, project)
+    assert "seed 4 is there already" in succeed(command, project, env=warm)
     config.write_text(TINY.format(epochs=2))
-    refused = run(command, project)
+    refused = run(command, project, env=warm)
     assert refused.returncode == 1 and "is of another config.yaml" in refused.stderr

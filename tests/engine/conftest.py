@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +22,6 @@ from lightning_shards.data.tar_index import ShardIndex
 from .in_place import PROJECT
 from .servers import Web
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would our processes
 os.environ["WANDB_MODE"] = "offline"
 hypothesis.settings.register_profile("any machine", deadline=None)  # no outcome hangs on its speed
 hypothesis.settings.load_profile("any machine")
@@ -94,7 +91,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, warm_python: str) -> Path:
     """A folder in which train.py was run as a user runs it: `runs/first`, of a model that has learned a little, with
     two damaged samples and W&B offline. Do not write into it."""
     folder = tmp_path_factory.mktemp("trained")
@@ -107,7 +104,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "c.yaml").write_text(yaml.safe_dump(settings))
     environment = {**os.environ, "WANDB_MODE": "offline"}
-    command = [sys.executable, str(PROJECT / "train.py"), "--config", "c.yaml", "--run", "first"]
+    command = [warm_python, str(PROJECT / "train.py"), "--config", "c.yaml", "--run", "first"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "runs/first/report.html" in done.stdout.splitlines()[-1], "what is printed ends with the report"

@@ -256,10 +256,10 @@ def under_way(folder: Path, moment: str) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["packing", "training"])
 def test_a_source_that_is_interrupted_leaves_nothing(
-    priced: Path, tmp_path_factory: pytest.TempPathFactory, moment: str, number: int
+    priced: Path, tmp_path_factory: pytest.TempPathFactory, warm_python: str, moment: str, number: int
 ) -> None:
     source = unpacked(tmp_path_factory.mktemp("source"), 600)
-    command = [sys.executable, "-m", PACKAGE, "forecast", str(source), "--config", "small.yaml", "--seconds", "60"]
+    command = [warm_python, "-m", PACKAGE, "forecast", str(source), "--config", "small.yaml", "--seconds", "60"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not under_way(priced, moment) and process.poll() is None:
         time.sleep(0.005)

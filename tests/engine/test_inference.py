@@ -207,10 +207,10 @@ def test_damaged_members_of_a_zip_are_rows(run: Path, monkeypatch: pytest.Monkey
     assert "encrypted" in rows[2]["error"] and rows[3]["predicted"] == "red"
 
 
-def test_ctrl_c_breaks_off_a_download(run: Path, web: Web) -> None:
+def test_ctrl_c_breaks_off_a_download(run: Path, web: Web, warm_python: str) -> None:
     web.faults["test/000000.tar"] = ["stall"]
     environment = {**ENVIRONMENT, "XDG_CACHE_HOME": str(run / "cache")}
-    command = [sys.executable, "-m", PACKAGE, "predict", "one", web.url, "--out", "x.csv"]
+    command = [warm_python, "-m", PACKAGE, "predict", "one", web.url, "--out", "x.csv"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     while not web.gets["test/000000.tar"] and process.poll() is None:
         time.sleep(0.05)
@@ -237,10 +237,10 @@ def test_a_full_disk_is_one_sentence(run: Path, arguments: list[str]) -> None:
     assert not list(Path().glob("x.*"))
 
 
-def test_a_reader_that_goes_away_is_no_failure(run: Path) -> None:
+def test_a_reader_that_goes_away_is_no_failure(run: Path, warm_python: str) -> None:
     for number in range(3000):
         (run / "new" / f"{number}.png").write_bytes(encoded(number, side=8))
-    command = [sys.executable, "-m", PACKAGE, "predict", "last", "new"]
+    command = [warm_python, "-m", PACKAGE, "predict", "last", "new"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stderr
     assert process.stdout.readline() == "path,predicted,score,error\n"

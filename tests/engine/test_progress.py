@@ -23,10 +23,10 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def command(tmp_path: Path, dataset: Path) -> list[str]:
+def command(tmp_path: Path, dataset: Path, warm_python: str) -> list[str]:
     settings = {**SETTINGS, "data": {**SETTINGS["data"], "path": str(dataset)}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
-    return [sys.executable, str(PROJECT / "train.py"), "--config", "small.yaml"]
+    return [warm_python, str(PROJECT / "train.py"), "--config", "small.yaml"]
 
 
 def test_a_pipe_gets_plain_lines(command: list[str], tmp_path: Path) -> None:
