@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from template import ROOT, python_of, run, succeed
+from template import ROOT, run, succeed
 
 pytestmark = pytest.mark.project
 PHOTOS = """
@@ -22,16 +22,22 @@ for number in range(40):
 TRIAL = ["--rounds", "1", "--seconds", "0.3", "--warmup", "0.1", "--again", "0", "--epoch", "256"]
 
 
+@pytest.fixture(autouse=True)
+def warm_children(warm_python_of_project: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a benchmark starts itself is warm, too."""
+    monkeypatch.setenv("PYTHONEXECUTABLE", warm_python_of_project)
+
+
 @pytest.fixture(scope="module")
-def photos(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(project: Path, warm_python_of_project: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    succeed([python_of(project), "-c", PHOTOS.format(folder=str(folder))], project)
+    succeed([warm_python_of_project, "-c", PHOTOS.format(folder=str(folder))], project)
     return folder
 
 
-def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> None:
+def test_loaders_are_compared(project: Path, warm_python_of_project: str, photos: Path, tmp_path: Path) -> None:
     """Ours, the bare decoder and what the project's own libraries can do; a loader that is not there is named."""
-    command = [python_of(project), str(ROOT / "benchmarks/loaders.py"), "--images", str(photos), *TRIAL]
+    command = [warm_python_of_project, str(ROOT / "benchmarks/loaders.py"), "--images", str(photos), *TRIAL]
     command += ["--only", "ours,bare,webdataset,originals,ffcv", "--cases", "256short"]
     command += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "loaders.json")]
     said = succeed(command, project)
@@ -47,7 +53,7 @@ def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> No
     assert case["pixel_error"]["webdataset"] == 0 < case["pixel_error"]["ours"] < case["pixel_error"]["OpenCV area"]
 
     (work,) = (path for path in (tmp_path / "work").iterdir() if path.is_dir())
-    command = [python_of(project), str(ROOT / "benchmarks/decoders.py"), "--work", str(work), "--cases", "256short"]
+    command = [warm_python_of_project, str(ROOT / "benchmarks/decoders.py"), "--work", str(work), "--cases", "256short"]
     succeed([*command, "--images", "4", "--rounds", "1", "--json", str(tmp_path / "decoders.json")], project)
     ways = json.loads((tmp_path / "decoders.json").read_text())["256short"]
     parts = [name for name in ways["decoders"] if "crop" in name]
@@ -58,7 +64,7 @@ def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> No
     docs = tmp_path / "docs"
     (docs / "results").mkdir(parents=True)
     (docs / "performance.md").write_text("before\n<!-- loaders -->\nstale\n<!-- end -->\nbehind\n")
-    command = [python_of(project), str(ROOT / "benchmarks/report.py"), str(tmp_path / "loaders.json")]
+    command = [warm_python_of_project, str(ROOT / "benchmarks/report.py"), str(tmp_path / "loaders.json")]
     succeed([*command, "--docs", str(docs)], ROOT)
     page = (docs / "performance.md").read_text()
     assert page.startswith("before\n") and page.endswith("\nbehind\n") and "stale" not in page
@@ -66,15 +72,15 @@ def test_loaders_are_compared(project: Path, photos: Path, tmp_path: Path) -> No
     assert (docs / "loaders.svg").read_text().count("<rect") == 1 + len(case["rows"])
 
 
-def test_doors_are_compared(project: Path, photos: Path, tmp_path: Path) -> None:
+def test_doors_are_compared(project: Path, warm_python_of_project: str, photos: Path, tmp_path: Path) -> None:
     """The loader with a mask, with a transform, and webdataset's stages behind its order."""
-    command = [python_of(project), str(ROOT / "benchmarks/loaders.py"), "--images", str(photos), *TRIAL, "--doors"]
+    command = [warm_python_of_project, str(ROOT / "benchmarks/loaders.py"), "--images", str(photos), *TRIAL, "--doors"]
     command += ["--only", "ours,mask,torchvision,samples", "--cases", "256short"]
     said = succeed([*command, "--work", str(tmp_path / "work"), "--json", str(tmp_path / "doors.json")], project)
     (case,) = json.loads((tmp_path / "doors.json").read_text())["cases"]
     assert [row["name"] for row in case["rows"]] == ["ours", "mask", "torchvision", "samples"], said
     assert case["missing"] == {} and all(row["median"] > 0 for row in case["rows"])
-    command = [python_of(project), str(ROOT / "benchmarks/report.py"), str(tmp_path / "doors.json")]
+    command = [warm_python_of_project, str(ROOT / "benchmarks/report.py"), str(tmp_path / "doors.json")]
     (tmp_path / "results").mkdir()
     (tmp_path / "performance.md").write_text("before\n<!-- doors -->\nstale\n<!-- end -->\n")
     succeed([*command, "--block", "doors", "--docs", str(tmp_path)], ROOT)
@@ -82,23 +88,25 @@ def test_doors_are_compared(project: Path, photos: Path, tmp_path: Path) -> None
     assert f"| {case['rows'][1]['median']:,} |" in page and not (tmp_path / "loaders.svg").exists()
 
 
-def test_unknown_names_are_refused(project: Path) -> None:
-    done = run([python_of(project), str(ROOT / "benchmarks/loaders.py"), "--only", "ours,nobody"], project)
+def test_unknown_names_are_refused(project: Path, warm_python_of_project: str) -> None:
+    done = run([warm_python_of_project, str(ROOT / "benchmarks/loaders.py"), "--only", "ours,nobody"], project)
     assert done.returncode and "no loader nobody" in done.stderr
 
 
-def gpu(project: Path, folder: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
+def gpu(python: str, project: Path, folder: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
     """A trial of gpu.py without a GPU: its exit status, what it said, and the figures."""
-    command = [python_of(project), str(ROOT / "benchmarks/gpu.py"), "--device", "cpu", "--quick", "--minutes", "4"]
+    command = [python, str(ROOT / "benchmarks/gpu.py"), "--device", "cpu", "--quick", "--minutes", "4"]
     command += ["--work", str(folder / "work"), "--json", str(folder / "gpu.json"), *arguments]
     done = run(command, project)
     return done.returncode, done.stdout + done.stderr, json.loads((folder / "gpu.json").read_text())
 
 
-def test_the_gpu_command_without_a_gpu(project: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_gpu_command_without_a_gpu(
+    project: Path, warm_python_of_project: str, photos: Path, tmp_path: Path
+) -> None:
     """Some parts, in small; what is not there is named; the tables hold what the JSON does."""
     chosen = ["--only", "forecast,waits,fashion", "--data", str(photos), "--fashion", str(tmp_path / "none")]
-    status, said, figures = gpu(project, tmp_path, *chosen)
+    status, said, figures = gpu(warm_python_of_project, project, tmp_path, *chosen)
     assert status == 0, said
     parts = {name: part["status"] for name, part in figures["parts"].items()}
     assert parts == dict.fromkeys(["facts", "data", "forecast", "waits", "fashion"], "done"), said
@@ -112,7 +120,7 @@ def test_the_gpu_command_without_a_gpu(project: Path, photos: Path, tmp_path: Pa
 
     page = tmp_path / "gpu.md"
     page.write_text("before\n<!-- gpu -->\nstale\n<!-- end -->\nbehind\n")
-    command = [python_of(project), str(ROOT / "benchmarks/gpu.py"), "--tables", str(tmp_path / "gpu.json")]
+    command = [warm_python_of_project, str(ROOT / "benchmarks/gpu.py"), "--tables", str(tmp_path / "gpu.json")]
     succeed([*command, "--doc", str(page)], project)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nbehind\n") and "stale" not in text
@@ -123,8 +131,12 @@ def test_the_gpu_command_without_a_gpu(project: Path, photos: Path, tmp_path: Pa
     assert json.loads((tmp_path / "results" / "gpu.json").read_text()) == figures
 
 
-def test_a_part_that_fails_is_recorded_and_the_others_go_on(project: Path, tmp_path: Path) -> None:
-    status, said, figures = gpu(project, tmp_path, "--only", "loop,facts", "--data", str(tmp_path / "none"))
+def test_a_part_that_fails_is_recorded_and_the_others_go_on(
+    project: Path, warm_python_of_project: str, tmp_path: Path
+) -> None:
+    status, said, figures = gpu(
+        warm_python_of_project, project, tmp_path, "--only", "loop,facts", "--data", str(tmp_path / "none")
+    )
     parts = figures["parts"]
     assert status == 1 and parts["facts"]["status"] == "done"
     assert parts["data"]["status"] == "failed" and "no JPEG files" in parts["data"]["error"]

@@ -259,6 +259,43 @@ class MistypedInterval(Plain):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), "intervall": "step"}]
 
 
+class AClass(Plain):
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.parameters(), lr=0.1)], [torch.optim.lr_scheduler.StepLR]
+
+
+class Never(Plain):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), "frequency": 0}]
+
+
+class Empty(Plain):
+    def configure_optimizers(self) -> Any:
+        return []
+
+
+class NoParameters(Plain):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([one for one in self.parameters() if not one.requires_grad], lr=0.1)
+
+
+class Frozen(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+
+
+class Cut(Plain):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return (self(batch["image"]).argmax(1) != batch["target"]).float().mean()
+
+
+class Rows(Plain):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch["image"]), batch["target"], reduction="none")
+
+
 class TwoRates(ImageModel):
     """Its own `learning_rate` stays, which would win."""
 
@@ -287,6 +324,13 @@ class Sideways(Plain):
         (Forgetful, "configure_optimizers` returned `None`"),
         (Mistyped, "unsupported keys .*'lr_schedular'"),
         (MistypedInterval, "unsupported keys .*'intervall'"),
+        (AClass, "configure_optimizers returns what is no scheduler .* is it a class?"),
+        (Never, "StepLR the frequency 0: it must be a whole number"),
+        (Empty, "returns no optimizer: nothing would be trained"),
+        (NoParameters, "gives an optimizer no parameters to train"),
+        (Frozen, "depends on nothing that is trained: all of it is frozen"),
+        (Cut, "the way to the loss is cut by argmax"),
+        (Rows, "must return one number: the mean of its rows' losses"),
         (TwoRates, "so its StepLR would change nothing: let learning_rate return None"),
         (HasAPath, "keeps where, a PosixPath, as a hyperparameter"),
         (Sideways, "'min' or 'max'"),

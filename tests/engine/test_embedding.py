@@ -356,6 +356,8 @@ def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, argumen
         (["--data.teacher", "other", "--model.backbone", "small_cnn"], "colours has no embedding 'other'"),
         (["--data.features", "features", "--model.backbone", "small_cnn"], "takes images, not features"),
         (["--data.features", "features", "--model.mixup", "0.2"], "model.mixup changes images"),
+        (["--data.features", "features", "--data.crop_scale", "[0.5, 1]"], "data.crop_scale changes images"),
+        (["--data.features", "features", "--data.flip", "0"], "data.flip changes images"),
         (["--data.features", "null"], "takes features: name some in data.features"),
         (["--data.features", "features", "--data.mixture", "{colours: 1, ./colours/../colours: 1}"], "mixture"),
     ],

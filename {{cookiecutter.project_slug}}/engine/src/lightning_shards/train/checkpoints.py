@@ -112,6 +112,7 @@ class Checkpoints(Checkpoint):
             self._name(trainer, "best.ckpt")  # a kill may have come between the two
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        schedules.check_given(trainer, pl_module)
         schedules.check_rate(trainer, pl_module)
         connector = trainer._checkpoint_connector
         connector.restore_training_state()  # which Lightning does behind this, when loggers have begun to write

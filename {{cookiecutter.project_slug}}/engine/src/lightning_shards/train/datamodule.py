@@ -108,7 +108,9 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
-        self.crop = Crop(image_size, scale=crop_scale, flip=flip, center=eval_crop)
+        self.crop = Crop(image_size, scale=tuple(crop_scale), flip=flip, center=eval_crop)
+        if features:
+            self._check_crop_is_usual()
         if size_schedule is not None:
             check_sizes(size_schedule, image_size)
             if features or not any(in_plane(field) for field in self.sample_fields.values()):
@@ -250,6 +252,12 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
     def wait_seconds(self) -> float:
         """Time that this process has waited for training batches."""
         return self._loaders["train"].wait_seconds if "train" in self._loaders else 0.0
+
+    def _check_crop_is_usual(self) -> None:
+        usual = Crop(self.crop.size)
+        for setting, name in {"crop_scale": "scale", "flip": "flip", "eval_crop": "center"}.items():
+            if getattr(self.crop, name) != getattr(usual, name):
+                raise InputError(f"data.{setting} changes images, and data.features takes their place: leave it out")
 
     def _check_cache(self) -> None:
         held_out = [s for split, shards in self.dataset.splits.items() if split != "train" for s in shards]

@@ -91,8 +91,8 @@ def explained(
             ) from None
         if isinstance(error, Exception) and (found := _of_a_flag(error)):
             raise RunError(f"{found}. {how_to_go_on()}") from None
-        if isinstance(error, NoField) and saved():
-            raise RunError(f"{error}. {how_to_go_on()}") from None
+        if isinstance(error, Exception) and (refusal := _of_the_model(error)):
+            raise (RunError(f"{refusal}. {how_to_go_on()}") if saved() else InputError(refusal)) from None
         if isinstance(error, _BY_LIGHTNING) and _raised_by_lightning(error):
             refusal = f"trainer: {_first_sentences(error)}"
             raise (RunError(f"{refusal}. {how_to_go_on()}") if saved() else InputError(refusal)) from None
@@ -119,16 +119,38 @@ def _of_a_flag(error: Exception) -> str | None:
     return None
 
 
+def _of_the_model(error: Exception) -> str | None:
+    """What a model's method has given that cannot be trained with."""
+    text, place = str(error), _place(error)
+    if isinstance(error, NoField):
+        return text
+    if isinstance(error, RuntimeError) and "does not require grad" in text:
+        return (
+            "the loss of training_step depends on nothing that is trained: all of it is frozen, or the way to the loss"
+            " is cut by argmax, detach or no_grad"
+        )
+    if isinstance(error, RuntimeError) and "implicitly created only for scalar outputs" in text:
+        return "training_step must return one number: the mean of its rows' losses"
+    if isinstance(error, ValueError) and "empty parameter list" in text:
+        return "configure_optimizers gives an optimizer no parameters to train"
+    if isinstance(error, AttributeError) and place == "lightning.pytorch.core.optimizer":
+        return f"configure_optimizers returns what is no scheduler or no optimizer ({text}): is it a class?"
+    return None
+
+
+def _place(error: BaseException) -> str:
+    """The module that raised it."""
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    return str(place.tb_frame.f_globals.get("__name__")) if place else ""
+
+
 def _raised_by_lightning(error: BaseException) -> bool:
     """Whether Lightning itself raised it, as it does where settings do not go together; not code that it called."""
     if isinstance(error, MisconfigurationException):
         return True
-    place = error.__traceback__
-    while place and place.tb_next:
-        place = place.tb_next
-    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith(
-        ("lightning.", "lightning_utilities.")
-    )
+    return _place(error).startswith(("lightning.", "lightning_utilities."))
 
 
 def _first_sentences(error: BaseException) -> str:

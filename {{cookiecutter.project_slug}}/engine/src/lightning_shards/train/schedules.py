@@ -33,6 +33,18 @@ def states(trainer: L.Trainer) -> list[dict[str, Any]]:
     return copy.deepcopy([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs])
 
 
+def check_given(trainer: L.Trainer, model: L.LightningModule) -> None:
+    """Raise InputError for optimizers that are none, and for a scheduler that would step between two steps."""
+    if model.automatic_optimization and not trainer.optimizers:
+        raise InputError("configure_optimizers returns no optimizer: nothing would be trained")
+    for config in trainer.lr_scheduler_configs:
+        if not is_count(config.frequency) or not config.frequency:
+            raise InputError(
+                f"configure_optimizers gives {type(config.scheduler).__name__} the frequency {config.frequency}:"
+                " it must be a whole number of steps or epochs, at least 1"
+            )
+
+
 def check_rate(trainer: L.Trainer, model: L.LightningModule) -> None:
     """Raise InputError where both the model's `learning_rate` and a scheduler set the rate: the first would win."""
     if not trainer.lr_scheduler_configs or not isinstance(model, ShardModule):
