@@ -161,7 +161,8 @@ def test_nearest_neighbours_stand_beside_the_head(project: Path, monkeypatch: An
     assert summary("few")["resolved"] | {"knn_samples": 40, "knn_drawn": True} == summary("few")["resolved"]
     assert "the 20 nearest of 40 training samples, drawn by the seed" in Path("runs/few/report.html").read_text()
     assert 0 < summary("few")["metrics"]["val/knn_accuracy"] <= 1
-    assert start(monkeypatch, "--run", "images", "--trainer.max_epochs", "1", "--model.backbone", "small_cnn") == 0
+    of_images = ("--trainer.max_epochs", "1", "--model.backbone", "small_cnn", "--data.image_size", "16")
+    assert start(monkeypatch, "--run", "images", *of_images) == 0
     assert not any("knn" in name for name in (*summary("images")["metrics"], *summary("images")["resolved"]))
 
 
