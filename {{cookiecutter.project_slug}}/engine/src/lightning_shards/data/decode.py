@@ -91,6 +91,13 @@ def decode_jpeg(data: bytes, frame: Frame, by: int, rows: int, keep: bool) -> Pi
     return image if image.shape == shape and image[-1, -1].tolist() != MARK else None
 
 
+def refusal(error: cv2.error) -> str:
+    """What OpenCV refuses, without the place in its code."""
+    if "CV_IO_MAX_IMAGE" in error.err:
+        return f"has more than {MAX_PIXELS:,} pixels, or a side of more than {1 << 20:,}: such are not decoded"
+    return f"cannot be decoded ({' '.join(error.err.split())[:200]})"
+
+
 def decode_other(data: bytes) -> Pixels:
     """Decode any image by OpenCV into RGB, uint8 (height, width, 3). Raises DecodeError."""
     if image_format(data) == "png":
@@ -98,7 +105,7 @@ def decode_other(data: bytes) -> Pixels:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
-        raise DecodeError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from None
+        raise DecodeError(refusal(error)) from None
     if image is None:
         raise DecodeError("cannot be decoded: damaged")
     return image  # type: ignore[return-value]
@@ -155,7 +162,7 @@ def decode_mask(data: bytes, box: tuple[int, int, int, int] | None = None) -> Pi
         gray, above = found.gray(data, top, top + h) if found else (as_gray(data), 0)
         mask = cv2.imdecode(np.frombuffer(gray, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error as error:
-        raise DecodeError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from None
+        raise DecodeError(refusal(error)) from None
     if mask is None or mask.shape != (top + h - above if found else height, width):
         raise DecodeError("cannot be decoded: damaged")
     mask = mask[top - above :][:h, left : left + w]

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 
 from ..data.crop import resize, resize_nearest
-from ..data.decode import Pixels, check_mask_size, decode_mask, scratch
+from ..data.decode import Pixels, check_mask_size, decode_mask, refusal, scratch
 from ..data.image_header import MAX_PIXELS, Frame, has_end, image_format, is_turned, read_frame
 from ..data.png import without_bulk
 
@@ -61,7 +61,7 @@ def _decode(data: bytes, frame: Frame | None, by: int) -> Pixels:
     try:
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | _REDUCED[by])  # turns it upright
     except cv2.error as error:
-        raise ValueError(f"cannot be decoded ({error.err})") from None
+        raise ValueError(refusal(error)) from None
     if found is None:
         raise ValueError("is damaged or cut short")
     return found  # type: ignore[return-value]
