@@ -18,7 +18,10 @@ class Web:
 
     an HTTP status, "cut" (half of the bytes, then silence on a closed connection), "flip" (one bit is wrong), "slow"
     (half a second late), "stall" (no byte until the server is stopped), "short" (seven bytes of what was asked for, as
-    if they were all), "long" (twice as much) or "endless" (no length, and two million bytes).
+    if they were all), "long" (twice as much), "endless" (no length, and two million bytes), "shifted" (bytes from
+    another place than was asked for), or "503 HEADER" (a status, and a Retry-After).
+
+    A path below `moved/301/` is answered by this status and the address of what lies below it.
     """
 
     def __init__(self, root: Path, ranges: bool = True) -> None:
@@ -73,14 +76,22 @@ class Web:
         span = re.match(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "")) if self.ranges else None
         if body:
             self.gets[path].append(int(span[1]) if span else 0)
-        if fault.isdigit() or not file.is_file():
-            request.send_response(int(fault or 404))
+        moved = re.match(r"moved/(\d+)/(.*)", path)
+        status, _, retry_after = fault.partition(" ")
+        if moved or status.isdigit() or not file.is_file():
+            request.send_response(int(moved[1] if moved else status or 404))
+            if moved:
+                request.send_header("Location", f"/{path if moved[2].startswith('round') else moved[2]}")
+            if retry_after:
+                request.send_header("Retry-After", retry_after)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
         data = file.read_bytes()
         first, last = (int(span[1]), int(span[2] or len(data) - 1)) if span else (0, len(data) - 1)
         content = data[first : last + 1]
+        if span and fault == "shifted":
+            first, content = first + 7, data[first + 7 : last + 8]
         content = {"short": content[:7], "long": 2 * content, "endless": bytes(2_000_000)}.get(fault, content)
         request.send_response(206 if span else 200)
         request.send_header("Content-Length", str(len(content)))
@@ -114,16 +125,19 @@ class HeldPort:
 
 
 class WandbServer:
-    """As much of a W&B server as a run needs, on loopback; once `gone` is set it drops its connections."""
+    """As much of a W&B server as a run needs, on loopback; once `gone` is set it drops its connections, once `hung` is
+    set it takes what comes and never answers."""
 
     def __init__(self) -> None:
-        self.gone, outer = threading.Event(), self
+        self.gone, self.hung, outer = threading.Event(), threading.Event(), self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if outer.hung.is_set():
+                    threading.Event().wait()
                 if outer.gone.is_set():
                     self.close_connection = True
                     return

@@ -21,6 +21,7 @@ import train
 import wandb
 import yaml
 from lightning_shards import machine
+from lightning_shards.errors import InputError
 from lightning_shards.train import hardware, loggers, wandb_logger
 from lightning_shards.train.cli import TrainingCLI
 from lightning_shards.train.evaluate import evaluate
@@ -200,6 +201,8 @@ def test_help_is_short_and_help_all_has_everything(project: Path, monkeypatch: p
 BAD = [
     (["--data.batchsize", "3"], "data.batchsize is no setting"),
     (["--nonsense", "3"], "nonsense is no setting"),
+    (["--trainer.max_epoch", "3"], "trainer.max_epoch is no setting; did you mean trainer.max_epochs?"),
+    (["--resum", "last"], "resum is no setting; did you mean resume?"),
     (["--data.global_batch_size", "many"], "global_batch_size"),
     (["--model.backbone", "resnet19"], "resnet18"),
     (["--data.path", "nowhere"], "no packed dataset"),
@@ -462,6 +465,7 @@ def test_with_a_key_and_no_way_out_wandb_is_offline(
     folder = project / "runs/o"
     folder.mkdir(parents=True)
     logger = wandb_logger.make(folder, "demo", None)
+    assert logger
     logger.begin({"a": 1})
     logger.log_metrics({"train/loss": 0.5}, 7)
     wandb_logger.finish({"status": "done"}, None, failed=False)
@@ -483,6 +487,7 @@ def test_a_wandb_server_that_goes_away_is_waited_for_once(
         monkeypatch.setenv(name, value)
     (folder := project / "runs/o").mkdir(parents=True)
     logger = wandb_logger.make(folder, "demo", None)
+    assert logger
     logger.begin({"a": 1})
     server.gone.set()
     for step in range(20):
@@ -493,6 +498,62 @@ def test_a_wandb_server_that_goes_away_is_waited_for_once(
         r"W&B has not taken everything yet: `wandb sync \S+/run-\S+` .*\n", err
     )
     wandb.teardown()
+
+
+def test_a_wandb_server_that_hangs_is_said_while_it_is_waited_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    server = WandbServer()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb_logger, "TOLD_AFTER", 0.0)
+    wandb.teardown()
+    given = {"WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "1"}
+    for name, value in {**given, "NETRC": str(project / "no-netrc")}.items():
+        monkeypatch.setenv(name, value)
+    (folder := project / "runs/o").mkdir(parents=True)
+    logger = wandb_logger.make(folder, "demo", None)
+    assert logger
+    logger.begin({"a": 1})
+    server.hung.set()
+    logger.log_metrics({"train/loss": 0.5}, 1)
+    wandb_logger.finish({"status": "done"}, None, failed=False)
+    err = capfd.readouterr().err
+    assert re.fullmatch(r"waiting for W&B's server: 1 s .*\nW&B has not taken everything yet: .*\n", err), err
+    wandb.teardown()
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [("", "online"), ("run", "online"), ("dryrun", "offline"), ("shared", "shared"), ("offlin", None), ("Offline", None)],
+)
+def test_a_mode_of_wandb_is_obeyed_or_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, given: str, mode: str | None
+) -> None:
+    for name, value in {"WANDB_MODE": given, "WANDB_API_KEY": "0123456789" * 4}.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()
+    if mode is None:
+        with pytest.raises(InputError, match=f"WANDB_MODE is '{given}', it must be one of online, offline,"):
+            wandb_logger.make(project / "runs/o", "demo", None)
+        return
+    logger = wandb_logger.make(project / "runs/o", "demo", None)
+    wandb.teardown()
+    assert logger and logger.mode == mode
+
+
+@pytest.mark.parametrize("word", ["offline", "disabled"])
+def test_what_wandb_was_told_by_its_own_command_is_obeyed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """`wandb offline` and `wandb disabled` write a file."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    (project / "wandb").mkdir()
+    (project / "wandb/settings").write_text(f"[default]\nmode = {word}\n")
+    wandb.teardown()
+    logger = wandb_logger.make(project / "runs/o", "demo", None)
+    wandb.teardown()
+    assert (logger.mode if logger else "disabled") == word
 
 
 def test_a_training_goes_on_without_wandb(project: Path) -> None:

@@ -81,8 +81,8 @@ def build(settings: LogSettings, folder: Path, own: Any = None, more: Sequence[L
     if own is False:
         return loggers
     taken = any(isinstance(logger, WandbLogger) for logger in added)  # a process has one W&B run
-    if settings.wandb and os.environ.get("WANDB_MODE") != "disabled" and not taken:
-        loggers.append(wandb_logger.make(folder, settings.project, settings.entity))
+    if settings.wandb and os.environ.get("WANDB_MODE") != "disabled" and not taken:  # the import takes a second
+        loggers += filter(None, [wandb_logger.make(folder, settings.project, settings.entity)])
     if settings.tensorboard or own is True:
         loggers.append(TensorBoard(folder, name="tensorboard", version=""))
     return loggers + added

@@ -7,6 +7,7 @@ import re
 import secrets
 import sys
 import textwrap
+import threading
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,24 +18,30 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from ..errors import InputError
 from ..files import write_durably
 from ..terminal import printable, say
 
 if TYPE_CHECKING:  # a second of imports, for the runs that log to it
     import wandb
 
-INIT_SECONDS, FINISH_SECONDS = 20, 60  # that a server is waited for, at the begin and at the end
+INIT_SECONDS, FINISH_SECONDS = 10, 30  # that a server is waited for, at the begin and at the end
+TOLD_AFTER = 5.0  # seconds of waiting at the end
+_MODES = ("online", "offline", "shared", "disabled")
+_OLD_NAMES = {"run": "online", "dryrun": "offline"}
 
 
 class Wandb(WandbLogger):
     """One W&B run a run folder, however often it is resumed: its id is kept in `wandb-id.txt`.
 
-    Online where a key is known and the server answers, else offline.
+    `mode` is online (or W&B's `shared`) where a key is known and the server answers, else offline.
     """
 
     _gone = False
 
-    def __init__(self, folder: Path, project: str | None, entity: str | None, why_offline: str | None) -> None:
+    def __init__(
+        self, folder: Path, project: str | None, entity: str | None, mode: str, why_offline: str | None
+    ) -> None:
         self._folder = folder
         super().__init__(
             name=folder.name,
@@ -42,7 +49,7 @@ class Wandb(WandbLogger):
             save_dir=folder,
             project=project or Path.cwd().name,
             entity=entity,
-            mode="online" if why_offline is None else "offline",
+            mode=mode if why_offline is None else "offline",
             resume="allow" if why_offline is None else None,
             log_model=False,
         )
@@ -57,7 +64,7 @@ class Wandb(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run, which whoever asks for it first begins."""
-        if self._experiment is None and self.mode == "online":
+        if self._experiment is None and self.mode != "offline":
             try:
                 return super().experiment
             except Exception as defect:  # no way out, a server in trouble, a key that it does not know
@@ -96,24 +103,50 @@ class Wandb(WandbLogger):
         say(f"W&B is offline ({why}): `wandb sync {self._folder}/wandb/offline-*` sends it later", sys.stderr)
 
 
-def make(folder: Path, project: str | None, entity: str | None) -> Wandb:
-    """The logger of the run in `folder`. Asks nobody yet, and contacts no server."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_CONSOLE", "off")  # the terminal's output stays in the terminal
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_SECONDS))
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_SECONDS))
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
-    return Wandb(folder, project, entity, _why_offline())
+def make(folder: Path, project: str | None, entity: str | None) -> Wandb | None:
+    """The logger of the run in `folder`; None where W&B is disabled. Asks nobody yet, and contacts no server.
+
+    Raises InputError for a WANDB_MODE that there is not.
+    """
+    for name, value in {
+        "SILENT": "true",
+        "CONSOLE": "off",  # the terminal's output stays in the terminal
+        "ERROR_REPORTING": "false",  # its reports of its own faults wait 20 s at the end for a network that is not there
+        "INIT_TIMEOUT": str(INIT_SECONDS),
+        "FINISH_TIMEOUT": str(FINISH_SECONDS),
+        "FINISH_TIMEOUT_RAISES": "true",
+    }.items():
+        os.environ.setdefault(f"WANDB_{name}", value)
+    mode = _mode()
+    return None if mode == "disabled" else Wandb(folder, project, entity, mode, _why_offline(mode))
 
 
-def _why_offline() -> str | None:
+def _mode() -> str:
+    """What WANDB_MODE says, else the file that `wandb offline` and `wandb disabled` write, else online."""
+    if (given := os.environ.get("WANDB_MODE")) is not None:
+        mode = _OLD_NAMES.get(given, given)
+        if mode and mode not in _MODES:
+            raise InputError(f"WANDB_MODE is {given!r}, it must be one of {', '.join(_MODES)}, or not be set")
+        del os.environ["WANDB_MODE"]
+        if mode:
+            os.environ["WANDB_MODE"] = mode
+            return mode
+    import wandb
+
+    try:
+        found = str(wandb.setup().settings.mode)
+    except Exception:  # whatever it has against its files
+        return "online"
+    return _OLD_NAMES.get(found, found)
+
+
+def _why_offline(mode: str) -> str | None:
     """Why no server is to be asked: a sentence, empty where nobody wants one; None where W&B credentials are there."""
     import wandb
 
-    mode = os.environ.get("WANDB_MODE")
     if mode == "offline":
         return ""
-    without_key = f"WANDB_MODE is {mode}, and no key is known" if mode in ("online", "shared") else ""
+    without_key = f"WANDB_MODE is {mode}, and no key is known" if "WANDB_MODE" in os.environ else ""
     try:
         return None if wandb.login(prompt=False, verify=False) else without_key
     except Exception as defect:  # a key that is none, a file of keys that cannot be read
@@ -140,6 +173,10 @@ def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) ->
     if summary:
         acts.insert(0, ("get the summary", lambda: run.summary.update(_figures(summary))))
     folder, lacks = Path(run.dir).parent, ""
+    waits = f"waiting for W&B's server: {os.environ.get('WANDB_FINISH_TIMEOUT')} s (WANDB_FINISH_TIMEOUT) and little more"
+    patience = threading.Timer(TOLD_AFTER, say, (waits, sys.stderr))
+    patience.daemon = True
+    patience.start()
     for what, act in acts:
         try:
             act()
@@ -147,6 +184,7 @@ def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) ->
             lacks = f"W&B has not taken everything yet: `wandb sync {folder}` sends the rest"
         except Exception as defect:  # its helping process was ended by a signal; the run itself is saved
             lacks = lacks or f"the W&B run could not {what}: {_one_line(defect)}"
+    patience.cancel()
     if lacks:
         say(lacks, sys.stderr)
 
