@@ -235,16 +235,18 @@ def test_a_file_system_that_cannot_fsync_a_folder_is_written_to(
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
-def test_a_proxy_of_the_environment_is_asked(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, web.url)
-    for name in ("NO_PROXY", "no_proxy"):
+@pytest.mark.parametrize("written", [str.lower, str.upper])
+def test_a_proxy_of_the_environment_is_asked(
+    web: Web, monkeypatch: pytest.MonkeyPatch, written: Callable[[str], str]
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(remote, "TRIES", 1)
+    monkeypatch.setenv(written("http_proxy"), web.url)
+    monkeypatch.setattr(remote, "START_TRIES", 1)
     with pytest.raises(InputError, match="no such file"):  # the proxy's answer: it has no folder of this name
         open_dataset("http://shards.invalid/colours")
     assert any("shards.invalid" in path for path in web.gets)
-    monkeypatch.setenv("no_proxy", "shards.invalid")
+    monkeypatch.setenv(written("no_proxy"), "shards.invalid")
     web.gets.clear()
     with pytest.raises((InputError, RunError), match=r"shards\.invalid"):  # there is no such host to go to without it
         open_dataset("http://shards.invalid/other")

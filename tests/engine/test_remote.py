@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,8 +114,44 @@ def test_what_cannot_be_had_is_one_sentence_with_the_url(web: Web, tmp_path: Pat
         with pytest.raises(InputError, match=why):
             open_dataset(web.url)
     assert len(web.gets["dataset.json"]) == 3
+
+
+def test_a_store_that_is_down_at_the_start_is_said_and_soon_given_up(web: Web, monkeypatch: Any, capfd: Any) -> None:
+    monkeypatch.setattr(remote, "START_STALL_SECONDS", 0.2)
+    web.faults["dataset.json"] = ["stall"] * 9
+    with pytest.raises(RunError, match=f"tried {remote.START_TRIES} times .*is the store up"):
+        open_dataset(web.url)
+    assert len(web.gets["dataset.json"]) == remote.START_TRIES
+    assert capfd.readouterr().err.count(f"{web.url}/dataset.json cannot be read") == 1
     web.stop()
     with pytest.raises(RunError, match="is the store up"):
+        open_dataset(web.url)
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307", "308"])
+def test_what_has_moved_is_followed(web: Web, tmp_path: Path, monkeypatch: Any, status: str) -> None:
+    assert contents(open_store(f"{web.url}/moved/{status}", tmp_path), range(17)) == EXPECTED[:17]
+    monkeypatch.setattr(remote, "START_TRIES", 2)
+    with pytest.raises((InputError, RunError), match="cannot be read"):
+        open_dataset(f"{web.url}/moved/{status}/round")
+
+
+@pytest.mark.parametrize("status", ["429", "503"])
+def test_a_server_says_when_to_come_back(web: Web, monkeypatch: Any, status: str) -> None:
+    date = formatdate(time.time() + 86_400, usegmt=True)
+    web.faults[FIRST] = [f"{status} 7", f"{status} {date}", f"{status} nonsense"]
+    pauses: list[float] = []
+    store = remote.Remote(web.url)
+    monkeypatch.setattr(store.stop, "wait", lambda pause: pauses.append(pause))
+    assert len(b"".join(store.pieces(FIRST, 5000))) == 5000
+    assert pauses[0] == 7 and pauses[1] == remote.LONGEST_RETRY_AFTER and pauses[2] < 1
+
+
+def test_bytes_from_another_place_are_never_used(web: Web, tmp_path: Path) -> None:
+    web.faults[FIRST] = ["shifted"]
+    assert contents(open_store(web.url, tmp_path), range(17)) == EXPECTED[:17]
+    web.faults["dataset.json"] = ["shifted"]
+    with pytest.raises(InputError, match=r"dataset\.json"):
         open_dataset(web.url)
 
 

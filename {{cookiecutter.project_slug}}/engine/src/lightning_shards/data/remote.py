@@ -1,30 +1,38 @@
 """Files behind URLs: http, https, s3, gs, hf and whatever else fsspec reads.
 
-A request that fails is made again after a growing, jittered pause, and goes on at the byte where the last one ended.
-What waiting cannot mend (no such file, no access, no library for the protocol) is an InputError at once.
+A request that fails is made again after a growing, jittered pause, or as late as the server asks by Retry-After, and
+goes on at the byte where the last one ended. A command that has only begun gives up early and says that it waits. What
+waiting cannot mend (no such file, no access, no library for the protocol) is an InputError at once.
 """
 
 from __future__ import annotations
 
 import random
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import fsspec
 
 from ..errors import InputError, RunError
+from ..terminal import printable, say
 from .dataset import Dataset
 from .file_names import is_system_file
 
 PIECE = 16 << 20  # bytes of one request: the time to its first byte is small beside it
 TRIES = 8  # failures in a row until it is given up: with these pauses after a minute or more
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
+LONGEST_RETRY_AFTER = 300.0  # seconds that a server may ask for
 LARGEST_FILE = 1 << 30  # that is no shard
 HEADWAY = 1 << 16  # bytes between two failures that count as such
 STALL_SECONDS = 60.0  # without a byte: the connection counts as broken
+START_TRIES, START_STALL_SECONDS = 4, 8.0  # while somebody waits for a command to begin
 
 
 def open_dataset(place: str) -> Dataset:
@@ -32,16 +40,19 @@ def open_dataset(place: str) -> Dataset:
     place = place.removeprefix("file://")
     if "://" not in place:
         return Dataset.open(place)
-    return Dataset.parse(Remote(place).read("dataset.json"), place)
+    return Dataset.parse(Remote(place, at_start=True).read("dataset.json"), place)
 
 
 class Remote:
-    """The files below a URL. `stop`, once set, ends pauses with CancelledError."""
+    """The files below a URL. `stop`, once set, ends pauses with CancelledError.
 
-    def __init__(self, url: str) -> None:
-        self.url, self.stop = url.rstrip("/"), threading.Event()
+    `at_start`: nothing has begun yet, so a store that is down is told of, and soon given up.
+    """
+
+    def __init__(self, url: str, at_start: bool = False) -> None:
+        self.url, self.stop, self._at_start = url.rstrip("/"), threading.Event(), at_start
         try:
-            options = _http_options() if url.startswith(("http://", "https://")) else {}
+            options = _http_options(START_STALL_SECONDS if at_start else STALL_SECONDS) if url.startswith(("http://", "https://")) else {}
             self._files, self._root = fsspec.core.url_to_fs(self.url, **options)
         except (ImportError, ValueError) as error:
             raise InputError(f"{url} cannot be opened: {error}") from None
@@ -111,12 +122,23 @@ class Remote:
         if gone or isinstance(error, ImportError) or (denied and status not in (408, 425, 429)):
             why = "there is no such file" if gone else "access is denied" if denied else str(error)
             raise InputError(f"{url} cannot be read: {why}; check data.path and the store's credentials") from None
-        if failures >= TRIES:
-            why = " ".join(f"{type(cause).__name__} {cause}".split())
+        why = " ".join(f"{type(cause).__name__} {cause}".split())
+        if failures >= (START_TRIES if self._at_start else TRIES):
             raise RunError(f"{url} cannot be read, tried {failures} times ({why}): is the store up?") from None
+        if self._at_start and failures == 1:
+            say(printable(f"{url} cannot be read ({why}): trying again"), sys.stderr)
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * random.uniform(0.5, 1.5)
+        pause = max(pause, min(LONGEST_PAUSE if self._at_start else LONGEST_RETRY_AFTER, _retry_after(cause)))
         if self.stop.wait(pause):
             raise CancelledError
+
+
+def _retry_after(error: BaseException) -> float:
+    """Seconds that a server asks to wait by the header of this name, which has them or a date; 0 without it."""
+    text = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
+    with suppress(ValueError, TypeError):
+        return float(text) if text.isdecimal() else (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+    return 0.0
 
 
 def _mistrust(error: BaseException | None) -> str:
@@ -129,11 +151,11 @@ def _mistrust(error: BaseException | None) -> str:
     return ""
 
 
-def _http_options() -> dict[str, Any]:
+def _http_options(stall_seconds: float) -> dict[str, Any]:
     """A limit on silence in place of aiohttp's limit of five minutes on a whole request; the proxies of the environment
     (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), as other programs use them. Certificates are OpenSSL's: SSL_CERT_FILE adds own.
     """
     from fsspec.implementations import http
 
-    timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+    timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=stall_seconds, sock_read=stall_seconds)
     return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
