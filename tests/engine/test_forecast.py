@@ -208,6 +208,17 @@ def test_settings_are_refused_where_a_command_takes_none(monkeypatch: pytest.Mon
     assert end.value.code == 2 and "unrecognized arguments: --data.path y" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["verify x --jso", "predict last x --jso", "runs --jso"])
+def test_an_option_is_not_cut_short_and_the_nearest_is_named(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["commands", *line.split()])
+    with pytest.raises(SystemExit) as end:
+        commands.main()
+    assert end.value.code == 2
+    assert "unrecognized arguments: --jso; did you mean --json?" in capsys.readouterr().err
+
+
 def unpacked(root: Path, each: int = 120) -> Path:
     """A folder of class folders."""
     return write_tree(root / "photos", class_files(each))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from ..entry import command
@@ -13,7 +14,10 @@ from . import data, embed, models, runs
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage."""
+    """Says what is wrong in one sentence, without the usage; an option has one name, which is not cut short."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings | {"allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {printable(message)} (see {self.prog} --help)\n")
@@ -51,6 +55,13 @@ def main(
             embed.add(commands)
         arguments, settings = parser.parse_known_args()
         if settings and "settings" not in arguments:
-            commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(settings)}")
+            chosen = commands.choices[sys.argv[1]]
+            chosen.error(_unknown(settings, [name for action in chosen._actions for name in action.option_strings]))
         arguments.settings, arguments.model, arguments.datamodule = settings, model, data_class
         return int(arguments.run(arguments) or 0)
+
+
+def _unknown(words: Sequence[str], options: Sequence[str]) -> str:
+    """What is wrong with words that no option takes; the nearest option to the first of them."""
+    near = get_close_matches(words[0].partition("=")[0], options, 1)
+    return f"unrecognized arguments: {' '.join(words)}" + (f"; did you mean {near[0]}?" if near else "")

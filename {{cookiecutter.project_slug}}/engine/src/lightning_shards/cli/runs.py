@@ -24,7 +24,6 @@ def add(commands: Any, with_model: bool) -> None:
 def _add_forecast(commands: Any) -> None:
     parser = commands.add_parser(
         "forecast",
-        allow_abbrev=False,
         usage="%(prog)s [SOURCE] [--config FILE]... [any setting of train.py] [--images N] [--json] [--picture FILE]",
         help="measure this machine, and say what a training will take: hours, kWh, money",
         description="Measure disk, loader, model and both together on this machine, with the settings of train.py; say "

@@ -87,7 +87,7 @@ class TrainingCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             trainer_defaults=flags.DEFAULTS,
-            parser_kwargs={"description": None},
+            parser_kwargs={"description": None, "allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )

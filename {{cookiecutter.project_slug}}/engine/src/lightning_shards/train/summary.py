@@ -26,7 +26,7 @@ def announce(cli: TrainingCLI) -> None:
         f" {several(len(data.order), 'image')} of {data.inputs}, {several(cli.trainer.max_epochs or 0, 'epoch')},"
         f" global batch {data.global_batch_size}"
         f"\n{cli.trainer.world_size} x {hardware.device_name(cli.device)}: {r['precision']},"
-        f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {several(r['workers'], 'decoding thread')},"
+        f" micro-batch {r['micro_batch_size']} x {r['accumulation']}, {r['workers']} decoding threads,"
         f" compile {'on' if r['compile'] else 'off'}",
         *filter(None, (_goes_on(cli), _of_the_model(cli), data.note, cli.spending.note)),
     )
