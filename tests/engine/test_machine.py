@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import csv
 import errno
 import fcntl
+import io
 import os
 import shutil
 import ssl
@@ -16,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from lightning_shards import machine
 from lightning_shards.data import remote
 from lightning_shards.data.cache import Cache
@@ -23,8 +26,10 @@ from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.remote import open_dataset
 from lightning_shards.data.sample_reader import SampleReader
 from lightning_shards.data.shard_file import ShardFile
+from lightning_shards.entry import command
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.files import write_durably
+from lightning_shards.runs.checkpoints import is_whole
 
 from .conftest import encoded
 from .in_place import PROJECT
@@ -192,6 +197,46 @@ def test_a_read_that_fails_for_a_moment_is_made_again(
     failing(monkeypatch, "pread", number, 1_000)
     with pytest.raises(RunError, match=f"{FIRST} cannot be read at byte"):
         opened.read(4)
+
+
+def test_what_is_opened_first_is_tried_again_too(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = Dataset.open(dataset).splits["train"][0]
+    torch.save({"a": 1}, tmp_path / "last.ckpt")
+    real, left = io.open, {"dataset.json": 0, "last.ckpt": 0}
+
+    def stale(path: object, *arguments: object, **keywords: object) -> object:
+        if left.get(name := Path(str(path)).name, 0):
+            left[name] -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return real(path, *arguments, **keywords)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(machine, "_PAUSES", (0.0, 0.0, 0.0))
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", stale)
+    for times, right in ((2, True), (1_000, False)):
+        left["last.ckpt"] = left["dataset.json"] = times
+        assert is_whole(tmp_path / "last.ckpt") is right
+        if right:
+            Dataset.open(dataset)
+    with pytest.raises(InputError, match=r"dataset\.json cannot be read \(Stale file handle\)"):
+        Dataset.open(dataset)
+    failing(monkeypatch, "open", errno.EIO, 1_000)
+    with pytest.raises(RunError, match=f"{FIRST} cannot be opened"):
+        ShardFile(shard, dataset / shard.name, WANTED)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EACCES])
+def test_a_file_that_the_system_refuses_ends_any_command_in_a_sentence(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, command():
+        raise OSError(number, os.strerror(number), "runs")
+    assert end.value.code == 1
+    assert capsys.readouterr().err == f"error: runs cannot be used ({os.strerror(number)})\n"
+    with pytest.raises(FileNotFoundError), command():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "ours")
 
 
 def test_too_few_open_files_is_a_sentence_and_few_keep_fewer_shards_open(

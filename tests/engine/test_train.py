@@ -524,7 +524,14 @@ def test_a_wandb_server_that_hangs_is_said_while_it_is_waited_for(
 
 @pytest.mark.parametrize(
     ("given", "mode"),
-    [("", "online"), ("run", "online"), ("dryrun", "offline"), ("shared", "shared"), ("offlin", None), ("Offline", None)],
+    [
+        ("", "online"),
+        ("run", "online"),
+        ("dryrun", "offline"),
+        ("shared", "shared"),
+        ("offlin", None),
+        ("Offline", None),
+    ],
 )
 def test_a_mode_of_wandb_is_obeyed_or_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, given: str, mode: str | None

@@ -23,7 +23,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Bad input ends with status 2, a run that failed with 1, Ctrl-C where nothing is half done with 130."""
+    """Bad input ends with status 2, a run that failed with 1, and so a file that the system refuses; Ctrl-C where nothing
+    is half done with 130."""
     _end_with_the_launcher()
     _open_closed_streams()
     machine.stand_in_for_home()
@@ -35,6 +36,10 @@ def command() -> Iterator[None]:
         sys.exit(_say(f"error: {error}", 2))
     except RunError as error:
         sys.exit(_say(f"error: {error}", 1))
+    except OSError as error:
+        if not (sentence := machine.trouble(error)):
+            raise
+        sys.exit(_say(f"error: {sentence}", 1))
     except KeyboardInterrupt:
         sys.exit(_say("stopped; nothing was written", 130))
 

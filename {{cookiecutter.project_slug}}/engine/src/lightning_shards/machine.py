@@ -22,6 +22,8 @@ T = TypeVar("T")
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)  # of a shared file system whose server came back
+_TROUBLE = (*_PASSING, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE,
+            errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.EHOSTDOWN, errno.ELOOP)  # fmt: skip
 _PAUSES = (0.1, 0.5, 2.0)  # seconds between tries
 _UNKNOWN_MEMORY = 8 << 30
 
@@ -168,6 +170,12 @@ def locked(path: Path, stop: Callable[[], bool] | None = None) -> Iterator[None]
         yield
     finally:
         os.close(descriptor)
+
+
+def trouble(error: OSError) -> str:
+    """What the machine has against a file, in a sentence; empty for an error that is more likely a defect of ours."""
+    where = f"{error.filename} cannot be used" if error.filename else "a file cannot be used"
+    return f"{where} ({error.strerror})" if error.errno in _TROUBLE else ""
 
 
 def persistently(attempt: Callable[[], T]) -> T:

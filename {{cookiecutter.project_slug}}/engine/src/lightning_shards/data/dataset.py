@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import write_durably
+from ..machine import persistently
 from .dataset_checks import check_content
 
 FORMAT = "lightning-shards/1"
@@ -99,12 +100,14 @@ class Dataset:
     def open(cls, root: Path | str) -> Dataset:
         """Read `dataset.json` in a folder. Raises InputError where it is missing, damaged or of another version."""
         try:
-            text = (Path(root) / "dataset.json").read_bytes()
+            text = persistently((Path(root) / "dataset.json").read_bytes)
         except (FileNotFoundError, NotADirectoryError):
             why = f"{root} is no packed dataset (no dataset.json): make it with `pack SOURCE {root}`"
             raise InputError(why) from None
         except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
-            raise InputError(f"{root}/dataset.json cannot be read ({error})") from None
+            raise InputError(
+                f"{root}/dataset.json cannot be read ({getattr(error, 'strerror', None) or error})"
+            ) from None
         return cls.parse(text, Path(root))
 
     @classmethod

@@ -52,7 +52,11 @@ class Remote:
     def __init__(self, url: str, at_start: bool = False) -> None:
         self.url, self.stop, self._at_start = url.rstrip("/"), threading.Event(), at_start
         try:
-            options = _http_options(START_STALL_SECONDS if at_start else STALL_SECONDS) if url.startswith(("http://", "https://")) else {}
+            options = (
+                _http_options(START_STALL_SECONDS if at_start else STALL_SECONDS)
+                if url.startswith(("http://", "https://"))
+                else {}
+            )
             self._files, self._root = fsspec.core.url_to_fs(self.url, **options)
         except (ImportError, ValueError) as error:
             raise InputError(f"{url} cannot be opened: {error}") from None

@@ -89,7 +89,10 @@ class ShardFile:
         self._suffixes = [f".{names[0]}\0".encode() for names in present]  # of nearly all members
         self._path = path
         if descriptor < 0:
-            self._descriptor = machine.persistently(self._opened)
+            try:
+                self._descriptor = machine.persistently(self._opened)
+            except OSError as error:
+                raise RunError(f"{path} cannot be opened ({error.strerror})") from None
 
     def __del__(self) -> None:
         if self._descriptor >= 0:

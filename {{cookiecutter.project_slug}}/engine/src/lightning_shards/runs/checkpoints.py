@@ -14,6 +14,7 @@ from typing import Any
 
 from ..entry import rank
 from ..errors import InputError
+from ..machine import persistently
 from ..terminal import say
 from .values import is_count
 
@@ -62,11 +63,15 @@ def _unfit(checkpoint: Path) -> str:
 def is_whole(checkpoint: Path) -> bool:
     """Whether a file that torch.save wrote, a zip archive, has all its parts and their checksums are right."""
     try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())  # no bomb
-            return stored and archive.testzip() is None
+        return persistently(lambda: _is_whole(checkpoint))
     except Exception:  # whatever a damaged header makes of it
         return False
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    with zipfile.ZipFile(checkpoint) as archive:
+        stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())  # no bomb
+        return stored and archive.testzip() is None
 
 
 def load(checkpoint: Path) -> dict[str, Any]:

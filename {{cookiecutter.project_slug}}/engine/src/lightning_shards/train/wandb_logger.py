@@ -111,7 +111,7 @@ def make(folder: Path, project: str | None, entity: str | None) -> Wandb | None:
     for name, value in {
         "SILENT": "true",
         "CONSOLE": "off",  # the terminal's output stays in the terminal
-        "ERROR_REPORTING": "false",  # its reports of its own faults wait 20 s at the end for a network that is not there
+        "ERROR_REPORTING": "false",  # without a network they hold up the end by 20 s
         "INIT_TIMEOUT": str(INIT_SECONDS),
         "FINISH_TIMEOUT": str(FINISH_SECONDS),
         "FINISH_TIMEOUT_RAISES": "true",
@@ -173,7 +173,9 @@ def finish(summary: dict[str, Any] | None, report: Path | None, failed: bool) ->
     if summary:
         acts.insert(0, ("get the summary", lambda: run.summary.update(_figures(summary))))
     folder, lacks = Path(run.dir).parent, ""
-    waits = f"waiting for W&B's server: {os.environ.get('WANDB_FINISH_TIMEOUT')} s (WANDB_FINISH_TIMEOUT) and little more"
+    waits = (
+        f"waiting for W&B's server: {os.environ.get('WANDB_FINISH_TIMEOUT')} s (WANDB_FINISH_TIMEOUT) and little more"
+    )
     patience = threading.Timer(TOLD_AFTER, say, (waits, sys.stderr))
     patience.daemon = True
     patience.start()
