@@ -147,7 +147,7 @@ def test_images_beside_masks(files: dict[str, bytes], splits: dict[str, int], fo
     test = 0.1 if len(splits) == 3 else 0
     report = pack(source, tmp_path / "d", replace(KEEP, test=test, short_side=20), 1)
     assert {split: part["images"] for split, part in report["splits"].items()} == splits
-    assert report["task"] == "" and report["ignored"] == 1
+    assert report["task"] == "segmentation" and report["ignored"] == 1
     fields = dataset_fields(Dataset.open(tmp_path / "d"))
     assert list(fields) == ["image", "mask"]
     assert fields["image"] == Image() and fields["mask"] == Mask(4, names=("mask.png",))

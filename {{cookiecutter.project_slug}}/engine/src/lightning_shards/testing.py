@@ -27,6 +27,7 @@ import cv2
 import lightning as L
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from .data.dataset import Dataset, Shard
 from .data.tar_index import ShardIndex
@@ -43,7 +44,7 @@ def tiny_dataset(
     """Write a dataset of noisy pictures, each of one of three colours, which are what is predicted; returns `root`.
 
     Args:
-        task: `single_label`, `multi_label` or `regression`.
+        task: `single_label`, `multi_label`, `regression`, or `segmentation`: left and right differ in colour then.
         sizes: samples of each shard to train on.
         held_out: samples to validate on, and as many to test on.
     """
@@ -65,16 +66,26 @@ def tiny_dataset(
 def _write_shard(tar: Path, numbers: Sequence[int], task: str) -> None:
     with tarfile.open(tar, "w") as archive:
         for number in numbers:
+            classes = np.full((32, 32), number % 3, np.uint8)
+            if task == "segmentation":
+                classes[:, 16:] = number // 3 % 3
             noise = np.random.default_rng(number).integers(-30, 30, (32, 32, 3))
-            pixels = np.clip(np.array(COLOURS[number % 3]) + noise, 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(COLOURS)[classes] + noise, 0, 255).astype(np.uint8)
             image = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
-            labels = {"labels": [number % 3]} if task == "multi_label" else {"targets": [number % 3 / 2]}
-            target = {"cls": f"{number % 3}"} if task == "single_label" else {"json": json.dumps(labels)}
-            members = {"png": image, **{name: text.encode() for name, text in target.items()}}
-            for extension, content in members.items():
+            for extension, content in {"png": image, **_target(task, number % 3, classes)}.items():
                 member = tarfile.TarInfo(f"{number:08d}.{extension}")
                 member.size = len(content)
                 archive.addfile(member, BytesIO(content))
+
+
+def _target(task: str, number: int, classes: NDArray[np.uint8]) -> dict[str, bytes]:
+    """The member that says what is predicted."""
+    if task == "segmentation":
+        return {"mask.png": cv2.imencode(".png", classes)[1].tobytes()}
+    if task == "single_label":
+        return {"cls": f"{number}".encode()}
+    labels = {"labels": [number]} if task == "multi_label" else {"targets": [number / 2]}
+    return {"json": json.dumps(labels).encode()}
 
 
 class KillAt(L.Callback):

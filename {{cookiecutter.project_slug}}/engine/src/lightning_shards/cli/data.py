@@ -114,9 +114,10 @@ def _adopt(arguments: argparse.Namespace) -> None:
     from ..packing.adopt import adopt
     from ..packing.field_columns import parse_fields
     from ..packing.report import described, progress_bar
+    from ..packing.spelling import read_names
 
     _at_least_one("--workers", arguments.workers)
-    names = _names(arguments.names) if arguments.names else None
+    names = read_names(arguments.names) if arguments.names else None
     patterns = {split: getattr(arguments, split) for split in ("val", "test") if getattr(arguments, split)}
     with progress_bar("adopting", "shards") as progress:
         fields = parse_fields(arguments.field)
@@ -134,19 +135,6 @@ def _adopt(arguments: argparse.Namespace) -> None:
         examples = "; ".join(report["lacking_examples"])
         show(f"  {report['lacking']:,} samples lack something or are damaged, and will be skipped, such as {examples}")
     _show_decoded(arguments, report)
-
-
-def _names(file: Path) -> list[str]:
-    from ..packing.spelling import check_classes, clean
-
-    try:
-        names = [clean(line) for line in file.read_text("utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--names {file} cannot be read ({error}): it must be UTF-8") from None
-    if "" in names:
-        raise InputError(f"--names {file} has an empty line {names.index('') + 1}: each line is the name of a class")
-    check_classes(f"--names {file}", names)
-    return names
 
 
 def _add_verify(commands: Any) -> None:

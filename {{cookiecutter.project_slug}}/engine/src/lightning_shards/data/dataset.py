@@ -26,7 +26,7 @@ from .dataset_checks import check_content
 
 FORMAT = "lightning-shards/1"
 WITH_FIELDS = "lightning-shards/2"
-TASKS = ("single_label", "multi_label", "regression")
+TASKS = ("single_label", "multi_label", "regression", "segmentation")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Dataset:
     Attributes:
         root: the folder or URL of the shards: where `dataset.json` lies, or what it names as `shards_at`.
         task: what the targets are: `single_label` (field `cls`, a class number), `multi_label` (field `json`,
-            `{"labels": [class numbers]}`) or `regression` (field `json`, `{"targets": [numbers]}`).
+            `{"labels": [class numbers]}`), `regression` (field `json`, `{"targets": [numbers]}`) or `segmentation`
+            (field `mask`, a PNG with a class number for each pixel).
         targets: class names, or the names of the numbers.
         splits: the shards of each split.
         packed: how it was made, for people.
@@ -72,6 +73,11 @@ class Dataset:
         if self.fields:
             lines.append(json.dumps(self.fields, sort_keys=True))
         return hashlib.sha256("\n".join([self.task, *self.targets, *lines]).encode()).hexdigest()[:16]
+
+    @property
+    def target_field(self) -> str:
+        """The name of the field that is predicted."""
+        return "mask" if self.task == "segmentation" else "target"
 
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits[split])

@@ -88,6 +88,11 @@ def renumbering(first: Dataset, other: Dataset) -> Renumbering | None:
             " pack them with the same names"
         )
     numbers = tuple(known[name] for name in other.targets)
+    if first.task == "segmentation" and other.targets != first.targets:
+        raise InputError(
+            f"data.mixture: the masks of {first.root} and {other.root} number their classes differently: pack both with"
+            " the same --names"
+        )
     return None if numbers == tuple(range(len(numbers))) else Renumbering(first.task, numbers)
 
 

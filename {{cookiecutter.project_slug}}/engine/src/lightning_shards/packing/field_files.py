@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..data.decode import MaskError
 from ..data.fields import Boxes, Field
 from ..data.fields.base import MOST_CLASSES
+from ..errors import InputError
 from .encode import Encoded, encode, encode_mask
 from .field_columns import INLINE, suffix_of
 from .members import LAYOUTS, NOT_OF_THIS_KIND, TO_SEE, Forms, add_forms, describe, forms_of
+from .pixel_classes import check_classes_of
 from .source_table import SourceTable
 
 SUFFIXES = {
@@ -39,17 +42,26 @@ class FieldMaker:
         about: what `describe_listed` says of it.
         read: a file's bytes by its path; raises OSError or ValueError.
         short_side, quality: of images, as for `encode`.
+        target: whether it is what a model is trained on: masks that are whole and cannot be used are refused then.
     """
 
     def __init__(
-        self, about: Mapping[str, Any], read: Callable[[str], bytes], short_side: int | None, quality: int
+        self,
+        about: Mapping[str, Any],
+        read: Callable[[str], bytes],
+        short_side: int | None,
+        quality: int,
+        target: bool = False,
     ) -> None:
-        self.name, self.kind = about["name"], about["kind"]
+        self.name, self.kind, self._target = about["name"], about["kind"], target
         self._read, self._settings = read, (short_side, quality)
         self._numbers = {name: number for number, name in enumerate(about["classes"])}
 
     def member(self, text: str, image: Encoded) -> Member:
-        """From the listing's text; `image` is the sample's own. Raises OSError or ValueError for damage."""
+        """From the listing's text; `image` is the sample's own.
+
+        Raises OSError or ValueError for damage, InputError for a target that is whole and cannot be used.
+        """
         suffix = SUFFIXES.get(self.kind, ("",))[0]
         try:
             if self.kind == "image":
@@ -65,6 +77,12 @@ class FieldMaker:
             else:
                 data = self._plain(text).encode()
             forms = forms_of(self.kind, data) if self.kind in TO_SEE else []
+            if self._target and self._numbers:
+                check_classes_of(text, forms, len(self._numbers))
+        except MaskError as error:
+            if self._target:
+                raise InputError(f"the mask {text} {error}") from None
+            raise ValueError(f"{self.name}: {error}"[:300]) from None
         except OSError as error:
             raise ValueError(f"{self.name}: {text} cannot be read ({error.strerror})") from None
         except NOT_OF_THIS_KIND as error:

@@ -32,8 +32,9 @@ def folder_rows(root: Path, files: Files, about: dict[str, Any]) -> Iterator[Row
             tree = _tree(root, files, lead)
     about |= {"lead": lead, "ignored": 0, "ignored_example": ""}
     if (depth := _depth_of_masks(tree)) is not None:
-        about |= {"task": "", "fields": [describe_listed(_MASK)]}
+        about |= {"task": "segmentation", "fields": [describe_listed(_MASK)]}
         return _masked_rows(root, files, about, depth)
+    about["task"] = "single_label"
     return _class_rows(root, files, about, _splits(root, lead, tree))
 
 

@@ -105,7 +105,7 @@ def describe(name: str, kind: str, names: Sequence[str], required: bool, forms: 
             raise InputError(
                 f"the masks of {name!r} hold no numbers but 0 and 255, and 255 counts nowhere: save the class as 1"
             )
-        return Mask(max(seen - {IGNORED}, default=0) + 1, **settings)
+        return Mask(max(classes, max(seen - {IGNORED}, default=0) + 1), **settings)
     settings["classes"] = max(1, classes, width(forms))
     if kind in LAYOUTS:
         return Boxes(layout=LAYOUTS[kind], **settings)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.dataset import TASKS
 from ..machine import cpus
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 KINDS = (
     "numbers", "text", "class", "labels", "image", "mask", "boxes", "boxes_xywh", "array", "json", "bytes",
 )  # fmt: skip
-TASKS = ("single_label", "multi_label", "regression")
 
 
 def size(text: str) -> int:
@@ -60,10 +60,12 @@ def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
     add("--val", type=float, default=0.1, help="share to validate on, if SOURCE has no val split (%(default)s)")
     add("--test", type=float, default=0.1, help="share to test on, if SOURCE has no test split (%(default)s)")
     add("--seed", type=int, default=0, help="of splits and order (%(default)s)")
+    add = parser.add_argument_group("masks").add_argument
+    add("--names", type=Path, metavar="FILE", help="names of the masks' classes 0, 1, 2 ..., one a line")
     add = parser.add_argument_group("tables").add_argument
     add("--task", choices=TASKS, default=TASKS[0], help="what the targets are (%(default)s)")
     add("--path-column", default="path", help="column of the images' paths (%(default)s)")
-    add("--target-columns", default="", help="the class; or labels joined by |; or numbers: COLUMN,COLUMN")
+    add("--target-columns", default="", help="the class; or labels joined by |; or numbers: COLUMN,COLUMN; or masks")
     add("--split-column", help="column that says train, val or test")
     add_field_option(add, "COLUMN", "what else a sample holds, from a column")
     add(*root, type=Path, metavar="ROOT", dest="root", help="folder or zip of the paths (default: the table's folder)")
@@ -81,11 +83,13 @@ def recipe(arguments: argparse.Namespace, limit: int | None = None) -> PackOptio
     """What the flags say."""
     from .field_columns import parse_fields
     from .pack import PackOptions
+    from .spelling import read_names
     from .table_rows import TableColumns
 
     targets = tuple(name.strip() for name in arguments.target_columns.split(",") if name.strip())
     return PackOptions(
         task=arguments.task,
+        names=tuple(read_names(arguments.names)) if arguments.names else (),
         columns=TableColumns(
             arguments.path_column, targets, arguments.split_column, arguments.root, parse_fields(arguments.field)
         ),

@@ -39,6 +39,7 @@ class SourceTable:
         values: the targets of all items in a row: class numbers (int32) or numbers (float64).
         value_ends: int64 (N,), where each item's targets end in `values`.
         fields: what `describe_listed` says of each further field.
+        target_field: which of them is what is predicted; empty: none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,6 +47,7 @@ class SourceTable:
         self.task: str = self.about["task"]
         self.names: list[str] = self.about["names"]
         self.fields: list[dict[str, Any]] = self.about["fields"]
+        self.target_field = "mask" if self.task == "segmentation" else ""
 
         def column(name: str, dtype: DTypeLike) -> NDArray[Any]:
             path = folder / name

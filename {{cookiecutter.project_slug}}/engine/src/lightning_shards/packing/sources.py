@@ -9,16 +9,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from .field_columns import ColumnReader, with_kinds
+from .field_columns import ColumnReader, FieldColumn, with_kinds
 from .folder_rows import folder_rows
 from .image_files import check_root, list_zip
+from .pixel_classes import name_classes
 from .source_table import Row, SourceTable, sort_classes, write_rows
 from .spelling import check_classes
 from .table_rows import TableColumns, table_rows
@@ -27,8 +29,10 @@ from .tables import TABLES, is_table
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk
 
 
-def list_source(source: Path, task: str, columns: TableColumns, folder: Path) -> tuple[SourceTable, str]:
-    """List `source` into the empty `folder`; returns the listing and its hash.
+def list_source(
+    source: Path, task: str, columns: TableColumns, folder: Path, names: Sequence[str] = ()
+) -> tuple[SourceTable, str]:
+    """List `source` into the empty `folder`; returns the listing and its hash. `names` are those of masks' classes.
 
     Raises InputError for what cannot be packed.
     """
@@ -41,6 +45,10 @@ def list_source(source: Path, task: str, columns: TableColumns, folder: Path) ->
         if error.errno in FULL:
             raise
         raise InputError(f"{source} cannot be read ({error.strerror}: {error.filename})") from None
+    if about["task"] == "segmentation":
+        name_classes(about, names)
+    elif names:
+        raise InputError(f"--names is for the classes of masks: those of {source} have names, or are no masks")
     check_classes(str(source), about["names"])
     if about["task"] == "single_label" and len(about["names"]) < 2:
         raise InputError(f"{source} has one class only, {about['names'][0]!r}; two or more are needed")
@@ -52,7 +60,9 @@ def list_source(source: Path, task: str, columns: TableColumns, folder: Path) ->
 
 def _list_table(table: Path, columns: TableColumns, folder: Path, about: dict[str, Any]) -> str:
     images, task = columns.images or table.parent, about["task"]
-    if not columns.targets and columns.fields and task == "single_label":
+    if task == "segmentation":
+        columns = _with_masks(table, columns)
+    elif not columns.targets and columns.fields and task == "single_label":
         task = ""  # the fields are all that there is
     elif not columns.targets or (task != "regression" and len(columns.targets) > 1):
         raise InputError(f"{table} is a table: name its target column (--target-columns; several for regression only)")
@@ -61,14 +71,26 @@ def _list_table(table: Path, columns: TableColumns, folder: Path, about: dict[st
         np.save(folder / "members.npy", list_zip(images)[1])
     readers = [ColumnReader(column, images) for column in with_kinds(table, columns.fields)]
     about |= {"root": str(images), "task": task}
-    digest, names = _write(table, table_rows(table, task, columns, readers), folder, task, "rows with targets")
+    rows = table_rows(table, "" if task == "segmentation" else task, columns, readers)
+    digest, names = _write(table, rows, folder, task, "rows with targets")
     about["names"] = list(columns.targets) if names is None else names
     about["fields"] = [reader.about() for reader in readers]
+    if task == "segmentation" and readers[0].missing:
+        raise InputError(f"{table} has {readers[0].missing} rows without a mask: add them, or take the rows away")
     return digest
 
 
+def _with_masks(table: Path, columns: TableColumns) -> TableColumns:
+    """The same columns, with the target as the field `mask`."""
+    if len(columns.targets) != 1:
+        raise InputError(f"{table} is a table: name its column of masks (--target-columns)")
+    if any(column.name == "mask" for column in columns.fields):
+        raise InputError(f"{table}: --target-columns names the masks already, give --field another name than mask")
+    return replace(columns, targets=(), fields=(FieldColumn("mask", columns.targets[0], "mask"), *columns.fields))
+
+
 def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[str, Any]) -> str:
-    if about["task"] != "single_label":
+    if about["task"] not in ("single_label", "segmentation"):
         raise InputError(f"{source} gives one class an image; for {about['task']} pack a table with --target-columns")
     if columns.fields:
         raise InputError(f"{source} is no table: --field names a table's column; masks lie in masks/ beside images/")
@@ -84,7 +106,9 @@ def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[
         np.save(folder / "members.npy", members)
         files = [(name, 0) for name in names]
     about["fields"] = []
-    rows = folder_rows(source, files, about)
+    wanted, rows = about["task"], folder_rows(source, files, about)
+    if about["task"] != wanted == "segmentation":
+        raise InputError(f"{source} has no folders images/ and masks/ alone, with files of the same names in both")
     expected = "images; expected <class>/<image>, <split>/<class>/<image>, or images/ and masks/"
     digest, classes = _write(source, rows, folder, about["task"], expected)
     about["names"] = classes or []

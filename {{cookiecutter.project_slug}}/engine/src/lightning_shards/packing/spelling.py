@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 
 from ..errors import InputError
 
@@ -67,3 +68,15 @@ def check_classes(where: str, names: Iterable[str]) -> None:
         if bare in alike:
             raise InputError(f"{where} has the classes {alike[bare]!a} and {name!a}, which look alike: rename one")
         alike[bare] = name
+
+
+def read_names(file: Path) -> list[str]:
+    """The names of classes in the lines of `file`. Raises InputError where it cannot be read or names none."""
+    try:
+        names = [clean(line) for line in file.read_text("utf-8-sig").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--names {file} cannot be read ({error}): it must be UTF-8") from None
+    if "" in names:
+        raise InputError(f"--names {file} has an empty line {names.index('') + 1}: each line is the name of a class")
+    check_classes(f"--names {file}", names)
+    return names

@@ -17,6 +17,8 @@ from ..data.fields.resolve import usual_fields
 from ..errors import RunError
 from ..files import write_durably
 from .field_files import listed_fields
+from .members import Forms
+from .pixel_classes import class_names, images_with_class
 from .source_table import SourceTable
 from .spelling import SPLITS
 from .worker import Task, read_record
@@ -27,6 +29,7 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
     shards: dict[str, list[Shard]] = {}
     items: dict[str, list[NDArray[np.int64]]] = {}
     hashes, damaged, forms = [], [], []
+    masks: dict[str, list[Forms]] = {}  # what those of each split hold, where they are the target
     for task in tasks:
         record = read_record(work, task)
         damaged += record.damaged
@@ -38,10 +41,17 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
         items.setdefault(task.split, []).append(record.items)
         hashes.append(record.hashes)
         forms.append(record.forms)
+        if listing.task == "segmentation":
+            masks.setdefault(task.split, []).append(record.forms[0])
     rows = {split: np.concatenate(parts) for split, parts in items.items()}
     if "train" not in rows:
         raise RunError("not one image to train on is whole: mend them")
-    targets = {split: _targets(listing, part) for split, part in rows.items()}
+    further, names = listed_fields(listing, forms), list(listing.names)
+    if listing.task == "segmentation":
+        names = class_names(further["mask"], names)
+        targets = images_with_class(masks, names)
+    else:
+        targets = {split: _targets(listing, part) for split, part in rows.items()}
     if lost := [name for name, images in targets["train"].items() if listing.task == "single_label" and not images]:
         raise RunError(f"all images of class {lost[0]!r} to train on are damaged: mend them or remove the class")
     report = {
@@ -55,9 +65,10 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
         lines = "".join(json.dumps(image) + "\n" for image in damaged)
         write_durably(work / "dataset" / "damaged.jsonl", lines.encode())
     if listing.fields:
-        report["classes"] = {about["name"]: about["classes"] for about in listing.fields if about["classes"]}
-    dataset = Dataset(work / "dataset", listing.task, listing.names, shards, {**settings, **report})
-    if further := listed_fields(listing, forms):
+        named = [about for about in listing.fields if about["classes"] and about["name"] != listing.target_field]
+        report["classes"] = {about["name"]: about["classes"] for about in named}
+    dataset = Dataset(work / "dataset", listing.task, names, shards, {**settings, **report})
+    if further:
         found = {name: field.describe() for name, field in {**usual_fields(dataset), **further}.items()}
         dataset = replace(dataset, fields=found)
     if listing.task == "single_label":

@@ -87,7 +87,8 @@ class Worker:
         """Initializer of the process."""
         global _worker, _source, _makers
         _worker, _source = self, SourceTable(self.work / "listing")
-        _makers = [FieldMaker(about, _source.read, self.short_side, self.quality) for about in _source.fields]
+        settings, target = (_source.read, self.short_side, self.quality), _source.target_field
+        _makers = [FieldMaker(about, *settings, about["name"] == target) for about in _source.fields]
         cv2.setNumThreads(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the decoders' own complaints; ours go back as exceptions
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -109,7 +110,7 @@ def _end_with_parent() -> None:
 def _sample(item: int, place: int, forms: list[Forms]) -> tuple[dict[str, bytes], int]:
     """Members of one sample, and a 64-bit hash of its image as stored; what its fields hold goes into `forms`.
 
-    Raises OSError or ValueError for damage.
+    Raises OSError or ValueError for damage, InputError for a mask that is whole and cannot be used.
     """
     path = _source.path(item)
     image = encode(_source.read(path), _worker.short_side, _worker.quality)
@@ -117,7 +118,7 @@ def _sample(item: int, place: int, forms: list[Forms]) -> tuple[dict[str, bytes]
     fields = {image.kind: image.data}
     if _source.task == "single_label":
         fields["cls"] = str(target[0]).encode()
-    elif _source.task:
+    elif _source.task in ("multi_label", "regression"):
         fields["json"] = json.dumps({"labels" if _source.task == "multi_label" else "targets": target}).encode()
     texts = [_source.text(number, item) for number in range(len(_makers))]
     further = [maker.member(text, image) if text else None for maker, text in zip(_makers, texts, strict=True)]

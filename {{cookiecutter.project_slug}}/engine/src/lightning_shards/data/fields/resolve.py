@@ -37,14 +37,16 @@ def from_description(description: Mapping[str, Any]) -> Field:
 
 
 def target_field(dataset: Dataset) -> Field:
-    """The target that a dataset's task names: a class number, several classes, or numbers."""
-    make = {"single_label": ClassIndex, "multi_label": MultiHot, "regression": Numbers}[dataset.task]
-    return make(len(dataset.targets))
+    """The target that a dataset's task names: a class number, several classes, numbers, or a class for each pixel."""
+    makes: dict[str, Callable[[int], Field]] = {
+        "single_label": ClassIndex, "multi_label": MultiHot, "regression": Numbers, "segmentation": Mask,
+    }  # fmt: skip
+    return makes[dataset.task](len(dataset.targets))
 
 
 def usual_fields(dataset: Dataset) -> dict[str, Field]:
     """An image, and the target where the dataset has one."""
-    return {"image": Image(), **({"target": target_field(dataset)} if dataset.task else {})}
+    return {"image": Image(), **({dataset.target_field: target_field(dataset)} if dataset.task else {})}
 
 
 def dataset_fields(dataset: Dataset) -> dict[str, Field]:
