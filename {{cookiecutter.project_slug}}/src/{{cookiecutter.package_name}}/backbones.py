@@ -1,5 +1,5 @@
-"""Backbones by name: every classification network of torchvision and, as `timm/NAME`, of timm; and `small_cnn` for tiny
-images and slow machines.
+"""Backbones by name: every classification network of torchvision and, as `timm/NAME`, of timm; for masks torchvision's
+for segmentation; and `small_cnn` and `small_unet` for tiny images and slow machines.
 
 Another network is another name in `build`: any module from images (B, 3, S, S) to (B, outputs). `linear` and `mlp` take
 features that `embed` made of the images.
@@ -7,11 +7,11 @@ features that `embed` made of the images.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from lightning_shards.errors import InputError
 from lightning_shards.vision import depth, networks
+from lightning_shards.vision.segmentation import two_convolutions
 from lightning_shards.vision.weights import find_weights
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ def build(
     features: list[int] | None = None,
     pretrained: dict[str, Any] | None = None,
     drop_path: float | None = None,
+    pixels: bool = False,
 ) -> nn.Module:
     """A network from images (B, 3, S, S), or from `features`, to (B, outputs).
 
@@ -38,10 +39,11 @@ def build(
         features: [F] where the network takes features (B, F) in place of images: `linear` or `mlp`.
         pretrained: what is known already of weights that are loaded later.
         drop_path: rate of stochastic depth; None: what the network has.
+        pixels: a class for each pixel is wanted, (B, outputs, S, S): small_unet, fcn_*, deeplabv3_* or lraspp_*.
 
     Raises InputError for an unknown name, an image size that is too small for the network, or weights that do not fit.
     """
-    networks.check_name(name, ("small_cnn", *HEADS))
+    networks.check_name(name, ("small_cnn", *HEADS), pixels)
     if (name in HEADS) != bool(features):
         takes = "images, not features: linear or mlp take those" if features else "features: name some in data.features"
         raise InputError(f"model.backbone {name} takes {takes}")
@@ -78,16 +80,10 @@ class SmallCNN(nn.Module):
         layers: list[nn.Module] = []
         before = 3
         for width in widths:
-            layers += [*_conv_block(before, width), *_conv_block(width, width), nn.MaxPool2d(2)]
+            layers += [*two_convolutions(before, width), nn.MaxPool2d(2)]
             before = width
         self.features = nn.Sequential(*layers[:-1])
         self.head = nn.Linear(before, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images).mean(dim=(2, 3)))
-
-
-def _conv_block(before: int, after: int) -> list[nn.Module]:
-    conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
-    nn.init.normal_(conv.weight, std=math.sqrt(2 / (9 * before)))
-    return [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]

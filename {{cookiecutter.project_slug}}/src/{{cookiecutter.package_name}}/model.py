@@ -28,6 +28,7 @@ from lightning_shards.errors import InputError
 from lightning_shards.train import EvalMetrics, ShardModule
 from lightning_shards.train.optimizers import lamb
 from lightning_shards.vision import depth, last_layer
+from lightning_shards.vision.augmentation import check_changes
 from lightning_shards.vision.calibration import Calibration
 from lightning_shards.vision.fine_tuning import FineTuning
 from lightning_shards.vision.pretrained import Pretrained
@@ -46,11 +47,11 @@ class ImageModel(ShardModule):
 
     Args:
         targets: class names, or names of the numbers; come from the dataset.
-        task: single_label, multi_label or regression; comes from the dataset.
+        task: single_label, multi_label, regression or segmentation; comes from the dataset.
         image_size: side of the images, in pixels; comes from data.image_size.
         fields: shape of a row of each field of a sample; comes from the dataset.
         backbone: small_cnn, any classification network of torchvision (resnet50, vit_b_16, ...) or of timm (timm/NAME);
-            for data.features, in place of images: linear or mlp.
+            for data.features, in place of images: linear or mlp; for masks: small_unet, fcn_*, deeplabv3_*, lraspp_*.
         weights: what to start from: `imagenet`, a checkpoint or another file of weights, or null for random weights.
         pretrained: mean, std, image_size of the images that the weights were trained on; null: what the weights say.
         drop_path: stochastic depth: the last block is left out so often in training; null: as the network has it.
@@ -64,7 +65,7 @@ class ImageModel(ShardModule):
         momentum: of sgd.
         warmup: share of the training in which the learning rate rises from 0; it then falls to 0 along a cosine.
         loss: of one class an image: cross_entropy, or binary_cross_entropy, which asks for each class by itself
-            (Wightman et al., 2021); null: cross_entropy, and of other tasks the only one there is.
+            (Wightman et al., 2021); of masks: cross_entropy_dice or cross_entropy; null: the first, or the only one.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of the shares in which two images of a micro-batch are blended in training; 0 is off.
         cutmix: alpha of the share of an image that a box of another one replaces; with mixup, either of them.
@@ -85,7 +86,7 @@ class ImageModel(ShardModule):
     def __init__(
         self,
         targets: list[str],
-        task: Literal["single_label", "multi_label", "regression"] = "single_label",
+        task: Literal["single_label", "multi_label", "regression", "segmentation"] = "single_label",
         image_size: int = 224,
         fields: dict[str, list[int] | None] | None = None,
         backbone: str = "resnet50",
@@ -101,7 +102,7 @@ class ImageModel(ShardModule):
         weight_decay: float = 0.05,
         momentum: float = 0.9,
         warmup: float = 0.05,
-        loss: Literal["cross_entropy", "binary_cross_entropy"] | None = None,
+        loss: Literal["cross_entropy", "binary_cross_entropy", "cross_entropy_dice"] | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -135,17 +136,15 @@ class ImageModel(ShardModule):
         self.calibration = Calibration(self.objective.link, calibrate)
         features = (fields or {}).get("features")  # (F,), where samples have them in place of an image
         self.backbone: nn.Module = backbones.build(
-            backbone, len(targets), image_size, weights, features, pretrained, drop_path
+            backbone, len(targets), image_size, weights, features, pretrained, drop_path, task == "segmentation"
         )
         self.fine_tuning = FineTuning(self.backbone, backbone, trained_blocks, thaw_after, layer_decay)
         if gradient_checkpointing:
             depth.compute_twice(self.backbone, backbone)
         begun = Pretrained.of(self.backbone, pretrained)
         self.hparams["pretrained"], self.note = begun.settings(), begun.note(image_size)
+        check_changes(self.hparams, features=bool(features), masks=task == "segmentation")
         if features:
-            of_images = ("mixup", "cutmix", "erasing", "color_jitter", "trivial_augment", "rand_augment")
-            if changed := [name for name in of_images if self.hparams[name]]:
-                raise InputError(f"model.{changed[0]} changes images, and data.features takes their place: set it 0")
             self.inputs = ("features",)
         else:
             check_input(self.backbone, image_size)
@@ -172,7 +171,7 @@ class ImageModel(ShardModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, mix = [batch[name] for name in self.inputs], None
         if self.inputs[0] == "image":
-            inputs[0], mix = self.augment(inputs[0], batch["target"], batch.seeds, batch.valid)
+            inputs[0], mix = self.augment(inputs[0], self.objective.target_of(batch), batch.seeds, batch.valid)
         losses = self.losses(self(*inputs), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
         self.log("train/loss", loss, batch_size=len(batch))  # with prog_bar, each step would wait for its value
@@ -181,7 +180,7 @@ class ImageModel(ShardModule):
     def losses(self, outputs: Tensor, batch: Batch, mix: Mix | None = None) -> Tensor:
         """Loss of each row, float (B,), for its target and what was mixed in; 0 where the row is not valid."""
         outputs = outputs.float()
-        losses = self.objective.losses(outputs, batch["target"])
+        losses = self.objective.losses(outputs, self.objective.target_of(batch))
         if mix is not None:
             losses = torch.lerp(self.objective.losses(outputs, mix.targets), losses, mix.share)
         return torch.where(batch.valid, losses, 0.0)
@@ -194,8 +193,9 @@ class ImageModel(ShardModule):
 
     def _measure(self, batch: Batch) -> dict[str, Tensor]:
         outputs = self(*(batch[name] for name in self.inputs)).float()
-        self.measures.update(self.losses(outputs, batch), outputs, batch["target"], batch.valid)
-        self.calibration.update(outputs, batch["target"], batch.valid)
+        targets = self.objective.target_of(batch)
+        self.measures.update(self.losses(outputs, batch), outputs, targets, batch.valid)
+        self.calibration.update(outputs, targets, batch.valid)
         return {"scores": self.objective.scores(self.calibration(outputs))}  # of which the report shows some
 
     def configure_optimizers(self) -> Optimizer:

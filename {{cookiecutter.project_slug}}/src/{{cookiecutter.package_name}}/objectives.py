@@ -7,10 +7,12 @@ Shapes: B rows, T targets (classes or numbers); logits are the network's float o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from lightning_shards.data.batch import Batch
+from lightning_shards.data.fields.plane import IGNORED
 from lightning_shards.errors import InputError
 from lightning_shards.vision.calibration import Link
 from lightning_shards.vision.objective import LARGEST_MATRIX, IntTargets
@@ -19,6 +21,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricColl
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
     MulticlassStatScores,
     MultilabelAveragePrecision,
     MultilabelF1Score,
@@ -39,12 +42,17 @@ class Objective(ABC):
 
     monitor: ClassVar[str]  # the metric that decides which weights are the best
     mode: ClassVar[str]  # "max" or "min" of it
+    choices: ClassVar[tuple[str, ...]] = ()  # of losses, where there are several; the first is the default
     link: ClassVar[Link | None] = None  # what makes probabilities of logits, where scores are some: they are calibrated
 
     def __init__(self, targets: int, label_smoothing: float = 0.0, loss: str | None = None) -> None:
-        if loss and not isinstance(self, SingleLabel):
-            raise InputError(f"model.loss {loss} is for one class an image: leave it out, this task has one loss")
+        if loss and loss not in self.choices:
+            raise InputError(f"model.loss {loss} is for another task: give {' or '.join(self.choices) or 'null'}")
         self.targets, self.label_smoothing, self.loss = targets, label_smoothing, loss
+
+    def target_of(self, batch: Batch) -> Tensor:
+        """What is to be predicted of a batch."""
+        return batch["target"]
 
     @abstractmethod
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -75,6 +83,7 @@ class SingleLabel(Objective):
     """
 
     monitor, mode = "val/accuracy", "max"
+    choices = ("cross_entropy", "binary_cross_entropy")
     link = "softmax"
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -145,13 +154,8 @@ class Regression(Objective):
         return (logits - targets).square().mean(dim=1)
 
     def metrics(self) -> MetricCollection:
-        return MetricCollection(
-            {
-                "mean_absolute_error": MeanAbsoluteError(),
-                "root_mean_squared_error": MeanSquaredError(squared=False),
-                "r2": R2Score(),
-            }
-        )
+        absolute, squared = MeanAbsoluteError(), MeanSquaredError(squared=False)
+        return MetricCollection({"mean_absolute_error": absolute, "root_mean_squared_error": squared, "r2": R2Score()})
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits
@@ -160,16 +164,58 @@ class Regression(Objective):
         return (scores - targets).abs().mean(dim=1)
 
     def counts(self) -> MetricCollection:
-        return MetricCollection(
-            {
-                "mean_absolute_error": MeanAbsoluteError(num_outputs=self.targets),
-                "root_mean_squared_error": MeanSquaredError(squared=False, num_outputs=self.targets),
-            }
-        )
+        squared = MeanSquaredError(squared=False, num_outputs=self.targets)
+        absolute = MeanAbsoluteError(num_outputs=self.targets)
+        return MetricCollection({"mean_absolute_error": absolute, "root_mean_squared_error": squared})
+
+
+COUNTED: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}  # looking for other values takes long
+
+
+class Segmentation(Objective):
+    """A class for each pixel. Logits are (B, T, S, S), targets int64 (B, S, S); 255 counts nowhere.
+
+    The loss is the mean cross entropy of the pixels that count, plus 1 - Dice (Milletari et al., 2016, V-Net): the mean
+    over the classes, whatever their size, of twice the overlap over the sum of the areas.
+    """
+
+    monitor, mode = "val/mean_iou", "max"
+    choices = ("cross_entropy_dice", "cross_entropy")
+
+    def target_of(self, batch: Batch) -> Tensor:
+        return batch["mask"].long()
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        settings = {"ignore_index": IGNORED, "label_smoothing": self.label_smoothing}
+        counted, pixels = targets != IGNORED, F.cross_entropy(logits, targets, reduction="none", **settings)
+        entropy = pixels.sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
+        if self.loss == "cross_entropy":
+            return entropy
+        said, counts = logits.softmax(dim=1), counted[:, None]
+        wanted = F.one_hot(targets.where(counted, 0), self.targets).movedim(3, 1)
+        overlap, areas = ((x * counts).sum((2, 3)) for x in (said * wanted, said + wanted))
+        return entropy + 1 - ((2 * overlap + 1) / (areas + 1)).mean(dim=1)
+
+    def metrics(self) -> MetricCollection:
+        mean = MulticlassJaccardIndex(self.targets, **COUNTED)  # of the classes that occur
+        accuracy = MulticlassAccuracy(self.targets, average="micro", **COUNTED)
+        of_each = MulticlassJaccardIndex(self.targets, average=None, zero_division=float("nan"), **COUNTED)
+        return MetricCollection({"mean_iou": mean, "iou": of_each, "pixel_accuracy": accuracy})
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1)
+
+    def error_score(self, scores: Tensor, targets: Tensor) -> Tensor:
+        counted = targets != IGNORED
+        return ((scores.argmax(1) != targets) & counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
+
+    def counts(self) -> MetricCollection:
+        return MetricCollection({"confusion": MulticlassConfusionMatrix(self.targets, **COUNTED)})
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "single_label": SingleLabel,
     "multi_label": MultiLabel,
     "regression": Regression,
+    "segmentation": Segmentation,
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import machine
 from ..entry import importing
-from ..errors import RunError
+from ..errors import InputError, RunError
 from ..terminal import say, show
 
 
@@ -34,10 +34,11 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE")
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help="the file to write (default: standard output)")
-    add("--scores", action="store_true", help="a column with the probability of each class, too")
+    add("--masks", type=Path, metavar="FOLDER", help="write the mask of each image, a PNG of its size, into FOLDER")
+    add("--scores", action="store_true", help="a column with the probability of each class, too; its share of a mask")
     add("--flip", action="store_true", help="average over each image and its mirror image")
     add("--json", action="store_true", help="a line of JSON for each image, in place of CSV")
-    add("--force", action="store_true", help="replace FILE")
+    add("--force", action="store_true", help="replace FILE and FOLDER")
     add("--split", default="test", help="of a packed dataset (%(default)s)")
     add("--path-column", default="path", metavar="NAME", help="of a table (%(default)s)")
     add("--images", type=Path, metavar="PLACE", help="folder or zip of a table's paths (default: the table's folder)")
@@ -51,6 +52,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     folder = find(arguments.name)
     with importing():
         from ..inference.images import open_images
+        from ..inference.mask_folder import check_new_folder, replacing_folder
         from ..inference.predict import check, predict
         from ..inference.rows import check_new, opened, to_dict, writer
         from ..train.datamodule import evaluation_transform
@@ -60,9 +62,13 @@ def _predict(arguments: argparse.Namespace) -> None:
     machine.raise_on_stop()  # temporary files are removed then, too
     if arguments.out:
         check_new(arguments.out, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
+    if arguments.masks:
+        check_new_folder(arguments.masks, arguments.force)
     datamodule_class = arguments.datamodule()
     model, config = best_model(arguments.model(), folder, datamodule_class)
     check(model)
+    if arguments.masks and config["trained_on"]["task"] != "segmentation":
+        raise InputError(f"--masks is for models of masks, and {folder.name} was trained for other targets")
     views = {"views": 2} if arguments.flip and look_twice(model, config) else {}
     source = arguments.source, arguments.split, arguments.path_column, arguments.images
     images = open_images(*source, config["data"])
@@ -70,12 +76,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     damaged, began = 0, time.monotonic()
     bar = progress_bar("predicting") if arguments.out or not sys.stdout.isatty() else nullcontext(lambda *done: None)
     try:
-        with opened(arguments.out) as out, bar as progress:
-            write = writer(out, *kind, arguments.json)
+        with opened(arguments.out) as out, replacing_folder(arguments.masks) as masks, bar as progress:
+            write = writer(out, *kind, arguments.json, bool(masks))
             for number, prediction in enumerate(
                 predict(model, config, images, evaluation_transform(datamodule_class)), 1
             ):
-                write(to_dict(prediction, *kind) | views)
+                row = to_dict(prediction, *kind) | views
+                if masks and prediction.mask is not None:
+                    row["mask"] = masks.write(prediction.name, prediction.mask)
+                write(row)
                 damaged += bool(prediction.error)
                 progress(number, len(images))
             if damaged == len(images):
@@ -94,7 +103,7 @@ def _add_export(commands: Any) -> None:
         "export",
         help="a run's best weights as one file that runs without this project",
         description="Write the best weights of RUN (`last`: the newest) to FILE: a PyTorch program (.pt2) or ONNX "
-        "(.onnx), which take uint8 RGB images and give probabilities or numbers.",
+        "(.onnx), which take uint8 RGB images and give probabilities, of each pixel for masks, or numbers.",
     )
     parser.add_argument("name", metavar="RUN")
     parser.add_argument("file", type=Path, metavar="FILE")

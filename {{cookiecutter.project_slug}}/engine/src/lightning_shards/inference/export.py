@@ -1,8 +1,8 @@
 """A run's best weights as one file that runs without this project: a PyTorch program (.pt2), or ONNX (.onnx).
 
 It takes RGB images, uint8 (B, 3, S, S) for any B, and what else the model's `inputs` name; it gives probabilities or
-numbers, float32 (B, T). What they mean, and how images are cut, is in it as JSON: the extra file `about.json` of a
-.pt2, the metadata `about` of an ONNX file.
+numbers, float32 (B, T), of masks (B, T, S, S). What they mean, and how images are cut, is in it as JSON: the extra file
+`about.json` of a .pt2, the metadata `about` of an ONNX file.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ def describe(model: Any, config: dict[str, Any], run: Path, transform: Any = Non
         inputs(model, "exported"), {"image": [[3, size, size], "uint8"]} | (config["trained_on"]["fields"] or {})
     )
     means = {"single_label": "probability of each class", "multi_label": "probability of each label"}
+    means["segmentation"] = "probability of each class of each pixel"
+    shape = f"{len(targets)}, {size}, {size}" if task == "segmentation" else str(len(targets))
     return {
         "format": FORMAT,
         "run": run.name,
@@ -92,7 +94,7 @@ def describe(model: Any, config: dict[str, Any], run: Path, transform: Any = Non
         "targets": list(targets),
         "images": f"uint8 (B, 3, {size}, {size}), RGB, 0..255",
         "inputs": taken,  # in this order: shape of a row, and dtype
-        "scores": f"float32 (B, {len(targets)}), {means.get(task, 'numbers')}",
+        "scores": f"float32 (B, {shape}), {means.get(task, 'numbers')}",
         "transform": transform
         and f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}",
         "crop": {"size": size, "center": config["data"]["eval_crop"]},

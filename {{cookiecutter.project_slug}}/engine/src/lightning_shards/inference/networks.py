@@ -110,7 +110,8 @@ def _opened(
         "weights": None if weights == RANDOM else weights,
         "image_size": image_size or image_size_of(name, None if weights == RANDOM else weights) or 224,
     }
-    given |= {"targets": list(dataset.targets) or ["none"], "task": dataset.task or "single_label"}
+    task = "single_label" if dataset.task in ("", "segmentation") else dataset.task  # of images, whatever they are for
+    given |= {"targets": list(dataset.targets) or ["none"], "task": task}
     torch.manual_seed(0)
     try:
         return make(model_class, {key: value for key, value in given.items() if key in known}), {}

@@ -11,20 +11,23 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
 from ..data.crop import Crop
+from ..data.decode import Pixels
 from ..data.transform import Transform
 from ..errors import InputError
 from ..train import hardware
 from ..train.contract import inputs
 from ..train.evaluate import batch_size
 from .images import Images, batches
+from .masks import masks
 
 
 class Prediction(NamedTuple):
     """Of one image."""
 
     name: str
-    scores: NDArray[np.float32] | None  # (T,) probabilities or numbers; None where it could not be decoded
-    error: str  # why not
+    scores: NDArray[np.float32] | None  # (T,) probabilities, numbers, or of a mask the shares of its classes
+    error: str  # why there are none: it could not be decoded
+    mask: NDArray[np.uint8] | None = None  # a class for each of its pixels, where the model gives them
 
 
 def predict(
@@ -62,12 +65,28 @@ def _predictions(
     fabric = Fabric(accelerator=device, devices=1, precision=hardware.precision(device))  # type: ignore[arg-type]
     network = fabric.setup_module(model.eval())
     network.mark_forward_method("scores")
-    crop = Crop(image_size(model, config), center=config["data"]["eval_crop"])
-    for first, pixels, errors in batches(images, crop, batch_size(config["data"]), transform):
+    crop, size = Crop(image_size(model, config), center=config["data"]["eval_crop"]), batch_size(config["data"])
+    of_pixels = (crop.size, crop.size) if config["trained_on"]["task"] == "segmentation" else ()
+
+    def look(pixels: Pixels) -> NDArray[np.float32]:
         with torch.inference_mode():
             scores = network.scores(fabric.to_device(torch.from_numpy(pixels)).permute(0, 3, 1, 2))
-            scores = scores.float().cpu().numpy()
-        if scores.shape != (len(pixels), targets):
-            raise InputError(f"the model's scores of {len(pixels)} images are {scores.shape}, not one for each target")
+            found: NDArray[np.float32] = scores.float().cpu().numpy()
+        if found.shape != (len(pixels), targets, *of_pixels):
+            raise InputError(f"the model's scores of {len(pixels)} images are {found.shape}, not one for each target")
+        return found
+
+    if of_pixels:
+        for number, mask, error in masks(images, crop, size, look, transform):
+            shares = None if mask is None else _shares(mask, targets)
+            yield Prediction(images.name(number), shares, error, mask)
+        return
+    for first, pixels, errors in batches(images, crop, size, transform):
+        scores = look(pixels)
         for row, error in enumerate(errors):
             yield Prediction(images.name(first + row), None if error else scores[row], error)
+
+
+def _shares(mask: Pixels, targets: int) -> NDArray[np.float32]:
+    """The share of a mask's pixels that each class has, (T,)."""
+    return (np.bincount(mask.ravel(), minlength=targets) / mask.size).astype(np.float32)

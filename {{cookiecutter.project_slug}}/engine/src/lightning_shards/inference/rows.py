@@ -21,7 +21,7 @@ from .predict import Prediction
 
 
 def to_dict(of: Prediction, task: str, targets: list[str], every: bool) -> dict[str, Any]:
-    """A prediction as JSON; `every` gives the probability of each class, too."""
+    """A prediction as JSON; `every` gives the probability of each class, too, or the share that it has of a mask."""
     if of.scores is None:
         return {"path": of.name, "error": of.error}
     if task == "regression":
@@ -33,18 +33,30 @@ def to_dict(of: Prediction, task: str, targets: list[str], every: bool) -> dict[
     every_score = {"scores": dict(zip(targets, scores.tolist(), strict=True))} if every else {}
     if task == "multi_label":
         return {"path": of.name, "predicted": [targets[number] for number in chosen], **every_score}
+    if task == "segmentation":
+        there = [number for number in of.scores.argsort(kind="stable")[::-1].tolist() if of.scores[number] > 0]
+        return {"path": of.name, "predicted": [targets[number] for number in there], **every_score}
     best = int(of.scores.argmax())
     return {"path": of.name, "predicted": targets[best], "score": float(scores[best]), **every_score}
 
 
 def writer(
-    out: TextIO, task: str, targets: list[str], every: bool, as_json: bool
+    out: TextIO, task: str, targets: list[str], every: bool, as_json: bool, masks: bool = False
 ) -> Callable[[dict[str, Any]], object]:
-    """A function that writes what `to_dict` gives: a row of CSV, labels joined by `|`, or a line of JSON."""
+    """A function that writes what `to_dict` gives: a row of CSV, labels joined by `|`, or a line of JSON.
+
+    With `masks`, a row has the path of its mask, too.
+    """
     if as_json:
         return lambda row: out.write(json.dumps(row) + "\n")
     of_each = [("predicted", name) for name in targets] if task == "regression" else [("predicted",)]
-    fields: list[tuple[str, ...]] = [("path",), *of_each, *[("score",)] * (task == "single_label"), ("error",)]
+    fields: list[tuple[str, ...]] = [
+        ("path",),
+        *of_each,
+        *[("score",)] * (task == "single_label"),
+        *[("mask",)] * masks,
+        ("error",),
+    ]
     fields += [("scores", name) for name in targets if every and task != "regression"]
     table = csv.writer(out, lineterminator="\n")
     table.writerow(":".join(field) for field in fields)

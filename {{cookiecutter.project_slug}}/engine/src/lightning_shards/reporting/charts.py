@@ -84,8 +84,8 @@ def lines(
         return _svg(figure, title)
 
 
-def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Counts (actual, predicted); the shade is the share of the actual class."""
+def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], percent: bool = False) -> str:
+    """Counts (actual, predicted), or with `percent` shares of the actual class, which is what the shade is."""
     matrix = np.asarray(counts, float)
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     image = np.empty((*matrix.shape, 4))
@@ -101,11 +101,13 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
             axes.set_yticks(range(len(names)), ticks)
             size = 7 if len(names) > 12 else 9
             for row, column in np.argwhere(matrix):
-                axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", fontsize=size)
+                text = f"{100 * shares[row, column]:.0f}" if percent else f"{matrix[row, column]:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=size)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("predicted" if few else "predicted (class number)")
-        axes.set_ylabel("actual" if few else "actual (class number)")
+        unit = ", percent of its pixels" if percent and few else ""
+        axes.set_ylabel(f"actual{unit}" if few else "actual (class number)")
         return _svg(figure, "Confusion matrix")
 
 

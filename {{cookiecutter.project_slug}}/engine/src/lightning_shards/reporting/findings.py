@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..data.mask_file import palette
 from ..runs.files import RunFiles
 from . import charts
 
-_GROUPS = {  # kind of example -> its heading, for classes and for numbers
-    "surest": ("Wrong, and most sure of it", "Furthest off"),
-    "wrong": ("Other mistakes, drawn at random", "Drawn at random"),
-    "right": ("Right, drawn at random", "Closest"),
+_GROUPS = {  # kind of example -> its heading, for classes, for numbers and for masks
+    "surest": ("Wrong, and most sure of it", "Furthest off", "Most pixels wrong"),
+    "wrong": ("Other mistakes, drawn at random", "Drawn at random", "Drawn at random"),
+    "right": ("Right, drawn at random", "Closest", "Fewest pixels wrong"),
 }
+_HEADINGS = {"regression": 1, "segmentation": 2}  # which of them; else the first
+_SIDE_BY_SIDE = (
+    "Image, truth, prediction, and in red where they differ; cream-coloured pixels count nowhere. The classes above"
+    " have their colours; shares are the intersection over union in this image."
+)
 _PAIRS = 8  # confusions that are listed
 _ROWS = 1000  # of a table
 _CHARTED = 6  # numbers that get charts
 _SHOWN = 100  # images of a kind
+_IN_CAPTION = 6  # classes of one image
 
 
 def of(run: RunFiles) -> dict[str, Any]:
     """What `evaluation/` tells, for the page; an empty one where it tells nothing or is damaged."""
-    nothing = {"title": "", "charts": [], "pairs": [], "columns": [], "rows": [], "groups": []}
+    nothing = {"title": "", "charts": [], "pairs": [], "columns": [], "rows": [], "groups": [], "note": ""}
     evaluation = run.evaluation
     if not evaluation:
         return nothing
@@ -29,15 +36,18 @@ def of(run: RunFiles) -> dict[str, Any]:
         names = [str(name) for name in evaluation["targets"]]
         title = f"{'Test' if evaluation['split'] == 'test' else 'Validation'} split, {evaluation['images']:,} images"
         found = _numbers(evaluation, names) if evaluation["task"] == "regression" else _classes(evaluation, names)
-        return nothing | found | {"title": title, "groups": _groups(evaluation, names)}
+        note = _SIDE_BY_SIDE if evaluation["task"] == "segmentation" else ""
+        return nothing | found | {"title": title, "groups": _groups(evaluation, names), "note": note}
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         run.missing.append(f"evaluation/ is damaged ({type(error).__name__}: {error}): what it found is not shown")
         return nothing
 
 
 def _classes(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Precision and recall of each class, the weakest first."""
+    """Precision and recall of each class, the weakest first; of pixels the intersection over union, too."""
     counts, matrix = evaluation["counts"], evaluation["counts"].get("confusion")
+    pixels = evaluation["task"] == "segmentation"
+    colours = palette()
     if matrix is not None:
         right = [row[i] for i, row in enumerate(matrix)]
         there, said = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
@@ -50,21 +60,30 @@ def _classes(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
         precision, recall = _share(right[i], said[i]), _share(right[i], there[i])
         f1 = _share(2 * right[i], said[i] + there[i])
         values = [precision, recall, f1, *([averages[i]] if averages else [])]
-        rows.append({"name": name, "images": there[i], "values": values, "weight": 2.0 if f1 is None else f1})
+        if pixels:
+            values = [_share(right[i], said[i] + there[i] - right[i]), precision, recall]
+        colour = "#" + colours[i].tobytes().hex() if pixels else ""
+        weight = 2.0 if f1 is None else f1
+        rows.append({"name": name, "images": there[i], "values": values, "weight": weight, "colour": colour})
     rows.sort(key=lambda row: row["weight"])
     columns = ["precision", "recall", "F1", *(["average precision"] if averages else [])]
     return {
-        "charts": [charts.confusion(matrix, names)] if matrix is not None else [],
-        "pairs": _pairs(matrix, names) if matrix is not None else [],
-        "columns": ["images", *columns],
+        "charts": [charts.confusion(matrix, names, pixels)] if matrix is not None else [],
+        "pairs": _pairs(matrix, names, pixels) if matrix is not None else [],
+        "columns": ["pixels", "IoU", "precision", "recall"] if pixels else ["images", *columns],
         "rows": [
-            {"name": row["name"], "first": f"{row['images']:,}", "cells": [_cell(value) for value in row["values"]]}
+            {
+                "name": row["name"],
+                "colour": row["colour"],
+                "first": f"{row['images']:,}",
+                "cells": [_cell(value) for value in row["values"]],
+            }
             for row in rows[:_ROWS]
         ],
     }
 
 
-def _pairs(matrix: Sequence[Sequence[int]], names: list[str]) -> list[dict[str, str]]:
+def _pairs(matrix: Sequence[Sequence[int]], names: list[str], pixels: bool) -> list[dict[str, str]]:
     """What is most often taken for what."""
     wrong = [
         (count, actual, predicted)
@@ -72,8 +91,9 @@ def _pairs(matrix: Sequence[Sequence[int]], names: list[str]) -> list[dict[str, 
         for predicted, count in enumerate(row)
         if count and actual != predicted
     ]
+    times, of = ("pixels", "of its pixels") if pixels else ("times", "of its images")
     return [
-        {"actual": names[a], "predicted": names[p], "count": f"{n:,}", "share": f"{n / sum(matrix[a]):.0%}"}
+        {"actual": names[a], "predicted": names[p], "often": f"{n:,} {times}, {n / sum(matrix[a]):.0%} {of}"}
         for n, a, p in sorted(wrong, reverse=True)[:_PAIRS]
     ]
 
@@ -90,7 +110,12 @@ def _numbers(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
         "charts": drawn,
         "columns": [name.replace("_", " ") for name in errors],
         "rows": [
-            {"name": name, "first": None, "cells": [{"text": f"{e[i]:.4g}", "percent": None} for e in errors.values()]}
+            {
+                "name": name,
+                "colour": "",
+                "first": None,
+                "cells": [{"text": f"{e[i]:.4g}", "percent": None} for e in errors.values()],
+            }
             for i, name in enumerate(names[:_ROWS])
         ],
     }
@@ -98,7 +123,10 @@ def _numbers(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 def _groups(evaluation: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
     """The images of each kind, with captions."""
-    caption = {"single_label": _of_class, "multi_label": _of_labels, "regression": _of_numbers}[evaluation["task"]]
+    captions = {
+        "single_label": _of_class, "multi_label": _of_labels, "regression": _of_numbers, "segmentation": _of_mask,
+    }  # fmt: skip
+    caption = captions[evaluation["task"]]
     groups = []
     for kind, headings in _GROUPS.items():
         images = [
@@ -108,7 +136,7 @@ def _groups(evaluation: dict[str, Any], names: list[str]) -> list[dict[str, Any]
             if str(example["image"]).startswith("data:image/")
         ]
         if images:
-            heading = headings[evaluation["task"] == "regression"]
+            heading = headings[_HEADINGS.get(evaluation["task"], 0)]
             groups.append({"kind": f"{kind} {evaluation['task']}", "heading": heading, "images": images})
     return groups
 
@@ -131,6 +159,13 @@ def _of_labels(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
 
 def _of_numbers(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
     return _values(example["predicted"], names), f"is {_values(example['actual'], names)}"
+
+
+def _of_mask(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
+    """The mean intersection over union, and that of each class in the image, the largest first."""
+    shares = [(names[number], share) for number, share in example["predicted"]]
+    mean = sum(share for _, share in shares) / max(1, len(shares))
+    return f"mean IoU {mean:.0%}", ", ".join(f"{name} {share:.0%}" for name, share in shares[:_IN_CAPTION])
 
 
 def _values(values: list[float], names: list[str]) -> str:

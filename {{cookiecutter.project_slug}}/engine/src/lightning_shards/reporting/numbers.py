@@ -9,6 +9,7 @@ from ..cost import usage
 
 SHARES = (
     *("accuracy", "accuracy_top5", "knn_accuracy", "average_precision", "f1", "precision", "recall"),
+    *("mean_iou", "pixel_accuracy"),
     *("calibration_error", "calibration_error_unscaled", "data_wait_fraction"),
 )
 NOT_KNOWN = "-"
@@ -20,7 +21,8 @@ _STUDENT = (
 
 def is_share(name: str) -> bool:
     """Whether the metric lies between 0 and 1."""
-    return name.rpartition("/")[2] in SHARES
+    kind, _, last = name.rpartition("/")
+    return last in SHARES or kind.rpartition("/")[2] == "iou"  # of one class
 
 
 def metric(name: str, value: float, digits: int = 1) -> str:

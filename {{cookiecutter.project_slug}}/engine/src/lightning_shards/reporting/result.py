@@ -35,7 +35,7 @@ def metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name.partition("/")[2] for name in found if name.startswith(("val/", "test/", "train/")))
     rows = []
     for name in names:
-        if name not in ("skipped", "learning_rate"):
+        if name not in ("skipped", "learning_rate") and not name.startswith("iou/"):  # the classes have a table
             values = [found.get(f"{split}/{name}") for split in ("train", "val", "test")]
             rows.append((name.replace("_", " "), ["" if v is None else numbers.metric(name, v) for v in values]))
     return rows

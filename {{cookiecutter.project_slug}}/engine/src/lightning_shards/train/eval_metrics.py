@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -96,6 +97,17 @@ class EvalPass(L.Callback):
         if isinstance(calibration := getattr(model, "calibration", None), Calibration):
             values = {**values, **calibration.end()}
             ema.keep_temperature(trainer, calibration)
-        for name, value in values.items():
+        for name, value in _of_classes(values, trainer):
             model.log(f"{split}/{name}", value, prog_bar=split == "val", batch_size=max(1, rows))
         model.log(f"{split}/skipped", float(skipped), batch_size=max(1, rows))
+
+
+def _of_classes(values: Mapping[str, Any], trainer: L.Trainer) -> Iterator[tuple[str, Any]]:
+    """Each value with its name. A vector has one of each class, named `metric/class`: only where a trained model is
+    measured, and not of classes that do not occur (NaN). The validations of a training would draw a curve of each."""
+    names = trainer.datamodule.targets  # type: ignore[attr-defined]
+    for name, value in values.items():
+        if not getattr(value, "ndim", 0):
+            yield name, value
+        elif trainer.state.fn != "fit":
+            yield from ((f"{name}/{names[n]}", one) for n, one in enumerate(value) if not one.isnan())

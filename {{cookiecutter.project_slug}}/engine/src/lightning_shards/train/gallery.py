@@ -16,15 +16,19 @@ from typing import Any
 
 import cv2
 import lightning as L
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MetricCollection, SumMetric
 
 from ..data.batch import Batch
 from ..data.dataset import TASKS, Shard
+from ..data.fields.plane import IGNORED
 from ..files import write_durably
 from ..terminal import say
 from ..vision.calibration import Calibration
+from ..vision.mask_pictures import overlaps, side_by_side
 from ..vision.objective import Shown
 from .gallery_loggers import show
 from .pictures import with_pictures
@@ -38,7 +42,8 @@ POINTS = 1000  # of the plot of predicted over actual numbers
 class Gallery(L.Callback):
     """Collects during each validation and the test, and writes `evaluation/<split>.json`; shows it in loggers too.
 
-    For models whose steps return {"scores": (B, T)} and whose `objective` says how wrong a row is; others have none.
+    For models whose steps return {"scores": (B, T)}, or (B, T, S, S) of pixels, and whose `objective` says how wrong a
+    row is; others have none.
 
     Args:
         count: images of each kind: right, wrong, and most confidently wrong.
@@ -50,7 +55,8 @@ class Gallery(L.Callback):
         self._counts = MetricCollection({})
         self._images = SumMetric()
         self._evaluation: dict[str, Any] = {}
-        self._pictures = True  # whether the batches have images
+        self._pictures, self._side = True, 1  # whether the batches have images, and the side of those that are shown
+        self._task = ""
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._kept, self._evaluation = {}, {}
@@ -83,14 +89,16 @@ class Gallery(L.Callback):
         objective, data = getattr(model, "objective", None), trainer.datamodule  # type: ignore[attr-defined]
         if scores is None or not isinstance(objective, Shown) or data.task not in TASKS:
             return
+        targets = objective.target_of(batch) if hasattr(objective, "target_of") else batch["target"]
         if not self._kept:
-            self._begin(objective, data.task, batch, scores)
-        self._collect(objective, batch, scores)
+            self._begin(objective, data.task, batch, targets, scores)
+        self._collect(objective, batch, targets, scores)
 
-    def _begin(self, objective: Shown, task: str, batch: Batch, scores: Tensor) -> None:
-        self._pictures, targets = "image" in batch.fields, batch["target"]
-        side = min(LARGEST_SIDE, batch["image"].shape[-1]) if self._pictures else 1
-        rows, device = (scores.shape[1], tuple(targets.shape[1:]), targets.dtype), scores.device
+    def _begin(self, objective: Shown, task: str, batch: Batch, targets: Tensor, scores: Tensor) -> None:
+        self._pictures, self._task = "image" in batch.fields, task
+        side = self._side = min(LARGEST_SIDE, batch["image"].shape[-1]) if self._pictures else 1
+        kept, said = self._rows(targets, scores)
+        rows, device = (tuple(said.shape[1:]), tuple(kept.shape[1:]), kept.dtype), scores.device
         groups = {"surest": 1, "wrong": 2, "right": 3}  # times as many as are shown, since none is shown twice
         self._kept = {kind: TopRows(times * self.count, side, *rows).to(device) for kind, times in groups.items()}
         if task == "regression":
@@ -98,10 +106,20 @@ class Gallery(L.Callback):
         self._counts = objective.counts().to(device)
         self._images = SumMetric().to(device)
 
-    def _collect(self, objective: Shown, batch: Batch, scores: Tensor) -> None:
-        valid, wrong = batch.valid, objective.error_score(scores, batch["target"])
+    def _rows(self, targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets and scores as they are kept with an image: masks, true and predicted, as large as it is shown."""
+        if self._task != "segmentation":
+            return targets, scores
+        masks = (
+            F.interpolate(x[:, None].float(), self._side, mode="nearest-exact") for x in (targets, scores.argmax(1))
+        )
+        small, said = (mask[:, 0].to(torch.uint8) for mask in masks)
+        return small, said
+
+    def _collect(self, objective: Shown, batch: Batch, targets: Tensor, scores: Tensor) -> None:
+        valid, wrong = batch.valid, objective.error_score(scores, targets)
         draw = (batch.seeds & 0xFFFFFF) / 2.0**24  # random, but the sample's own, whichever rank has it
-        if "points" in self._kept:  # no number is simply right: the nearest ones stand for that
+        if self._task in ("regression", "segmentation"):  # none is simply right: the nearest ones stand for that
             priorities = {"surest": wrong, "wrong": draw, "right": -wrong, "points": draw}
         else:
             priorities = {
@@ -109,11 +127,12 @@ class Gallery(L.Callback):
                 "wrong": torch.where(wrong > 0, draw, -torch.inf),
                 "right": torch.where(wrong > 0, -torch.inf, draw),
             }
-        for kind, priority in priorities.items():
-            self._kept[kind].update(torch.where(valid, priority, -torch.inf), batch, scores)
+        rows = self._rows(targets, scores)
+        for kind, metric in self._kept.items():
+            metric.update(torch.where(valid, priorities[kind], -torch.inf), batch, *rows)
         self._images.update(valid.sum())
         if bool(valid.any()):
-            self._counts.update(scores[valid], batch["target"][valid])
+            self._counts.update(scores[valid], targets[valid])
 
     def _end(self, trainer: L.Trainer, model: Any, split: str) -> None:
         """Bring the ranks' parts together, on all of them, and write them down on one."""
@@ -159,12 +178,22 @@ class Gallery(L.Callback):
 
 
 def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str) -> dict[str, Any]:
-    """One image with what it is and what the model says, as JSON: class numbers with scores, or numbers."""
+    """One image with what it is and what the model says, as JSON: class numbers with scores, or numbers.
+
+    With masks, the picture shows them beside the image, and each class has its intersection over union.
+    """
     sample, image, target, scores = row
-    pixels = cv2.cvtColor(image.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2BGR)
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    if task == "segmentation":
+        masks = target.numpy(), scores.to(torch.uint8).numpy()
+        pixels = side_by_side(pixels, *masks)
+    pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     kind = "png" if len(pixels) <= 64 else "jpeg"
     data = cv2.imencode(f".{kind}", pixels, [] if kind == "png" else [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-    if task == "regression":
+    if task == "segmentation":
+        actual = np.setdiff1d(masks[0], IGNORED).tolist()
+        predicted = [[number, round(share, 4)] for number, share in overlaps(*masks)]
+    elif task == "regression":
         actual, predicted = target.tolist(), scores.tolist()
     else:
         if task == "single_label":

@@ -19,7 +19,8 @@ class Mirrored:
     averaged; else its outputs are. Batches are looked at twice, so their size plays no part.
 
     Args:
-        model: whose forward takes its `inputs`, in this order, and gives (B, T).
+        model: whose forward takes its `inputs`, in this order, and gives (B, T), or (B, T, S, S) of pixels, which are
+            mirrored back.
 
     Attributes:
         calls: how often it ran.
@@ -32,11 +33,13 @@ class Mirrored:
         self.calls = 0
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Outputs (B, T). Raises InputError where they have another form."""
+        """Outputs (B, T) or (B, T, S, S). Raises InputError where they have another form."""
         self.calls += 1
         mirrored = [one.flip(-1) if place == self._place else one for place, one in enumerate(inputs)]
         views = [self._forward(*inputs), self._forward(*mirrored)]
-        if not isinstance(views[0], Tensor) or views[0].ndim != 2:
+        if isinstance(views[1], Tensor) and views[1].ndim == 4:
+            views[1] = views[1].flip(-1)
+        if not isinstance(views[0], Tensor) or views[0].ndim not in (2, 4):
             raise InputError("--flip averages what a model says of whole images, (B, T), and this one says more")
         return self._calibration.pooled([view.float() for view in views])
 

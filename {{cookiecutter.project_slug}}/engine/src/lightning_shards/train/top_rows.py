@@ -16,11 +16,16 @@ class TopRows(Metric):
     Args:
         count: rows.
         side: of the images that are kept with them, in pixels; where a batch has none, they are black.
-        scores, target_shape, target_type: what the rows of scores and targets look like.
+        scores, target, target_type: shape of a row's scores and of its target, and the target's type.
     """
 
     def __init__(
-        self, count: int, side: int, scores: int, target_shape: tuple[int, ...], target_type: torch.dtype
+        self,
+        count: int,
+        side: int,
+        scores: tuple[int, ...],
+        target: tuple[int, ...],
+        target_type: torch.dtype,
     ) -> None:
         super().__init__()
         self.count, self.side = count, side
@@ -28,19 +33,19 @@ class TopRows(Metric):
             "priority": torch.full((count,), -torch.inf),
             "ids": torch.full((count,), -1),
             "images": torch.zeros((count, 3, side, side), dtype=torch.uint8),
-            "targets": torch.zeros((count, *target_shape), dtype=target_type),
-            "scores": torch.zeros((count, scores)),
+            "targets": torch.zeros((count, *target), dtype=target_type),
+            "scores": torch.zeros((count, *scores)),
         }.items():
             self.add_state(name, default, dist_reduce_fx=None)  # what the ranks have is put side by side
 
-    def update(self, priority: Tensor, batch: Batch, scores: Tensor) -> None:
+    def update(self, priority: Tensor, batch: Batch, targets: Tensor, scores: Tensor) -> None:
         """Take the rows of a batch into account; those of priority -inf never count. Nothing waits for the device."""
         rows = priority.topk(min(self.count, len(priority))).indices
         missing = torch.zeros((len(rows), 3, self.side, self.side), dtype=torch.uint8, device=priority.device)
         images = batch["image"][rows] if "image" in batch.fields else missing
         if images.shape[-1] != self.side:
             images = F.interpolate(images.float(), self.side, mode="area").round().to(torch.uint8)
-        new = (priority[rows], batch.ids[rows], images, batch["target"][rows], scores[rows].float())
+        new = (priority[rows], batch.ids[rows], images, targets[rows], scores[rows].float())
         joined = [torch.cat([old, more]) for old, more in zip(self._parts(), new, strict=True)]
         best = joined[0].topk(self.count).indices
         self.priority, self.ids, self.images, self.targets, self.scores = (part[best] for part in joined)

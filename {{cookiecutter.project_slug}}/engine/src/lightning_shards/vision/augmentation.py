@@ -9,11 +9,28 @@ Shape suffixes: B rows, S image side.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al., 2017
+
+_MOVES_OR_MIXES = ("mixup", "cutmix", "trivial_augment", "rand_augment")
+_CHANGES_COLOURS = ("erasing", "color_jitter")
+
+
+def check_changes(settings: Mapping[str, Any], features: bool, masks: bool) -> None:
+    """Raise InputError for a model's setting that cannot be obeyed where `features` are in place of images, or `masks`
+    are what is predicted, which stay where they are."""
+    for name in (*_MOVES_OR_MIXES, *_CHANGES_COLOURS) if features else _MOVES_OR_MIXES if masks else ():
+        if settings[name]:
+            why = "changes images, and data.features takes their place"
+            why = why if features else "moves or mixes what images show, and masks would stay as they are"
+            raise InputError(f"model.{name} {why}: set it 0")
 
 
 def jitter(images: Tensor, strength: float, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:

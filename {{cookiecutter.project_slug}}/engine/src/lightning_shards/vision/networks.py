@@ -9,15 +9,22 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
-from . import timm_models, torchvision_models
+from . import segmentation, timm_models, torchvision_models
 from .pretrained import Pretrained
 from .torchvision_models import SMALL_IMAGE
 from .weights import Weights
 
 
-def check_name(name: str, own: Sequence[str]) -> None:
+def check_name(name: str, own: Sequence[str], pixels: bool = False) -> None:
     """Raise InputError, with what was probably meant, for a name that is neither torchvision's, nor timm's, nor in
-    `own`."""
+    `own`; and for one that gives a class for each image, where one for each of its `pixels` is wanted, or for none."""
+    of_pixels = segmentation.names()
+    if pixels and name not in of_pixels:
+        raise InputError(f"model.backbone {name!r} gives no class for each pixel; there are {', '.join(of_pixels)}")
+    if pixels:
+        return
+    if name in of_pixels:
+        raise InputError(f"model.backbone {name} gives a class for each pixel, and the dataset has no masks")
     if name.startswith(timm_models.PREFIX):
         timm_models.published(name)
         return
@@ -40,6 +47,8 @@ def build(
 ) -> nn.Module:
     """A network from images (B, 3, S, S) to (B, outputs), with random weights, into which `start` will fit.
 
+    Those of `segmentation.names()` give (B, outputs, S, S).
+
     Args:
         name: of torchvision, or `timm/NAME`.
         outputs: classes, or numbers to predict.
@@ -51,6 +60,8 @@ def build(
 
     Raises InputError for an image size that the network cannot have.
     """
+    if name in segmentation.names():
+        return segmentation.build(name, outputs)
     if name.startswith(timm_models.PREFIX):
         return timm_models.build(name, outputs, image_size, drop_path)
     about = (start.about if start else Pretrained()).updated(pretrained or {})

@@ -16,7 +16,10 @@ LARGEST_MATRIX = 200  # classes; above, a confusion matrix is a carpet
 
 @runtime_checkable
 class Shown(Protocol):
-    """An objective whose images the report shows; a model has it as its attribute `objective`."""
+    """An objective whose images the report shows; a model has it as its attribute `objective`.
+
+    Its `target_of(batch)`, where it has one, gives the targets; else they are the field `target`.
+    """
 
     def error_score(self, scores: Tensor, targets: Tensor) -> Tensor:
         """How wrong each row of `scores` is, float (B,): 0 where it is right; picks the images of the report."""

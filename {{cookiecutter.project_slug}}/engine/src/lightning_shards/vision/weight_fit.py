@@ -25,7 +25,9 @@ _HEADS = (
 _PUBLISHED_OUTPUTS = 1000  # ImageNet's classes
 
 
-def fit(network: nn.Module, state: Mapping[str, Tensor], name: str, source: str, of: str = "") -> tuple[str, ...]:
+def fit(
+    network: nn.Module, state: Mapping[str, Tensor], name: str, source: str, of: str = "", part: str = ""
+) -> tuple[str, ...]:
     """Copy `state` into `network`; names of the network's tensors that start anew.
 
     Those may be of the head, which has other classes, and of the stem, which has another form for tiny images.
@@ -34,14 +36,16 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], name: str, source: str,
         name: of the network.
         source: what a person has called the weights.
         of: the network that they were trained in; empty: not known.
+        part: how the names of the tensors begin that have to come with them.
 
     Raises InputError where other tensors are missing or of another shape, without having changed the network.
     """
     own = network.state_dict()
     missing = [key for key in own if key not in state and _matters(network, key)]
+    beside = {key for key in own if not key.startswith(part)}
     other = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
     parts = blocks(network)
-    loose = {*parts[-1], *(key for key in parts[0] if key in state)} if parts else set()
+    loose = beside | {*parts[-1], *(key for key in parts[0] if key in state)} if parts else beside
     absent, unlike = ([key for key in keys if key not in loose] for keys in (missing, other))
     more = [key for key in state if key not in own and not key.startswith(_HEADS) and not key.endswith(_NO_PARAMETERS)]
     if absent or unlike or (more and of != name):

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import timm_models, torchvision_models, weight_files
+from . import segmentation, timm_models, torchvision_models, weight_files
 from .pretrained import Pretrained
 from .weight_fit import fit
 
@@ -30,6 +30,7 @@ class Weights:
         about: what they expect of images.
         read: their tensors by name, for the network that is to take them.
         of: the network that they were trained in, where it is known.
+        part: how the names of the network's tensors begin that they are for; the rest starts anew.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Weights:
     about: Pretrained
     read: Callable[[nn.Module], Mapping[str, Tensor]]
     of: str = ""
+    part: str = ""
 
     def load_into(self, network: nn.Module) -> None:
         """Copy them; `network.pretrained` then says what they expect. Layers at both ends that have another shape, as
@@ -44,7 +46,7 @@ class Weights:
 
         Raises InputError where they cannot be had, or are another network's.
         """
-        anew = fit(network, self.read(network), self.name, self.source, self.of)
+        anew = fit(network, self.read(network), self.name, self.source, self.of, self.part)
         network.pretrained = replace(self.about, anew=anew)  # type: ignore[assignment]
 
 
@@ -80,6 +82,10 @@ def image_size_of(name: str, weights: str | None) -> int | None:
 
 
 def _published(name: str) -> Weights:
+    if encoder := segmentation.encoder(name):
+        part = segmentation.ENCODER
+        about = replace(_about(encoder), large_stem=True)
+        return Weights(name, PUBLISHED, about, lambda n: _encoder(n, _fetch(encoder), part), name, part)
     about = replace(_about(name), large_stem=True)
     timms = name.startswith(timm_models.PREFIX)
     if not (timm_models.published(name).has_weights if timms else name in torchvision_models.names()):
@@ -100,6 +106,13 @@ def _fetch(name: str) -> Mapping[str, Tensor]:
             " --model.weights FILE"
         ) from None
     return state
+
+
+def _encoder(network: nn.Module, state: Mapping[str, Tensor], part: str) -> Mapping[str, Tensor]:
+    """A classification network's weights as those of an encoder; what is behind that stays away."""
+    own = network.state_dict()
+    named = {f"{part}{key.removeprefix('features.')}": value for key, value in state.items()}  # of MobileNet
+    return {key: value for key, value in named.items() if key in own}
 
 
 def _foreign(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -1,0 +1,79 @@
+"""The folder that `predict --masks` writes: a mask for each image, under the image's own name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from ..data.decode import Pixels
+from ..data.mask_file import palette_png
+from ..errors import InputError, RunError
+from ..files import fsync_folder
+
+
+class MaskFolder:
+    """Files below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, mask: Pixels) -> str:
+        """Write the mask of the image called `name`; returns its path in the folder.
+
+        That is the image's with the ending .png; where another image has it already, .png comes behind its own ending.
+        Raises RunError for a name that leads out of the folder.
+        """
+        parts = [part for part in PurePosixPath(name).parts if part != "/"]
+        if not parts or ".." in parts:
+            raise RunError(f"{name!a} is no name for a file below {self.folder}: rename the image")
+        place = self.folder.joinpath(*parts).with_suffix(".png")
+        if place.exists():
+            place = place.with_name(f"{parts[-1]}.png")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(palette_png(mask))
+        return place.relative_to(self.folder).as_posix()
+
+
+def check_new_folder(folder: Path, force: bool) -> None:
+    """Raise InputError for a folder that cannot be written, or that would replace one without `force`."""
+    if not folder.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {folder.parent} to write {folder.name} into")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is no folder: choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (force and holds_masks_alone(folder)):
+        raise InputError(
+            f"{folder} exists and has other files than masks: choose another name"
+            if not holds_masks_alone(folder)
+            else f"{folder} exists: choose another name, or replace it by --force"
+        )
+
+
+def holds_masks_alone(folder: Path) -> bool:
+    """Whether all files in it are PNGs, as `predict` has written them."""
+    return all(path.is_dir() or path.suffix == ".png" for path in folder.rglob("*"))
+
+
+@contextmanager
+def replacing_folder(folder: Path | None) -> Iterator[MaskFolder | None]:
+    """A folder to write into, which gets the name `folder` at the end: there are all masks or none. None: none."""
+    if folder is None:
+        yield None
+        return
+    folder = folder.absolute()
+    work, old = (folder.with_name(f".{folder.name}.{what}") for what in ("predicting", "old"))
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir()
+        yield MaskFolder(work)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        work.rename(folder)
+        fsync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"{folder} could not be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
