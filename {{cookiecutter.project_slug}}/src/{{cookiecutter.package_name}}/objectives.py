@@ -186,8 +186,8 @@ class Segmentation(Objective):
         return batch["mask"].long()
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        settings = {"ignore_index": IGNORED, "label_smoothing": self.label_smoothing}
-        counted, pixels = targets != IGNORED, F.cross_entropy(logits, targets, reduction="none", **settings)
+        counted, smooth = targets != IGNORED, self.label_smoothing
+        pixels = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none", label_smoothing=smooth)
         entropy = pixels.sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
         if self.loss == "cross_entropy":
             return entropy
