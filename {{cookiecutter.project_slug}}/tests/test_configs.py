@@ -25,7 +25,9 @@ ALONE = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml") if pat
 @pytest.mark.parametrize("name", ALONE)
 def test_config_makes_a_model(name: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ["--config", str(PROJECT / "configs" / name), "--data.path", str(dataset), "--data.global_batch_size", "12"]
+    names = ["sample.yaml", name] if name == "debug.yaml" else [name]  # which is laid over another
+    given = [part for one in names for part in ("--config", str(PROJECT / "configs" / one))]
+    given += ["--data.path", str(dataset), "--data.global_batch_size", "12"]
     given += ["--data.micro_batch_size", "12", "--model.weights", "null"]
     if name == "scratch_long.yaml" and not find_spec("timm"):  # an extra
         given += ["--model.optimizer", "adamw"]
