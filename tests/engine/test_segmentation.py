@@ -162,6 +162,9 @@ def test_masks_are_as_large_as_their_images_and_all_or_none_are_written(
     assert "--force" in capfd.readouterr().err
     assert call(monkeypatch, "predict", "one", "new", "--masks", "out", "--force") == 0
     assert call(monkeypatch, "predict", "one", "masks", "--masks", "runs", "--force") == 2, "never what is no mask"
+    Path("pictures").mkdir()
+    cv2.imwrite("pictures/mine.png", np.zeros((8, 8), np.uint8))
+    assert call(monkeypatch, "predict", "one", "new", "--masks", "pictures", "--force") == 2, "nor a person's images"
     shutil.rmtree("new")
     Path("new").mkdir()
     Path("new/broken.png").write_bytes(b"no image")

@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Bad input ends with status 2, a run that failed with 1, and so a file that the system refuses; Ctrl-C where nothing
+    """Bad input ends with status 2; a run that failed, and a file that the system refuses, with 1; Ctrl-C where nothing
     is half done with 130."""
     _end_with_the_launcher()
     _open_closed_streams()

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+PALETTE_END = 33 + 12 + 3 * 256  # of what `palette_png` writes: signature and header, then the palette's chunk
+
 
 def palette() -> NDArray[np.uint8]:
     """The colours of the classes 0 to 255, RGB, uint8 (256, 3): those of Pascal VOC (Everingham et al., 2010).
@@ -30,7 +32,16 @@ def palette_png(mask: NDArray[np.uint8]) -> bytes:
     """
     gray = cv2.imencode(".png", mask)[1].tobytes()
     header = gray[12:25] + b"\3" + gray[26:29]
-    return b"".join((gray[:8], _chunk(header), _chunk(b"PLTE" + palette().tobytes()), gray[33:]))
+    return b"".join((gray[:8], _chunk(header), _palette_chunk(), gray[33:]))
+
+
+def has_our_palette(begin: bytes) -> bool:
+    """Whether `palette_png` has written a file of which these are the first PALETTE_END bytes."""
+    return begin[33:] == _palette_chunk()
+
+
+def _palette_chunk() -> bytes:
+    return _chunk(b"PLTE" + palette().tobytes())
 
 
 def _chunk(content: bytes) -> bytes:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ..data.decode import Pixels
-from ..data.mask_file import palette_png
+from ..data.mask_file import PALETTE_END, has_our_palette, palette_png
 from ..errors import InputError, RunError
 from ..files import fsync_folder
 
@@ -51,8 +51,13 @@ def check_new_folder(folder: Path, force: bool) -> None:
 
 
 def holds_masks_alone(folder: Path) -> bool:
-    """Whether all files in it are PNGs, as `predict` has written them."""
-    return all(path.is_dir() or path.suffix == ".png" for path in folder.rglob("*"))
+    """Whether all files in it are masks as `predict` writes them, with its palette: no person's own images."""
+    return all(path.is_dir() or _is_ours(path) for path in folder.rglob("*"))
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return has_our_palette(file.read(PALETTE_END))
 
 
 @contextmanager
