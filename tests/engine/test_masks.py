@@ -44,7 +44,7 @@ def mask(number: int, height: int = 40, width: int = 60) -> NDArray[np.uint8]:
 
 def files(count: int = 8) -> dict[str, bytes]:
     """Images whose gray says the class of each pixel, and their masks."""
-    found = {}
+    found: dict[str, bytes] = {}
     for number in range(count):
         gray = np.where(mask(number) == 255, 200, mask(number) * 60).astype(np.uint8)
         found |= {f"images/{number}.png": png(gray), f"masks/{number}.png": png(mask(number))}

@@ -271,7 +271,7 @@ def test_a_mask_s_file_has_the_classes_for_programs_and_colours_for_people() -> 
     data = palette_png(mask)
     assert np.array_equal(decode_mask(data), mask)
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert np.array_equal(shown, palette()[mask])
+    assert shown is not None and np.array_equal(shown, palette()[mask])
     assert palette()[[0, 1, 2, 15, 255]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],

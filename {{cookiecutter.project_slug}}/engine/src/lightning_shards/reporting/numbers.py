@@ -25,6 +25,11 @@ def is_share(name: str) -> bool:
     return last in SHARES or kind.rpartition("/")[2] == "iou"  # of one class
 
 
+def title(name: str) -> str:
+    """`mean_iou` as `mean IoU`."""
+    return name.replace("_", " ").replace("iou", "IoU")
+
+
 def metric(name: str, value: float, digits: int = 1) -> str:
     """`0.8964` as `89.6%` where the metric is a share, else with four digits."""
     if not math.isfinite(value):

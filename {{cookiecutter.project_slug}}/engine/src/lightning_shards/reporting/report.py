@@ -124,8 +124,12 @@ def _learning(run: RunFiles) -> list[str]:
         test = metrics.get(f"test/{name}")
         text = "" if test is None else f"test {numbers.metric(name, test)}"
         if lines:
-            title, share = name.replace("_", " ").capitalize(), name in numbers.SHARES
-            drawn.append(charts.lines(title, lines, share, (text, last, test) if test is not None else None))
+            title, share = numbers.title(name), name in numbers.SHARES
+            drawn.append(
+                charts.lines(
+                    title[:1].upper() + title[1:], lines, share, (text, last, test) if test is not None else None
+                )
+            )
     if curves.get("train/learning_rate"):
         drawn.append(charts.lines("Learning rate", {"": curves["train/learning_rate"]}))
     known = {f"{split}/{name}" for name in (*names, *_NOT_CHARTED) for split in ("train", "val", "test")}

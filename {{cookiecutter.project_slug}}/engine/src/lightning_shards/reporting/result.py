@@ -22,7 +22,7 @@ def headline(run: RunFiles) -> dict[str, str] | None:
             note += f"; 95% interval {low:.1%} to {high:.1%}"
     group = seeds.of(run)
     return {
-        "name": metric.replace("_", " "),
+        "name": numbers.title(metric),
         "value": numbers.metric(name, value),
         "note": note,
         "seeds": seeds.text(group) if group else "",
@@ -37,7 +37,7 @@ def metrics(run: RunFiles) -> list[tuple[str, list[str]]]:
     for name in names:
         if name not in ("skipped", "learning_rate") and not name.startswith("iou/"):  # the classes have a table
             values = [found.get(f"{split}/{name}") for split in ("train", "val", "test")]
-            rows.append((name.replace("_", " "), ["" if v is None else numbers.metric(name, v) for v in values]))
+            rows.append((numbers.title(name), ["" if v is None else numbers.metric(name, v) for v in values]))
     return rows
 
 
