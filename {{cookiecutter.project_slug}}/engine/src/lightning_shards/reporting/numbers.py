@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from ..cost import usage
@@ -27,7 +28,7 @@ def is_share(name: str) -> bool:
 
 def title(name: str) -> str:
     """`mean_iou` as `mean IoU`."""
-    return name.replace("_", " ").replace("iou", "IoU")
+    return re.sub(r"\biou\b", "IoU", name.replace("_", " "))
 
 
 def metric(name: str, value: float, digits: int = 1) -> str:

@@ -108,7 +108,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
-        self.crop = Crop(image_size, scale=tuple(crop_scale), flip=flip, center=eval_crop)
+        self.crop = Crop(image_size, scale=(crop_scale[0], crop_scale[1]), flip=flip, center=eval_crop)
         if features:
             self._check_crop_is_usual()
         if size_schedule is not None:
