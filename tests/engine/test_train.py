@@ -476,9 +476,8 @@ def test_with_a_key_and_no_way_out_wandb_is_offline(
     assert logger.mode == "offline" and (folder / "wandb-id.txt").read_text().strip() == logger.version
 
 
-def test_a_wandb_server_that_goes_away_is_waited_for_once(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
+def online(project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[WandbServer, Any]:
+    """A server of W&B, and a logger that has begun a run there and waits for it a second at the end."""
     server = WandbServer()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     wandb.teardown()
@@ -489,6 +488,13 @@ def test_a_wandb_server_that_goes_away_is_waited_for_once(
     logger = wandb_logger.make(folder, "demo", None)
     assert logger
     logger.begin({"a": 1})
+    return server, logger
+
+
+def test_a_wandb_server_that_goes_away_is_waited_for_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    server, logger = online(project, monkeypatch)
     server.gone.set()
     for step in range(20):
         logger.log_metrics({"train/loss": 0.5}, step)
@@ -503,17 +509,8 @@ def test_a_wandb_server_that_goes_away_is_waited_for_once(
 def test_a_wandb_server_that_hangs_is_said_while_it_is_waited_for(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    server = WandbServer()
-    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(wandb_logger, "TOLD_AFTER", 0.0)
-    wandb.teardown()
-    given = {"WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "1"}
-    for name, value in {**given, "NETRC": str(project / "no-netrc")}.items():
-        monkeypatch.setenv(name, value)
-    (folder := project / "runs/o").mkdir(parents=True)
-    logger = wandb_logger.make(folder, "demo", None)
-    assert logger
-    logger.begin({"a": 1})
+    server, logger = online(project, monkeypatch)
     server.hung.set()
     logger.log_metrics({"train/loss": 0.5}, 1)
     wandb_logger.finish({"status": "done"}, None, failed=False)

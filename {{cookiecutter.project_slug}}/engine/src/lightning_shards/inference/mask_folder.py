@@ -22,15 +22,17 @@ class MaskFolder:
     def write(self, name: str, mask: Pixels) -> str:
         """Write the mask of the image called `name`; returns its path in the folder.
 
-        That is the image's with the ending .png; where another image has it already, .png comes behind its own ending.
+        That is the image's with the ending .png; where another image has it already, .png comes behind its own ending,
+        as often as it takes.
         Raises RunError for a name that leads out of the folder.
         """
         parts = [part for part in PurePosixPath(name).parts if part != "/"]
         if not parts or ".." in parts:
             raise RunError(f"{name!a} is no name for a file below {self.folder}: rename the image")
         place = self.folder.joinpath(*parts).with_suffix(".png")
-        if place.exists():
-            place = place.with_name(f"{parts[-1]}.png")
+        name = parts[-1]
+        while place.exists():
+            place = place.with_name(name := f"{name}.png")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(palette_png(mask))
         return place.relative_to(self.folder).as_posix()
@@ -42,12 +44,10 @@ def check_new_folder(folder: Path, force: bool) -> None:
         raise InputError(f"there is no folder {folder.parent} to write {folder.name} into")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is no folder: choose another name")
-    if folder.is_dir() and any(folder.iterdir()) and not (force and holds_masks_alone(folder)):
-        raise InputError(
-            f"{folder} exists and has other files than masks: choose another name"
-            if not holds_masks_alone(folder)
-            else f"{folder} exists: choose another name, or replace it by --force"
-        )
+    if folder.is_dir() and not holds_masks_alone(folder):
+        raise InputError(f"{folder} exists and has other files than masks: choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise InputError(f"{folder} exists: choose another name, or replace it by --force")
 
 
 def holds_masks_alone(folder: Path) -> bool:
@@ -56,6 +56,8 @@ def holds_masks_alone(folder: Path) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
     with path.open("rb") as file:
         return has_our_palette(file.read(PALETTE_END))
 
