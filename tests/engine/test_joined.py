@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from lightning_shards.data.cache import Cache
-from lightning_shards.data.class_numbers import class_numbers, file_name
+from lightning_shards.data.class_numbers import classes_of, numbers_file
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.joined import Renumbering, join
 from lightning_shards.data.sample_reader import SampleReader
@@ -114,14 +114,16 @@ def test_a_balance_is_refused_in_a_sentence(dataset: Path, tmp_path: Path) -> No
 def test_class_numbers_are_made_once_and_those_that_do_not_fit_are_made_anew(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "d", sizes=(17, 30))
     about = Dataset.open(root)
-    path = class_numbers(about, "train")
-    assert path == root / file_name(about, "train") and np.load(path).tolist() == [n % 3 for n in range(47)]
+    path = numbers_file(about, "train", classes_of(about))
+    assert path == root / classes_of(about).file_name(about, "train") and np.load(path).tolist() == [
+        n % 3 for n in range(47)
+    ]
     for damage in (np.zeros(5, np.int16), np.full(47, 3, np.int16), np.zeros(47)):
         np.save(path, damage)
-        assert np.load(class_numbers(about, "train")).tolist() == [n % 3 for n in range(47)]
+        assert np.load(numbers_file(about, "train", classes_of(about))).tolist() == [n % 3 for n in range(47)]
     path.write_bytes(b"no numbers")
     made = path.stat()
-    assert np.load(class_numbers(about, "train")).tolist() == [n % 3 for n in range(47)]
+    assert np.load(numbers_file(about, "train", classes_of(about))).tolist() == [n % 3 for n in range(47)]
     assert path.stat().st_size != made.st_size
 
 
@@ -130,9 +132,9 @@ def test_balance_behind_a_url_needs_the_file_that_pack_writes(tmp_path: Path, mo
     root = write_dataset(tmp_path / "d", sizes=(17, 30))
     server = Web(root)
     try:
-        with pytest.raises(InputError, match="pack the dataset again and upload"):
+        with pytest.raises(InputError, match="upload that file too"):
             module(server.url, balance=0.5)  # type: ignore[arg-type]
-        class_numbers(Dataset.open(root), "train")
+        numbers_file(Dataset.open(root), "train", classes_of(Dataset.open(root)))
         far = module(server.url, balance=0.5).order  # type: ignore[arg-type]
         assert np.array_equal(far.ids(0, 0, len(far)), module(root, balance=0.5).order.ids(0, 0, len(far)))
     finally:

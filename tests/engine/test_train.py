@@ -231,7 +231,7 @@ BAD = [
     (["--trainer.accelerator", "cuda8"], "accelerator"),
     (["--model.learning_rate", "-1"], "above 0"),
     (["--model.bakbone", "resnet18"], "model.backbone"),
-    (["--data.balance", "{red: twice}"], "data.balance: twice must be a number"),
+    (["--data.balance", "{red: twice}"], "data.balance {red: twice}: each class has a number"),
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
     (["--config", "broken.yaml"], "broken.yaml"),
     (["--model.weights", "small.yaml"], "no checkpoint"),

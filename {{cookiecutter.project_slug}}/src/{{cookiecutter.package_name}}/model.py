@@ -33,13 +33,14 @@ from lightning_shards.vision.calibration import Calibration
 from lightning_shards.vision.fine_tuning import FineTuning
 from lightning_shards.vision.pretrained import Pretrained
 from lightning_shards.vision.random_operations import random_operations
+from lightning_shards.vision.tasks import Task
 from lightning_shards.vision.torchvision_models import check_input
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import backbones
 from .augment import Augment, Mix
-from .objectives import OBJECTIVES, Objective
+from .objectives import OBJECTIVES
 
 
 class ImageModel(ShardModule):
@@ -67,6 +68,7 @@ class ImageModel(ShardModule):
         loss: of one class an image: cross_entropy, or binary_cross_entropy, which asks for each class by itself
             (Wightman et al., 2021); of masks: cross_entropy_dice or cross_entropy; null: the first, or the only one.
         label_smoothing: share of the target that is spread over all classes.
+        class_weights: what classes count in the loss, by name, 1 for others; or how far to even them out, 0 to 1.
         mixup: alpha of the shares in which two images of a micro-batch are blended in training; 0 is off.
         cutmix: alpha of the share of an image that a box of another one replaces; with mixup, either of them.
         erasing: probability that a box of a training image is blanked.
@@ -74,12 +76,14 @@ class ImageModel(ShardModule):
         trivial_augment: one random operation a training image, of random magnitude (Mueller & Hutter, 2021).
         rand_augment: so many operations of one magnitude, 0..30, such as [2, 9] (Cubuk et al., 2020); null: none.
         calibrate: let each validation fit a temperature of the scores, so that they are as sure as they are right.
+        thresholds: let it also choose from which score on each of several labels counts as there; else from 0.5 on.
         channels_last: memory layout of weights and images; the fast one on GPUs.
         fused: let one kernel update all weights, where the optimizer has one: lamb has not.
         compile: torch.compile in place; null: on CUDA, for runs that are long enough to earn it.
     """
 
     inputs: tuple[str, ...] = ("image",)  # the fields of a batch that `forward` takes
+    more_outputs: int = 0  # of the network, behind one of each target
     mean: Tensor  # of the pixels in 0..255 that the weights expect, (1, 3, 1, 1); of features 0
     std: Tensor
 
@@ -104,6 +108,7 @@ class ImageModel(ShardModule):
         warmup: float = 0.05,
         loss: Literal["cross_entropy", "binary_cross_entropy", "cross_entropy_dice"] | None = None,
         label_smoothing: float = 0.0,
+        class_weights: float | dict[str, float] | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         erasing: float = 0.0,
@@ -111,6 +116,7 @@ class ImageModel(ShardModule):
         trivial_augment: bool = False,
         rand_augment: tuple[int, int] | None = None,
         calibrate: bool = True,
+        thresholds: bool = True,
         channels_last: bool = True,
         fused: bool = True,
         compile: bool | None = None,
@@ -130,13 +136,21 @@ class ImageModel(ShardModule):
             if not holds:
                 raise InputError(f"model.{name} is {value}, it must be {rule}")
         self.save_hyperparameters(ignore=["weights"])
-        self.objective: Objective = OBJECTIVES[task](len(targets), label_smoothing, loss)
+        self.objective: Task = OBJECTIVES[task](len(targets), label_smoothing, loss)
+        self.objective.weigh(class_weights, targets)
         self.monitor, self.mode = self.objective.monitor, self.objective.mode  # what picks the best weights
         self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
-        self.calibration = Calibration(self.objective.link, calibrate)
+        self.calibration = Calibration(self.objective.link, calibrate, len(targets), thresholds)
         features = (fields or {}).get("features")  # (F,), where samples have them in place of an image
         self.backbone: nn.Module = backbones.build(
-            backbone, len(targets), image_size, weights, features, pretrained, drop_path, task == "segmentation"
+            backbone,
+            len(targets) + self.more_outputs,
+            image_size,
+            weights,
+            features,
+            pretrained,
+            drop_path,
+            task == "segmentation",
         )
         self.fine_tuning = FineTuning(self.backbone, backbone, trained_blocks, thaw_after, layer_decay)
         if gradient_checkpointing:
@@ -186,15 +200,16 @@ class ImageModel(ShardModule):
         return torch.where(batch.valid, losses, 0.0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._measure(batch)
+        outputs = self(*(batch[name] for name in self.inputs)).float()
+        return self.measure(self.losses(outputs, batch), outputs, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._measure(batch)
+        return self.validation_step(batch, batch_idx)
 
-    def _measure(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = self(*(batch[name] for name in self.inputs)).float()
+    def measure(self, losses: Tensor, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Add a batch to what a pass over a split measures: the loss of each row, and outputs, float (B, T)."""
         targets = self.objective.target_of(batch)
-        self.measures.update(self.losses(outputs, batch), outputs, targets, batch.valid)
+        self.measures.update(losses, outputs, targets, batch.valid)
         self.calibration.update(outputs, targets, batch.valid)
         return {"scores": self.objective.scores(self.calibration(outputs))}  # of which the report shows some
 

@@ -53,7 +53,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     with importing():
         from ..inference.images import open_images
         from ..inference.mask_folder import check_new_folder, replacing_folder
-        from ..inference.predict import check, predict
+        from ..inference.predict import check, cutoffs, predict
         from ..inference.rows import check_new, opened, to_dict, writer
         from ..train.datamodule import evaluation_transform
         from ..train.mirror import look_twice
@@ -73,6 +73,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     source = arguments.source, arguments.split, arguments.path_column, arguments.images
     images = open_images(*source, config["data"])
     kind = config["trained_on"]["task"], list(config["trained_on"]["targets"]), arguments.scores
+    decide_by = cutoffs(model)
     damaged, began = 0, time.monotonic()
     bar = progress_bar("predicting") if arguments.out or not sys.stdout.isatty() else nullcontext(lambda *done: None)
     try:
@@ -81,7 +82,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             for number, prediction in enumerate(
                 predict(model, config, images, evaluation_transform(datamodule_class)), 1
             ):
-                row = to_dict(prediction, *kind) | views
+                row = to_dict(prediction, *kind, decide_by) | views
                 if masks and prediction.mask is not None:
                     row["mask"] = masks.write(prediction.name, prediction.mask)
                 write(row)

@@ -1,4 +1,4 @@
-"""Some classes more often than others: each sample comes the floor or the ceiling of its class's factor times.
+"""Some samples more often than others: each comes the floor or the ceiling of its class's factor, or its own, times.
 
 A shard has the same number of positions in every epoch, from how many samples of each class it holds. Which of its
 samples come once more than others is drawn anew in each epoch, by systematic sampling over the samples in the order of
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from .order import BALANCE, WindowedOrder
 
 SCALE = 1 << 20
+WEIGHT_STEPS = 1024  # of a sample's own weight: it is a whole multiple of 1 / WEIGHT_STEPS
+MOST_REPEATS = 1000  # a sample in an epoch
 
 
 def balancing_factors(counts: NDArray[np.int64], strength: float) -> NDArray[np.float64]:
@@ -41,7 +43,8 @@ class BalancedOrder(WindowedOrder):
         samples, shard_bytes, seed, fraction, window_samples, window_bytes: as there; a window's samples are positions.
         classes: a file as `numpy.save` writes it: the class numbers of all samples, whole numbers (N,). A negative one
             is no class: its sample comes once.
-        balance: the strength, of `balancing_factors` over the samples in use; or class number -> factor, 1 for others.
+        balance: the strength, of `balancing_factors` over the samples in use; or class number -> factor, 1 for others;
+            None: the file has the samples' own weights, in steps of 1 / WEIGHT_STEPS.
 
     Attributes:
         counts: samples in use of each class, (C,).
@@ -53,7 +56,7 @@ class BalancedOrder(WindowedOrder):
         samples: Sequence[int],
         shard_bytes: Sequence[int],
         classes: Path,
-        balance: float | Mapping[int, float],
+        balance: float | Mapping[int, float] | None,
         **others: Any,
     ) -> None:
         super().__init__(samples, shard_bytes, **others)
@@ -61,7 +64,9 @@ class BalancedOrder(WindowedOrder):
         self._classes = np.load(classes, mmap_mode="r")
         width = int(self._classes.max(initial=-1)) + 1
         self.counts = sum((self._count(shard, width) for shard in shards), np.zeros(width, np.int64))
-        if isinstance(balance, Mapping):
+        if balance is None:
+            self.factors = np.arange(width) / WEIGHT_STEPS
+        elif isinstance(balance, Mapping):
             self.factors = np.array([balance.get(number, 1.0) for number in range(width)])
         else:
             self.factors = balancing_factors(self.counts, balance)

@@ -123,6 +123,11 @@ class WindowedOrder(Remembering):
         self._set_positions(self._samples)
         self._remember()
 
+    @property
+    def shards_in_use(self) -> list[int]:
+        """The numbers of the shards that it has samples of."""
+        return self._subset.tolist()  # type: ignore[no-any-return]
+
     def _set_positions(self, positions: NDArray[np.int64]) -> None:
         """How many positions each shard has in an epoch."""
         self._positions, self._length = positions, int(positions[self._subset].sum())

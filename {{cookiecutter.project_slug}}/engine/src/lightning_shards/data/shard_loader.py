@@ -53,7 +53,8 @@ class ShardLoader(Passes):
             what the dataset says.
         transform: changes each decoded sample of a shuffled pass, in the decoding processes.
         mixture: datasets to read together, with their shares; `path` is one of them. None: `path` alone.
-        balance: how far to even out the classes, 0 to 1, or how many times an epoch shows some; None: each sample once.
+        balance: how far to even out the classes, 0 to 1; how many times an epoch shows some; or the name of a field
+            that says so of each sample; None: each once.
         order: which sample comes at which position; None: shuffled by the settings around this one.
         seed: of the order and of all random crops.
         fraction: share of the samples to use; the same samples in every epoch.

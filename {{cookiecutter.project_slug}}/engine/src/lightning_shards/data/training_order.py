@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import InputError
-from .balance import BalancedOrder
+from .balance import MOST_REPEATS, BalancedOrder
 from .cache import Cache
-from .class_numbers import class_numbers
+from .class_numbers import at_hand, class_counts, classes_of, numbers_file, weights_of
 from .dataset import Dataset, Shard
 from .joined import join
 from .mixture import Mixture, Source
@@ -19,8 +22,7 @@ from .remote import open_dataset
 from .repeats import Repeated
 from .shortened import Shortened
 
-MOST_REPEATS = 1000
-Balance = float | Mapping[str, float]
+Balance = float | str | Mapping[str, float]
 
 
 def open_mixture(path: str, mixture: Mapping[str, float] | None) -> tuple[Dataset, dict[str, float]]:
@@ -53,7 +55,7 @@ class OrderRecipe:
     Args:
         dataset, shares: of `open_mixture`.
         split: mixtures and balance are for `train`.
-        balance: the strength, 0..1, or class -> factor; None: each sample comes once.
+        balance: the strength, 0..1, class -> factor, or the field of the samples' weights; None: each comes once.
         seed, fraction, window_samples, window_bytes: of a `WindowedOrder`; without `window_bytes`, this machine's
             memory says how large a window is.
         length, same: of a `Shortened` order; None: the whole.
@@ -102,8 +104,12 @@ class OrderRecipe:
         if self.split != "train":
             raise InputError(f"balance is for the split train, not for {self.split!r}")
         numbers = {name: number for number, name in enumerate(dataset.targets)}
-        wanted: float | dict[int, float]
-        if isinstance(balance, Mapping):
+        wanted: float | dict[int, float] | None
+        if isinstance(balance, str):
+            if balance.startswith("{"):  # text to the parser, since it is no mapping to numbers
+                raise InputError(f"data.balance {balance}: each class has a number, such as {{owl: 5}}")
+            wanted = None
+        elif isinstance(balance, Mapping):
             if unknown := [name for name in balance if name not in numbers]:
                 raise InputError(f"data.balance: {dataset.root} has no class {unknown[0]!r}")
             for name, factor in balance.items():
@@ -113,8 +119,11 @@ class OrderRecipe:
         elif 0 <= balance <= 1:
             wanted = float(balance)
         else:
-            raise InputError(f"data.balance is {balance}, it must be between 0 and 1, or class names with factors")
-        shards, file = dataset.splits["train"], class_numbers(dataset, "train")
+            raise InputError(
+                f"data.balance is {balance}, it must be between 0 and 1, class names with factors, or a field"
+            )
+        column = weights_of(dataset, balance) if isinstance(balance, str) else classes_of(dataset)
+        shards, file = dataset.splits["train"], numbers_file(dataset, "train", column)
         return BalancedOrder([s.samples for s in shards], [s.bytes for s in shards], file, wanted, **settings)
 
 
@@ -148,7 +157,7 @@ def memory_note(order: Order, dataset: Dataset, split: str) -> str | None:
 
 
 def describe(order: Order, dataset: Dataset, shares: Mapping[str, float]) -> str | None:
-    """How often an epoch shows what, a line each; None where each sample comes once."""
+    """How often an epoch shows what, a line each; None where that is not known without reading the tars."""
     if isinstance(order, Repeated):
         shown, count = len(order) // order.repeats, len(order.order)
         line = f"each epoch: {shown:,} of {count:,} images, each {order.repeats} times (data.repeats)"
@@ -158,17 +167,29 @@ def describe(order: Order, dataset: Dataset, shares: Mapping[str, float]) -> str
         passes = (f"{count:,} of {place} ({count / len(s.order):.3g} times all of it)" for place, s, count in parts)
         return f"each epoch: {', '.join(passes)}"
     if isinstance(order, BalancedOrder):
-        present = order.counts.nonzero()[0].tolist()
-        few, many = (
-            choose(present, key=lambda number: (order.counts[number], order.factors[number])) for choose in (min, max)
-        )
-        if few == many:
-            times, images = order.counts[few] * order.factors[few], order.counts[few]
-            return f"each epoch shows each class {times:,.0f} times: all have {images:,} images"
-        seen = (
-            f"{dataset.targets[number]} ({what}, {order.counts[number]:,} images)"
-            f" {order.counts[number] * order.factors[number]:,.0f} times"
-            for number, what in ((few, "the rarest"), (many, "the commonest"))
-        )
-        return f"each epoch shows {', '.join(seen)}"
+        if order.settings["balance"] is not None:
+            return _of_classes(dataset.targets, order.counts, order.factors)
+        least, most = order.factors[order.counts.nonzero()[0][[0, -1]]]
+        return f"each epoch: {len(order):,} images, each {least:.3g} to {most:.3g} times, by its weight (data.balance)"
+    if not isinstance(order, WindowedOrder) or dataset.task != "single_label":
+        return None
+    if file := at_hand(dataset, "train", classes_of(dataset)):
+        counts = class_counts(file, dataset, "train", order.shards_in_use)
+        return _of_classes(dataset.targets, counts, np.ones(len(counts)))
     return None
+
+
+def _of_classes(names: Sequence[str], counts: NDArray[np.int64], factors: NDArray[np.float64]) -> str | None:
+    """How often an epoch shows the rarest and the commonest class; None where there are no classes."""
+    present = counts.nonzero()[0].tolist()
+    if not present:
+        return None
+    few, many = (choose(present, key=lambda number: (counts[number], factors[number])) for choose in (min, max))
+    if few == many:
+        times, images = counts[few] * factors[few], counts[few]
+        return f"each epoch shows each class {times:,.0f} times: all have {images:,} images"
+    seen = (
+        f"{names[number]} ({what}, {counts[number]:,} images) {counts[number] * factors[number]:,.0f} times"
+        for number, what in ((few, "the rarest"), (many, "the commonest"))
+    )
+    return f"each epoch shows {', '.join(seen)}"

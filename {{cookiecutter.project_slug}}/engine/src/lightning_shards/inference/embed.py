@@ -35,7 +35,7 @@ from ..data.worker import WorkerSpec
 from ..errors import InputError, RunError
 from ..machine import cache_folder
 from ..train import cluster, hardware
-from ..vision.calibration import temperatures
+from ..vision.calibration import fitted_values
 from .embedding_writer import EmbeddingWriter, unfinished
 
 Progress = Callable[[int, int], None]  # samples done, samples in all
@@ -262,7 +262,7 @@ class Embedder:
 
 def weights_hash(model: nn.Module, scores: bool) -> str:
     """Of the names and values of all that a model computes its features with, or its scores."""
-    digest, beside = hashlib.sha256(), temperatures(model)
+    digest, beside = hashlib.sha256(), fitted_values(model)
     for name, value in sorted(model.state_dict().items()):
         if name in beside and (not scores or value == 1):  # as in checkpoints that have none
             continue

@@ -24,7 +24,7 @@ from ..files import replacing
 from ..runs.files import earlier_metrics
 from ..train import hardware
 from ..train.contract import inputs, title
-from .predict import image_size
+from .predict import cutoffs, image_size
 
 FORMATS = (".pt2", ".onnx")
 FORMAT = "lightning-shards-model/1"
@@ -95,6 +95,7 @@ def describe(model: Any, config: dict[str, Any], run: Path, transform: Any = Non
         "images": f"uint8 (B, 3, {size}, {size}), RGB, 0..255",
         "inputs": taken,  # in this order: shape of a row, and dtype
         "scores": f"float32 (B, {shape}), {means.get(task, 'numbers')}",
+        "cutoffs": dict(zip(targets, map(_rounded, found), strict=True)) if (found := cutoffs(model)) else None,
         "transform": transform
         and f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}",
         "crop": {"size": size, "center": config["data"]["eval_crop"]},
@@ -102,6 +103,10 @@ def describe(model: Any, config: dict[str, Any], run: Path, transform: Any = Non
         "metrics": earlier_metrics(run),
         "versions": hardware.versions(),
     }
+
+
+def _rounded(probability: float) -> float:
+    return float(f"{probability:.6g}")
 
 
 def _rows(names: tuple[str, ...], fields: dict[str, Any]) -> dict[str, Any]:

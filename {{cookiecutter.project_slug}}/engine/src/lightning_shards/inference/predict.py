@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..train import hardware
 from ..train.contract import inputs
 from ..train.evaluate import batch_size
+from ..vision.calibration import Calibration
 from .images import Images, batches
 from .masks import masks
 
@@ -48,6 +49,13 @@ def check(model: Any) -> None:
     """Raise InputError for a model that has no `scores` of an image alone."""
     if (wanted := inputs(model, "used to predict")) != ("image",):
         raise InputError(f"the model looks at {' and '.join(wanted)}, and predict reads images alone: use load_model")
+
+
+def cutoffs(model: Any) -> list[float] | None:
+    """From which probability on each label counts as there, (T,); None where the model says nothing of it."""
+    calibration = getattr(model, "calibration", None)
+    found = calibration.cutoffs if isinstance(calibration, Calibration) else None
+    return None if found is None else found.tolist()
 
 
 def image_size(model: Any, config: dict[str, Any]) -> int:

@@ -20,8 +20,14 @@ from ..terminal import plain_lines, shown
 from .predict import Prediction
 
 
-def to_dict(of: Prediction, task: str, targets: list[str], every: bool) -> dict[str, Any]:
-    """A prediction as JSON; `every` gives the probability of each class, too, or the share that it has of a mask."""
+def to_dict(
+    of: Prediction, task: str, targets: list[str], every: bool, cutoffs: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """A prediction as JSON; `every` gives the probability of each class, too, or the share that it has of a mask.
+
+    Args:
+        cutoffs: from which probability on each label counts as there, (T,); None: 0.5.
+    """
     if of.scores is None:
         return {"path": of.name, "error": of.error}
     if task == "regression":
@@ -29,7 +35,8 @@ def to_dict(of: Prediction, task: str, targets: list[str], every: bool) -> dict[
             "path": of.name,
             "predicted": {name: float(f"{x:.6g}") for name, x in zip(targets, of.scores, strict=True)},
         }
-    chosen, scores = np.flatnonzero(of.scores > 0.5), of.scores.astype(np.float64).round(6)
+    chosen = np.flatnonzero(of.scores >= (0.5 if cutoffs is None else np.asarray(cutoffs, np.float32)))
+    scores = of.scores.astype(np.float64).round(6)
     every_score = {"scores": dict(zip(targets, scores.tolist(), strict=True))} if every else {}
     if task == "multi_label":
         return {"path": of.name, "predicted": [targets[number] for number in chosen], **every_score}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import class_numbers
+from ..data.class_numbers import classes_of, save
 from ..data.dataset import Dataset, Shard
 from ..data.fields.resolve import usual_fields
 from ..errors import RunError
@@ -72,8 +72,8 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
         found = {name: field.describe() for name, field in {**usual_fields(dataset), **further}.items()}
         dataset = replace(dataset, fields=found)
     if listing.task == "single_label":
-        path = work / "dataset" / class_numbers.file_name(dataset, "train")
-        class_numbers.save(path, listing.values[rows["train"]], len(listing.names))
+        path = work / "dataset" / classes_of(dataset).file_name(dataset, "train")
+        save(path, listing.values[rows["train"]], len(listing.names))
     dataset.save()
     splits = {
         split: {

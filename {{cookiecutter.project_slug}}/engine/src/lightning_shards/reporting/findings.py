@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.mask_file import palette
 from ..runs.files import RunFiles
-from . import charts
+from . import charts, numbers
 
 _GROUPS = {  # kind of example -> its heading, for classes, for numbers and for masks
     "surest": ("Wrong, and most sure of it", "Furthest off", "Most pixels wrong"),
@@ -54,32 +54,34 @@ def _classes(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
     else:  # of each class: true positives, false positives, true negatives, false negatives, images
         right, there = ([row[i] for row in counts["stat_scores"]] for i in (0, 4))
         said = [row[0] + row[1] for row in counts["stat_scores"]]
-    averages = counts.get("average_precision")
+    further = {
+        title: counts[name]
+        for name, title in (("average_precision", "average precision"), ("auroc", "AUROC"))
+        if counts.get(name) and not pixels
+    }
+    cutoffs = evaluation.get("cutoffs")
     rows = []
     for i, name in enumerate(names):
         precision, recall = _share(right[i], said[i]), _share(right[i], there[i])
         f1 = _share(2 * right[i], said[i] + there[i])
-        values = [precision, recall, f1, *([averages[i]] if averages else [])]
+        cells = [_cell(precision, said[i]), _cell(recall, there[i]), _cell(f1)]
+        cells += [_cell(values[i]) for values in further.values()]
         if pixels:
-            values = [_share(right[i], said[i] + there[i] - right[i]), precision, recall]
+            values = _share(right[i], said[i] + there[i] - right[i]), precision, recall
+            cells = [_cell(value) for value in values]
+        elif cutoffs:
+            cells.append({"text": f"{cutoffs[i]:.1%}", "percent": None, "range": ""})
         colour = "#" + colours[i].tobytes().hex() if pixels else ""
         weight = 2.0 if f1 is None else f1
-        rows.append({"name": name, "images": there[i], "values": values, "weight": weight, "colour": colour})
+        first = f"{there[i]:,}"
+        rows.append({"name": name, "first": first, "cells": cells, "weight": weight, "colour": colour})
     rows.sort(key=lambda row: row["weight"])
-    columns = ["precision", "recall", "F1", *(["average precision"] if averages else [])]
+    columns = ["precision", "recall", "F1", *further, *(["there from"] if cutoffs else [])]
     return {
         "charts": [charts.confusion(matrix, names, pixels)] if matrix is not None else [],
         "pairs": _pairs(matrix, names, pixels) if matrix is not None else [],
         "columns": ["pixels", "IoU", "precision", "recall"] if pixels else ["images", *columns],
-        "rows": [
-            {
-                "name": row["name"],
-                "colour": row["colour"],
-                "first": f"{row['images']:,}",
-                "cells": [_cell(value) for value in row["values"]],
-            }
-            for row in rows[:_ROWS]
-        ],
+        "rows": rows[:_ROWS],
     }
 
 
@@ -114,7 +116,7 @@ def _numbers(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
                 "name": name,
                 "colour": "",
                 "first": None,
-                "cells": [{"text": f"{e[i]:.4g}", "percent": None} for e in errors.values()],
+                "cells": [{"text": f"{e[i]:.4g}", "percent": None, "range": ""} for e in errors.values()],
             }
             for i, name in enumerate(names[:_ROWS])
         ],
@@ -178,8 +180,10 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _cell(value: float | None) -> dict[str, Any]:
-    """A number of a table with the length of its bar, in percent."""
+def _cell(value: float | None, images: int = 0) -> dict[str, Any]:
+    """A share in a table: its text, the length of its bar in percent, and its 95% interval where it was counted."""
     if value is None or value != value:
-        return {"text": "-", "percent": 0}
-    return {"text": f"{value:.1%}", "percent": round(100 * value)}
+        return {"text": "-", "percent": 0, "range": ""}
+    low, high = numbers.interval(value, images) if images else (0.0, 0.0)
+    between = f"95% interval {low:.1%} to {high:.1%}" if images else ""
+    return {"text": f"{value:.1%}", "percent": round(100 * value), "range": between}

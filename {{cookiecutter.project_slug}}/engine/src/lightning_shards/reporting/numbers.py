@@ -10,10 +10,11 @@ from ..cost import usage
 
 SHARES = (
     *("accuracy", "accuracy_top5", "knn_accuracy", "average_precision", "f1", "precision", "recall"),
-    *("mean_iou", "pixel_accuracy"),
+    *("balanced_accuracy", "auroc", "mean_iou", "pixel_accuracy"),
     *("calibration_error", "calibration_error_unscaled", "data_wait_fraction"),
 )
 NOT_KNOWN = "-"
+_NAMES = {"iou": "IoU", "auroc": "AUROC", "f1": "F1"}
 _STUDENT = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
@@ -27,8 +28,8 @@ def is_share(name: str) -> bool:
 
 
 def title(name: str) -> str:
-    """`mean_iou` as `mean IoU`."""
-    return re.sub(r"\biou\b", "IoU", name.replace("_", " "))
+    """`mean_iou` as `mean IoU`, `auroc` as `AUROC`."""
+    return re.sub(r"\b(iou|auroc|f1)\b", lambda found: _NAMES[found[0]], name.replace("_", " "))
 
 
 def metric(name: str, value: float, digits: int = 1) -> str:

@@ -26,6 +26,7 @@ _STATUS = {  # what a status means for whoever opens the report
 }
 _SKIPPED_SHOWN = 50
 _CALIBRATION = ("calibration_error", "calibration_error_unscaled", "temperature")  # has a section of its own
+_BESIDE_ACCURACY = ("balanced_accuracy", "f1", "auroc", "average_precision")
 _NOT_CHARTED = ("skipped", "learning_rate", "knn_accuracy", *_CALIBRATION)
 _MOST_CHARTS = 50  # a metric more is in metrics.csv
 
@@ -116,7 +117,10 @@ def _learning(run: RunFiles) -> list[str]:
     """Charts of loss, metrics and learning rate."""
     curves, metrics = run.curves, run.summary.get("metrics", {})
     last = max((points[-1][0] for points in curves.values() if points), default=0)
-    charted = (name[4:] for name in curves if name.startswith("val/"))
+    charted = [name[4:] for name in curves if name.startswith("val/")]
+    if "accuracy" in charted:  # which says the same in another way, unless it is what the run is judged by
+        judged = str(run.summary.get("monitor") or "").partition("/")[2]
+        charted = [name for name in charted if name == judged or name not in _BESIDE_ACCURACY]
     names = ["loss", *(name for name in charted if name not in ("loss", *_NOT_CHARTED))]
     drawn = []
     for name in names[:_MOST_CHARTS]:
@@ -132,7 +136,9 @@ def _learning(run: RunFiles) -> list[str]:
             )
     if curves.get("train/learning_rate"):
         drawn.append(charts.lines("Learning rate", {"": curves["train/learning_rate"]}))
-    known = {f"{split}/{name}" for name in (*names, *_NOT_CHARTED) for split in ("train", "val", "test")}
+    known = {
+        f"{split}/{name}" for name in (*names, *_NOT_CHARTED, *_BESIDE_ACCURACY) for split in ("train", "val", "test")
+    }
     for name in curves:  # what a model logs by names of its own
         if curves[name] and name not in {*known, "epoch"} and not name.startswith(("speed/", "cost/", "test/")):
             drawn.append(charts.lines(name.replace("_", " "), {"": curves[name]}, name in numbers.SHARES))

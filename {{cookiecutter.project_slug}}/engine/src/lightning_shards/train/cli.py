@@ -134,6 +134,7 @@ class TrainingCLI(LightningCLI):
             self.config_init = self.parser.instantiate(self.config)
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         contract.check_instance(self.model)
+        contract.weigh_classes(self.model, self.datamodule)
         flags.shorten(self.datamodule, self.config.trainer)
         self.datamodule.plan_sizes(self.config.trainer.max_epochs)
         contract.check_sizes(self.model, self.datamodule)

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..errors import InputError
+from ..vision.tasks import Task
 from . import optimizers
 from .datamodule import ShardDataModule
 from .module import ShardModule
@@ -44,6 +45,19 @@ def check_instance(model: LightningModule) -> None:
             )
     if (mode := goal(model)[1]) not in ("min", "max"):
         raise InputError(f"the model's mode is {mode!r}, it must be 'min' or 'max'")
+
+
+def weigh_classes(model: LightningModule, data: ShardDataModule) -> None:
+    """Where the model's setting `class_weights` says how far to even out the classes, reckon that from their counts.
+
+    The weights by name take the setting's place among the hyperparameters, so that a checkpoint has them.
+
+    Raises InputError where the classes cannot be counted.
+    """
+    objective, wanted = getattr(model, "objective", None), setting(model, "class_weights")
+    if isinstance(objective, Task) and isinstance(wanted, (int, float)):
+        counts = data.class_counts("model.class_weights")
+        model.hparams["class_weights"] = objective.weigh(wanted, data.targets, counts)
 
 
 def is_plain(value: Any) -> bool:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 
 from .. import machine
 from ..data.cache import Cache
 from ..data.checks import check_settings
+from ..data.class_numbers import class_counts, classes_of, numbers_file
 from ..data.crop import Crop
 from ..data.decoded import DecodedPlan
 from ..data.embedding import FEATURES, Embedded, Embedding, embedded_fields
@@ -50,7 +52,8 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         mixture: datasets to train on with their shares, such as {data/mine: 0.7, data/other: 0.3}; null: `path` alone.
             `path` is one of them, and its val and test are the ones to measure on.
         balance: how far to even out the classes: 0 as they are, 1 all equally often, without a longer epoch; or
-            how many times an epoch shows the images of some classes, such as {owl: 5}; null: each image once.
+            how many times an epoch shows the images of some classes, such as {owl: 5}; or the name of a field with
+            how many times it shows each image; null: each image once.
         repeats: how many times each image comes in one global batch, cropped anew each time; an epoch stays as long.
         window_samples: samples that are mixed with each other at a time.
         window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory where the run began.
@@ -86,7 +89,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         seed: int = 0,
         fraction: float = 1.0,
         mixture: dict[str, float] | None = None,
-        balance: float | dict[str, float] | None = None,
+        balance: float | dict[str, float] | str | None = None,
         repeats: int = 1,
         window_samples: int = 1 << 20,
         window_bytes: int | None = None,
@@ -170,6 +173,14 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
     def targets(self) -> list[str]:
         """Class names, or the names of the numbers."""
         return list(self.dataset.targets)
+
+    def class_counts(self, setting: str) -> list[int]:
+        """Training images of each class, (T,). Raises InputError, for the `setting` that asks, where there are none."""
+        counts = np.zeros(len(self.targets), np.int64)
+        for part, shards in self.dataset.parts("train"):
+            file = numbers_file(part, "train", classes_of(part, setting))
+            counts += class_counts(file, part, "train", range(len(shards)))
+        return counts.tolist()
 
     @property
     def features(self) -> Embedding | None:

@@ -92,10 +92,10 @@ def share_statistics(trainer: L.Trainer) -> None:
     torch._foreach_copy_(statistics, list(mean.split([len(s) for s in statistics])))
 
 
-def keep_temperature(trainer: L.Trainer, calibration: Calibration) -> None:
-    """Give an average of the weights the model's temperature, which is fitted and not averaged."""
+def keep_fitted(trainer: L.Trainer, calibration: Calibration) -> None:
+    """Give an average of the weights the model's temperature and thresholds, which are fitted and not averaged."""
     for average in (a._average_model for a in _averages(trainer) if a._average_model is not None):
-        average.module.calibration.temperature.copy_(calibration.temperature)  # type: ignore[union-attr, operator]
+        average.module.calibration.load_state_dict(calibration.state_dict())  # type: ignore[union-attr, operator]
 
 
 def _averages(trainer: L.Trainer) -> list[WeightAveraging]:

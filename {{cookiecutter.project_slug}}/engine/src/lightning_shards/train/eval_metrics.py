@@ -39,8 +39,8 @@ class EvalMetrics(nn.Module):
 class EvalPass(L.Callback):
     """Counts the rows of each pass over a validation or test split, and logs what the model's `measures` added up.
 
-    A validation of a training fits the temperature of the model's `calibration`, so that each checkpoint has that of
-    its own weights.
+    A validation of a training fits temperature and thresholds of the model's `calibration`, so that each checkpoint has
+    those of its own weights.
 
     Every sample of a split is counted once, over all ranks. Where Lightning's flags leave batches out, this is not
     asked.
@@ -96,7 +96,7 @@ class EvalPass(L.Callback):
             measures.reset()
         if isinstance(calibration := getattr(model, "calibration", None), Calibration):
             values = {**values, **calibration.end()}
-            ema.keep_temperature(trainer, calibration)
+            ema.keep_fitted(trainer, calibration)
         for name, value in _of_classes(values, trainer):
             model.log(f"{split}/{name}", value, prog_bar=split == "val", batch_size=max(1, rows))
         model.log(f"{split}/skipped", float(skipped), batch_size=max(1, rows))

@@ -92,7 +92,7 @@ class Gallery(L.Callback):
         targets = objective.target_of(batch) if hasattr(objective, "target_of") else batch["target"]
         if not self._kept:
             self._begin(objective, data.task, batch, targets, scores)
-        self._collect(objective, batch, targets, scores)
+        self._collect(objective, getattr(model, "calibration", None), batch, targets, scores)
 
     def _begin(self, objective: Shown, task: str, batch: Batch, targets: Tensor, scores: Tensor) -> None:
         self._pictures, self._task = "image" in batch.fields, task
@@ -116,8 +116,9 @@ class Gallery(L.Callback):
         small, said = (mask[:, 0].to(torch.uint8) for mask in masks)
         return small, said
 
-    def _collect(self, objective: Shown, batch: Batch, targets: Tensor, scores: Tensor) -> None:
-        valid, wrong = batch.valid, objective.error_score(scores, targets)
+    def _collect(self, objective: Shown, calibration: Any, batch: Batch, targets: Tensor, scores: Tensor) -> None:
+        decided = calibration.centred(scores) if isinstance(calibration, Calibration) else scores
+        valid, wrong = batch.valid, objective.error_score(decided, targets)
         draw = (batch.seeds & 0xFFFFFF) / 2.0**24  # random, but the sample's own, whichever rank has it
         if self._task in ("regression", "segmentation"):  # none is simply right: the nearest ones stand for that
             priorities = {"surest": wrong, "wrong": draw, "right": -wrong, "points": draw}
@@ -132,7 +133,7 @@ class Gallery(L.Callback):
             metric.update(torch.where(valid, priorities[kind], -torch.inf), batch, *rows)
         self._images.update(valid.sum())
         if bool(valid.any()):
-            self._counts.update(scores[valid], targets[valid])
+            self._counts.update(decided[valid], targets[valid])
 
     def _end(self, trainer: L.Trainer, model: Any, split: str) -> None:
         """Bring the ranks' parts together, on all of them, and write them down on one."""
@@ -145,8 +146,11 @@ class Gallery(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         task, dataset = data.task, data.dataset
         points = [[target.tolist(), scores.tolist()] for _, _, target, scores in kept.pop("points", [])]
-        calibration = getattr(model, "calibration", None)
-        if isinstance(calibration, Calibration):  # which has fitted its temperature meanwhile
+        calibration, found = getattr(model, "calibration", None), None
+        if isinstance(calibration, Calibration):  # which has fitted temperature and thresholds meanwhile
+            found = dict(calibration.found or {})
+            if labels := found.pop("labels", None):
+                counts["stat_scores"] = torch.tensor(labels)
             kept = {kind: [(*row[:3], calibration.restated(row[3])) for row in rows] for kind, rows in kept.items()}
         shown = set[int]()
         for kind, rows in kept.items():
@@ -154,6 +158,7 @@ class Gallery(L.Callback):
             shown.update(row[0] for row in kept[kind])
         if not self._pictures:
             kept = with_pictures(kept, dataset, split, data.crop)
+        cutoffs = found.pop("cutoffs", None) if found else None
         self._evaluation = {
             "format": FORMAT,
             "split": split,
@@ -163,9 +168,14 @@ class Gallery(L.Callback):
             "images_seen": data.images_seen,
             "counts": {name: value.tolist() for name, value in counts.items()},
             "points": points,
-            "calibration": calibration.found if isinstance(calibration, Calibration) else None,
+            "calibration": found or None,
+            "cutoffs": cutoffs,
             "examples": {
-                kind: [_example(row, task) | _place(dataset.splits[split], row[0]) for row in rows]
+                kind: [
+                    _example(row, task, 0.5 if cutoffs is None else torch.tensor(cutoffs))
+                    | _place(dataset.splits[split], row[0])
+                    for row in rows
+                ]
                 for kind, rows in kept.items()
             },
         }
@@ -177,7 +187,7 @@ class Gallery(L.Callback):
             say(f"{path} could not be written ({error.strerror}): the report will not have it", sys.stderr)
 
 
-def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str) -> dict[str, Any]:
+def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str, cutoffs: Any = 0.5) -> dict[str, Any]:
     """One image with what it is and what the model says, as JSON: class numbers with scores, or numbers.
 
     With masks, the picture shows them beside the image, and each class has its intersection over union.
@@ -199,7 +209,7 @@ def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str) -> dict[str, An
         if task == "single_label":
             actual, chosen = [int(target)], [int(scores.argmax())]
         else:
-            actual, chosen = target.nonzero().flatten().tolist(), (scores >= 0.5).nonzero().flatten().tolist()
+            actual, chosen = target.nonzero().flatten().tolist(), (scores >= cutoffs).nonzero().flatten().tolist()
         predicted = [[number, round(float(scores[number]), 4)] for number in chosen]
     image_url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"id": sample, "actual": actual, "predicted": predicted, "image": image_url}

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..terminal import several
-from ..vision.calibration import temperatures
+from ..vision.calibration import fitted_values
 from ..vision.pretrained import Pretrained
 from . import optimizer_state, schedules
 from .trained_model import kept_setting
@@ -103,7 +103,7 @@ def _fits(model: L.LightningModule, saved: Mapping[str, Any]) -> bool:
     now = model.state_dict()
     if any(is_lazy(value) for value in now.values()):
         return True
-    there = {name: now[name] for name in temperatures(model)} | dict(saved)  # older checkpoints have none
+    there = {name: now[name] for name in fitted_values(model)} | dict(saved)  # older checkpoints have none
     return now.keys() == there.keys() and all(
         getattr(value, "shape", None) == getattr(there[name], "shape", None) for name, value in now.items()
     )

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-Link = Literal["softmax", "sigmoid"]  # what makes probabilities of logits: one class a row, or any number of labels
+from .ranking import Link
+from .thresholds import Thresholds
+
 BINS = 15  # of equal width, as in Guo et al.
 LOWEST, HIGHEST, STEPS = 0.1, 10.0, 65  # temperatures of the grid, log-spaced; the one in the middle is 1
 _AT_A_TIME = 1 << 22  # logits that are divided at once
@@ -52,9 +54,14 @@ def fitted(nll: Tensor) -> float:
     return float((places[best] + shift * (places[1] - places[0])).exp())
 
 
-def temperatures(model: nn.Module) -> list[str]:
-    """The names of the temperatures in a model's `state_dict`."""
-    return [f"{name}.temperature" for name, one in model.named_modules() if isinstance(one, Calibration)]
+def fitted_values(model: nn.Module) -> list[str]:
+    """The names in a model's `state_dict` of what validations fit, and older checkpoints lack."""
+    return [
+        f"{name}.{value}"
+        for name, one in model.named_modules()
+        if isinstance(one, Calibration)
+        for value in one.state_dict()
+    ]
 
 
 def error(bins: Tensor) -> float:
@@ -138,6 +145,8 @@ class Calibration(nn.Module):
     Args:
         link: what makes probabilities of the model's outputs; None: they are none, and all of this is left out.
         calibrate: fit a temperature and use it; else it stays 1, and the error is measured only.
+        labels: T, where each has a threshold of its own (`Thresholds`); 0: there are none.
+        thresholds: fit them; else they stay at a probability of 0.5.
 
     Attributes:
         found: what the last pass has found, plain values for the report; None: there were no rows.
@@ -145,17 +154,29 @@ class Calibration(nn.Module):
 
     temperature: Tensor  # float32 ()
 
-    def __init__(self, link: Link | None, calibrate: bool = True) -> None:
+    def __init__(self, link: Link | None, calibrate: bool = True, labels: int = 0, thresholds: bool = True) -> None:
         super().__init__()
+        self.thresholds = Thresholds(labels, thresholds) if link == "sigmoid" and labels else None
         self.link, self.calibrate = link, calibrate
         self.register_buffer("temperature", torch.ones(()))
         self.found: dict[str, Any] | None = None
         self._passes = nn.ModuleList([Reliability(link, searching) for searching in (False, True)] if link else [])
-        self._searching, self._before = False, 1.0
+        self._searching, self._choosing, self._before = False, False, 1.0
 
     def forward(self, logits: Tensor) -> Tensor:
         """The logits over the temperature, (B, T)."""
         return logits / self.temperature if self.link else logits
+
+    @property
+    def cutoffs(self) -> Tensor | None:
+        """From which probability on each label counts as there, float (T,); None where there are no labels."""
+        return None if self.thresholds is None else (self.thresholds.logits / self.temperature).sigmoid()
+
+    def centred(self, scores: Tensor) -> Tensor:
+        """Probabilities, moved so that a label counts as there from 0.5 on, float (B, T)."""
+        if self.thresholds is None:
+            return scores
+        return (scores.logit(eps=1e-7) - self.thresholds.logits / self.temperature).sigmoid()
 
     def pooled(self, views: Sequence[Tensor]) -> Tensor:
         """Outputs whose probabilities are the mean of those of several views' outputs, float (B, T) each.
@@ -172,13 +193,18 @@ class Calibration(nn.Module):
     def begin(self, fit: bool) -> None:
         """A pass begins; with `fit`, its end fits the temperature."""
         self.found, self._searching, self._before = None, fit and self.calibrate, float(self.temperature)
+        self._choosing = fit
         for one in self._passes:
             one.reset()  # type: ignore[operator]
+        if self.thresholds is not None:
+            self.thresholds.begin()
 
     def update(self, logits: Tensor, targets: Tensor, valid: Tensor) -> None:
         """Add B rows, of which those count that are `valid`, bool (B,)."""
         if self.link and bool(valid.any()):
             self._passes[self._searching].update(logits[valid], targets[valid], self.temperature)  # type: ignore[operator]
+            if self.thresholds is not None:
+                self.thresholds.update(logits[valid], targets[valid])
 
     def end(self) -> dict[str, float]:
         """What the pass has found over all ranks, by name; empty where there was nothing to find."""
@@ -193,11 +219,23 @@ class Calibration(nn.Module):
             nearest = int((grid().log() - self.temperature.cpu().log()).abs().argmin())
             before, after = bins[STEPS // 2], bins[nearest]
         self.found = {"unscaled": before.tolist(), "fitted_here": self._searching, "link": self.link}
+        decided = self._decided()
         if not self.calibrate:
-            return {"calibration_error": error(before)}
+            return {"calibration_error": error(before), **decided}
         self.found |= {"scaled": after.tolist(), "temperature": float(self.temperature)}
         found = {"calibration_error": error(after), "calibration_error_unscaled": error(before)}
-        return {**found, "temperature": float(self.temperature)}
+        return {**found, **decided, "temperature": float(self.temperature)}
+
+    def _decided(self) -> dict[str, float]:
+        """The mean F1 score of the labels that occur, at their thresholds."""
+        if self.thresholds is None:
+            return {}
+        table = self.thresholds.end(self._choosing)
+        assert self.found is not None and self.cutoffs is not None
+        self.found |= {"labels": table.tolist(), "cutoffs": self.cutoffs.tolist()}
+        right, wrong, _, missed, there = table.double().unbind(1)
+        f1 = (2 * right / (2 * right + wrong + missed).clamp(min=1))[there > 0]
+        return {"f1": float(f1.mean())} if len(f1) else {}
 
     def restated(self, scores: Tensor) -> Tensor:
         """Probabilities that the pass has given, (T,), at the temperature that its end has fitted."""

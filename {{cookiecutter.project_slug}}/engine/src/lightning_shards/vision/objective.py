@@ -28,7 +28,7 @@ class Shown(Protocol):
         """What the report says of each class or number, measured over scores (B, T) and targets.
 
         Its states have the same size for any number of images. The report knows `confusion` (counts of actual,
-        predicted), `stat_scores`, `average_precision`, and for numbers any errors by name.
+        predicted), `stat_scores`, `average_precision`, `auroc`, and for numbers any errors by name.
         """
 
 
