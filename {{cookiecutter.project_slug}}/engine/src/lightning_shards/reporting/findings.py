@@ -28,7 +28,7 @@ _IN_CAPTION = 6  # classes of one image
 
 def of(run: RunFiles) -> dict[str, Any]:
     """What `evaluation/` tells, for the page; an empty one where it tells nothing or is damaged."""
-    nothing = {"title": "", "charts": [], "pairs": [], "columns": [], "rows": [], "groups": [], "note": ""}
+    nothing = {"title": "", "charts": [], "pairs": [], "columns": [], "rows": [], "groups": [], "note": "", "intervals": False}
     evaluation = run.evaluation
     if not evaluation:
         return nothing
@@ -82,6 +82,7 @@ def _classes(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
         "pairs": _pairs(matrix, names, pixels) if matrix is not None else [],
         "columns": ["pixels", "IoU", "precision", "recall"] if pixels else ["images", *columns],
         "rows": rows[:_ROWS],
+        "intervals": not pixels,
     }
 
 
@@ -185,5 +186,5 @@ def _cell(value: float | None, images: int = 0) -> dict[str, Any]:
     if value is None or value != value:
         return {"text": "-", "percent": 0, "range": ""}
     low, high = numbers.interval(value, images) if images else (0.0, 0.0)
-    between = f"95% interval {low:.1%} to {high:.1%}" if images else ""
+    between = f"{100 * low:.0f}-{100 * high:.0f}" if images else ""
     return {"text": f"{value:.1%}", "percent": round(100 * value), "range": between}
