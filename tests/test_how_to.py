@@ -28,8 +28,8 @@ export PYTHONPATH="$PWD/src" PYTHONDONTWRITEBYTECODE=1
 verb=$1; shift
 case "$verb" in
   # an extra is called as its package
-  add) touch .added; exec {uv} pip install --quiet --python {env} "$@" ;;
-  sync) shift; touch .added; exec {uv} pip install --quiet --python {env} "$@" ;;
+  add) touch .added; exec {uv} pip install --quiet --compile-bytecode --python {env} "$@" ;;
+  sync) shift; touch .added; exec {uv} pip install --quiet --compile-bytecode --python {env} "$@" ;;
   run) while :; do case "$1" in --extra|--with) shift 2 ;; -*) shift ;; *) break ;; esac; done ;;
   *) echo "a how-to page calls uv $verb" >&2; exit 2 ;;
 esac

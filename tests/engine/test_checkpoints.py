@@ -12,7 +12,7 @@ import torch
 from lightning_shards.errors import InputError
 from lightning_shards.runs.checkpoints import is_whole, newest
 from lightning_shards.train.checkpoint_io import DurableCheckpointIO
-from lightning_shards.train.checkpoints import Checkpoints
+from lightning_shards.train.checkpoints import Checkpoints, outdated
 
 from .recorder import PLAIN
 from .test_train import ledger, project, start, summary  # noqa: F401  (`project` is a fixture)
@@ -135,3 +135,12 @@ def test_only_checkpoints_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
         DurableCheckpointIO().remove_checkpoint((tmp_path / name).parent if "/" in name else tmp_path / name)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder.ckpt", "thesis.txt", "thesis.txt"]
+
+
+def test_the_newest_is_kept_also_where_the_clock_was_put_back(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        path = tmp_path / f"step-{step:09d}.ckpt"
+        path.write_bytes(b"")
+        os.utime(path, (1e9 - 100 * step,) * 2)
+    names = [path.name for path in outdated(tmp_path, "step-000000003.ckpt", 2)]
+    assert names == ["step-000000002.ckpt"], "the last one written stays, though its time is the oldest"

@@ -344,7 +344,7 @@ def test_what_cannot_be_made_on_request_is_said(tmp_path: Path, monkeypatch: pyt
     assert report["val"]["images"] == 21 and "decoded" in render(report)
     monkeypatch.setattr("lightning_shards.packing.decoded.free_bytes", lambda dataset: 1000)
     small = write_dataset(tmp_path / "small")
-    assert "takes 0.167 MB, and the disk has 0.001 MB" in keep_decoded(Dataset.open(small))["train"]["note"]
+    assert "takes 167 kB, and the disk has 1 kB" in keep_decoded(Dataset.open(small))["train"]["note"]
     monkeypatch.undo()
     monkeypatch.setattr("lightning_shards.packing.decoded.default_bytes", lambda dataset, there: 1000)
     assert "data.decoded_bytes is 166944 or more" in keep_decoded(Dataset.open(small))["train"]["note"]
@@ -440,7 +440,7 @@ def test_a_full_disk_is_one_line_and_the_pass_goes_on(
         (24, {"fields": {"image": Image(), "mask": Mask(3, required=False)}}, "samples hold more than an image"),
         (24, {"transform": print}, "a transform changes each decoded sample"),
         (25, {}, "dataset.json does not have the SHA-256 of each shard"),
-        (24, {"decoded_bytes": 1000}, "to keep them takes 0.16"),
+        (24, {"decoded_bytes": 1000}, "to keep them takes 167 kB"),
         (24, {"decoded_bytes": -1}, "decoded_bytes is -1, it must be a whole number, at least 0"),
         (24, {"decoded_bytes": 0}, ""),
         (24, {"decoded_bytes": ENOUGH}, ""),  # in a program of one's own, what is as wished goes without saying

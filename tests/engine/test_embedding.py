@@ -428,7 +428,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_what_was_made(project: Path, monkey
     assert len(list(Path("colours/train").glob("*.new-*.npy"))) == 2 and not Path("colours/new.embedding.json").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda place: type("", (), {"free": 100})())
     assert call(monkeypatch, "embed", "first", "colours", "--name", "new") == 2
-    assert "GB left: make room" in capfd.readouterr().err
+    assert "has 100 bytes left: make room" in capfd.readouterr().err
 
 
 def test_the_arrays_of_a_url_are_in_the_cache(web: Any, tmp_path: Path, monkeypatch: Any) -> None:

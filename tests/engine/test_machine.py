@@ -40,7 +40,7 @@ WANTED = (("png",), ("cls",))
 # What a Mac, a container without a user and a cluster's file system lack, taken away in each process of a command.
 BARE = """
 import builtins, errno, fcntl, io, multiprocessing, os, pwd, resource
-for name in ("sched_getaffinity", "memfd_create", "preadv", "RWF_NOWAIT", "posix_fadvise"):
+for name in ("sched_getaffinity", "memfd_create", "preadv", "RWF_NOWAIT", "posix_fadvise", "posix_fallocate"):
     if hasattr(os, name):
         delattr(os, name)
 def refused(*_):
@@ -298,7 +298,7 @@ def test_a_proxy_of_the_environment_is_asked(
     assert not web.gets
 
 
-def test_a_certificate_of_ones_own_is_trusted_where_ssl_cert_file_names_it(
+def test_a_certificate_of_ones_own_is_trusted_where_a_variable_names_it(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shutil.which("openssl"):
@@ -314,11 +314,13 @@ def test_a_certificate_of_ones_own_is_trusted_where_ssl_cert_file_names_it(
     with pytest.raises(InputError, match=r"certificate is not trusted .*SSL_CERT_FILE"):
         open_dataset(url)
     code = "import sys; from lightning_shards.data.remote import open_dataset; print(open_dataset(sys.argv[1]).task)"
-    environment = {**os.environ, "SSL_CERT_FILE": str(certificate)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, url], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout == "single_label\n", done.stderr[-2000:]
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        others = {variable: value for variable, value in os.environ.items() if variable != "SSL_CERT_FILE"}
+        environment = {**others, name: str(certificate)}
+        done = subprocess.run(
+            [sys.executable, "-c", code, url], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.stdout == "single_label\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("fault", ["short", "long", "endless"])

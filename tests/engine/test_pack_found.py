@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import zipfile
 from dataclasses import replace
@@ -21,7 +23,8 @@ from lightning_shards.packing.sources import TableColumns
 from lightning_shards.packing.spelling import clean, split_of
 from lightning_shards.packing.tables import read_cells
 
-from .samples import KEEP, class_files, jpeg, write_tree, write_zip
+from .conftest import encoded
+from .samples import KEEP, class_files, command, jpeg, write_csv, write_tree, write_zip
 
 PLAIN = replace(KEEP, val=0, test=0)
 LABEL = replace(PLAIN, columns=TableColumns(targets=("label",)))
@@ -255,3 +258,33 @@ def test_any_bytes_as_a_table_are_rows_or_a_sentence(content: bytes, tmp_path_fa
             assert all(len(row) == 2 for row in read_cells(path, ["path", "label"]))
         except InputError as error:
             assert os.fspath(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("Cat", "cat", "dog"), "'Cat' and 'cat' count as 2 classes;"),
+        (("1", "1.0", "2"), "'1' and '1.0' count as 2 classes;"),
+        (("A", "a", "B", "b"), "and 1 more such"),
+        (("1", "2", "cat"), ""),
+    ],
+)
+def test_classes_that_a_person_may_mean_as_one_are_named(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    rows = []
+    for number in range(20):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+        rows.append({"path": f"{number}.png", "label": names[number % len(names)]})
+    done = command(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", "--target-columns", "label")
+    assert done.returncode == 0, done.stderr
+    assert ("alike: " in done.stdout) == bool(said) and said in done.stdout
+
+
+def test_a_zip_whose_disk_fails_is_not_called_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(io.BytesIO):
+        def seek(self, *_: int) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write_zip(tmp_path / "a.zip", class_files(2))
+    monkeypatch.setattr(zipfile.io, "open", lambda *_: Failing())  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"a.zip cannot be read \(Input/output error\)"):
+        list_zip(tmp_path / "a.zip")

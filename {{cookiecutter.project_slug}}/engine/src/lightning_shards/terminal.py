@@ -33,6 +33,14 @@ def several(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def in_bytes(size: float) -> str:
+    """`3.25 GB`, `12 MB`, `4 kB`: three digits at least."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.0f} {name}" if size >= 100 * unit else f"{size / unit:.3g} {name}"
+    return several(int(size), "byte")
+
+
 def say(text: str, file: TextIO | None = None) -> None:
     """Print, on standard output or `file`, what a work that goes on has to tell. Where a log on a full disk takes no
     more, the work goes on without."""

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import InputError, RunError
 from ..machine import cpus
 from ..packing.options import add_field_option, add_pack_options, recipe
-from ..terminal import say, several, show
+from ..terminal import in_bytes, say, several, show
 
 STOPPED = 75
 
@@ -157,7 +157,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     with progress_bar("verifying") as progress:
         report = verify(arguments.dataset, arguments.workers, progress)
     size = f"{several(report['samples'], 'sample')} in {several(report['shards'], 'shard')}"
-    size += f", {report['bytes'] / 1e6:,.1f} MB"
+    size += f", {in_bytes(report['bytes'])}"
     if arguments.json:
         show(json.dumps(report))
     else:

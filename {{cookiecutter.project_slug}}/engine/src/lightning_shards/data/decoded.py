@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..machine import cache_folder, memory_bytes
+from ..terminal import in_bytes
 from .array_file import record_type
 from .array_plan import ArrayPlan
 from .dataset import Dataset
@@ -80,12 +81,12 @@ def plan_decoded(
     allowed = default_bytes(dataset, there) if limit is None else limit
     if needed > allowed:
         return None, (
-            f"images of {split} are decoded in each epoch: to keep them takes {gb(needed)}, and data.decoded_bytes"
-            f" allows {gb(allowed)}"
+            f"images of {split} are decoded in each epoch: to keep them takes {in_bytes(needed)}, and"
+            f" data.decoded_bytes allows {in_bytes(allowed)}"
         )
     where = "beside the tars" if isinstance(dataset.root, Path) else f"in {cache_folder()}"
     what = f"read decoded, from {where}" if there else f"decoded once and kept {where} for later epochs"
-    return plan, f"images of {split} are {what} ({gb(needed)}; data.decoded_bytes: 0 decodes them in each epoch)"
+    return plan, f"images of {split} are {what} ({in_bytes(needed)}; data.decoded_bytes: 0 decodes them in each epoch)"
 
 
 def possible_plan(
@@ -171,7 +172,3 @@ def free_bytes(dataset: Dataset) -> int:
         with suppress(OSError):
             return shutil.disk_usage(place).free
     return sys.maxsize
-
-
-def gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

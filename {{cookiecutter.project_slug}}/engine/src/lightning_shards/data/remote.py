@@ -7,6 +7,7 @@ waiting cannot mend (no such file, no access, no library for the protocol) is an
 
 from __future__ import annotations
 
+import os
 import random
 import ssl
 import sys
@@ -157,8 +158,12 @@ def _mistrust(error: BaseException | None) -> str:
 
 def _http_options(stall_seconds: float) -> dict[str, Any]:
     """A limit on silence in place of aiohttp's limit of five minutes on a whole request; the proxies of the environment
-    (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), as other programs use them. Certificates are OpenSSL's: SSL_CERT_FILE adds own.
+    (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), as other programs use them. Certificates are OpenSSL's, whose SSL_CERT_FILE is
+    what REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE are to others.
     """
+    given = next(filter(None, map(os.environ.get, ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))), None)
+    if given and os.path.isfile(given):  # noqa: PTH113
+        os.environ["SSL_CERT_FILE"] = given  # which aiohttp reads once, when it is imported
     from fsspec.implementations import http
 
     timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=stall_seconds, sock_read=stall_seconds)

@@ -29,6 +29,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..errors import InputError, RunError
+from ..terminal import in_bytes
 from .batcher import PREFETCH, BatchDecoder, DecodedBatch, EveryNth, Sampler
 from .cache import Cache
 from .crop import Crop
@@ -145,7 +146,7 @@ class DecodeWorker:
         except (OSError, OverflowError):
             os.close(file)
             raise InputError(
-                f"{RING_SIZE} batches of {job.batch} samples take {size / 1e9:,.1f} GB of memory, more than can be had:"
+                f"{RING_SIZE} batches of {job.batch} samples take {in_bytes(size)} of memory, more than can be had:"
                 " take smaller images or batches"
             ) from None
         self._socket, there = socket.socketpair()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cost.usage import Usage, duration, number
-from ..terminal import several
+from ..terminal import in_bytes, several
 
 STAGES = {"disk": "disk, cold", "loader": "loader alone", "model": "model alone", "both": "both, end to end"}
 WIDTH = 100
@@ -20,7 +20,7 @@ def render(report: Mapping[str, Any]) -> str:
         f"{report['model']} at {report['inputs']}, {report['precision']}, micro-batch"
         f" {report['micro_batch_size']}, compile {'on' if report['compile'] else 'off'}, on"
         f" {report['devices']} x {report['hardware']}",
-        f"{data['path']}: {data['images']:,} images, {_bytes(data['bytes'])}; {report['workers']} decoding threads",
+        f"{data['path']}: {data['images']:,} images, {in_bytes(data['bytes'])}; {report['workers']} decoding threads",
         *_stages(report),
         *textwrap.wrap(f"To change: {report['advice']}.", WIDTH),
         "",
@@ -66,7 +66,7 @@ def _packing(report: Mapping[str, Any]) -> list[str]:
     part = report.get("packing")
     if not part:
         return []
-    size = f"{_bytes(part['bytes'])} on disk, {part['images_per_second']:,.0f} images/s"
+    size = f"{in_bytes(part['bytes'])} on disk, {part['images_per_second']:,.0f} images/s"
     return [f"packing before: {part['images']:,} images, {size}: {_amount(part, report['currency'])}"]
 
 
@@ -85,10 +85,6 @@ def _gpus(report: Mapping[str, Any]) -> list[str]:
     marks = {"loader": "* this machine's loader limits", "disk": "+ this machine's disk limits"}
     notes = [text for name, text in marks.items() if name in limits]
     return [*lines, "; ".join([*notes, "estimates (see prices.yaml) may be off by a factor of 2"])]
-
-
-def _bytes(size: float) -> str:
-    return number(size / 1e9) + " GB" if size >= 1e9 else number(size / 1e6) + " MB"
 
 
 def _cell(value: float | None) -> str:

@@ -34,6 +34,7 @@ from ..data.transform import Transform
 from ..data.worker import WorkerSpec
 from ..errors import InputError, RunError
 from ..machine import cache_folder
+from ..terminal import in_bytes
 from ..train import cluster, hardware
 from ..vision.calibration import fitted_values
 from .embedding_writer import EmbeddingWriter, unfinished
@@ -191,8 +192,8 @@ class Embedder:
         with suppress(OSError):
             if missing > (free := shutil.disk_usage(root).free):
                 raise InputError(
-                    f"what the network makes of {self.dataset.root} takes {missing / 1e9:,.1f} GB, and the disk has"
-                    f" {free / 1e9:,.1f} GB left: make room, or choose a network with fewer features"
+                    f"what the network makes of {self.dataset.root} takes {in_bytes(missing)}, and the disk has"
+                    f" {in_bytes(free)} left: make room, or choose a network with fewer features"
                 )
 
     def _report(self) -> dict[str, Any]:

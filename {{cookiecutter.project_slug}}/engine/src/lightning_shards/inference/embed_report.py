@@ -13,7 +13,8 @@ from torch import nn
 
 from ..cost.energy import EnergyMeter
 from ..cost.prices import Prices
-from ..cost.usage import Usage, number
+from ..cost.usage import Usage
+from ..terminal import in_bytes
 from ..train import hardware
 from .embed import Embedder
 
@@ -26,7 +27,7 @@ def render(report: Mapping[str, Any]) -> str:
     samples = sum(split["samples"] for split in report["splits"].values())
     lines = [
         f"{report['dataset']}: {report['name']}, {report['length']} numbers an image{views}, {samples:,} images,"
-        f" {report['bytes'] / 1e6:,.1f} MB"
+        f" {in_bytes(report['bytes'])}"
     ]
     for split, counts in report["splits"].items():
         if counts["lacking"]:
@@ -86,7 +87,7 @@ def render_forecast(report: Mapping[str, Any]) -> str:
             f"  network alone     {rates['network']:>12,.0f} images/s",
             f"  with the loader   {rates['network and loader']:>12,.0f} images/s",
             f"  a linear head     {rates['head']:>12,.0f} images/s",
-            f"{report['images']:,} images: {embedding} to embed them once, {number(report['bytes'] / 1e9)} GB on disk;"
+            f"{report['images']:,} images: {embedding} to embed them once, {in_bytes(report['bytes'])} on disk;"
             f" then {epoch} for each epoch of a linear head",
         ]
     )

@@ -8,13 +8,14 @@ from typing import Any
 
 from ..data.crop import Crop
 from ..data.dataset import Dataset
-from ..data.decoded import default_bytes, free_bytes, gb
+from ..data.decoded import default_bytes, free_bytes
 from ..data.loader import EpochLoader, SkipLog
 from ..data.sampler import EvalSampler
 from ..data.spread import processes_and_threads
 from ..data.worker import WorkerSpec
 from ..errors import RunError
 from ..machine import cache_folder, cpus
+from ..terminal import in_bytes
 from .pool import Progress, Stopped, noted_signals
 
 BATCH = 256
@@ -58,7 +59,7 @@ def _job(dataset: Dataset, split: str) -> WorkerSpec | str:
         return f"nothing is kept decoded: {plan}"
     missing = plan.needed(shard for shard in dataset.splits[split] if not plan.open(shard))
     if missing > free_bytes(dataset):
-        return f"to keep the images decoded takes {gb(missing)}, and the disk has {gb(free_bytes(dataset))}"
+        return f"to keep the images decoded takes {in_bytes(missing)}, and the disk has {in_bytes(free_bytes(dataset))}"
     return replace(job, crop=Crop(max(plan.height, plan.width)), decoded=plan)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -120,6 +121,8 @@ def list_zip(path: Path) -> tuple[list[str], NDArray[Any]]:
         with zipfile.ZipFile(path) as archive:
             members = {_name(member): member for member in archive.infolist()}  # of two, the last, as unzip does
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OverflowError, IndexError) as error:
+        if isinstance(cause := error.__context__, OSError) and cause.errno == errno.EIO:  # zipfile calls it no zip
+            raise InputError(f"{path} cannot be read ({cause.strerror})") from None
         raise InputError(f"{path} is no whole zip ({error}): copy or download it again") from None
     for name in members:
         if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):

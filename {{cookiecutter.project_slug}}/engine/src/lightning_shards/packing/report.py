@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..data.number_text import to_number
 from ..terminal import say, several
 from .pool import Progress as Report
 
@@ -53,7 +55,7 @@ def render(report: Mapping[str, Any]) -> str:
         size = f"{images:>18} {shards:>13} {counts['bytes'] / 1e6:>10,.1f} MB"
         origin = f"  ({taken:.0%} of the images: {report['source']} has no {split} split)" if taken else ""
         lines.append(f"  {split:<6}{size}{origin}")
-    lines += _targets(report)
+    lines += [*_targets(report), *_alike(report)]
     twins = report["duplicates"]
     if twins["across_splits"]:
         first = "; ".join(f"{a} = {b}" for a, b in twins["examples"][:2])
@@ -74,6 +76,24 @@ def described(fields: Mapping[str, Mapping[str, Any]]) -> str:
     """Each field's name and kind, where a dataset says more than image and target."""
     named = ", ".join(f"{name} ({about['kind']})" for name, about in fields.items())
     return f", fields {named}" if fields else ""
+
+
+def _alike(report: Mapping[str, Any]) -> list[str]:
+    """Classes whose names differ in nothing that a person means: case, width of letters, `1` and `1.0`."""
+    if report["task"] not in ("single_label", "multi_label"):
+        return []
+    named: dict[str, list[str]] = {}
+    for name in report["targets"]["train"]:
+        key = unicodedata.normalize("NFKC", name).casefold()
+        with suppress(ValueError):
+            key = repr(to_number(key))
+        named.setdefault(key, []).append(name)
+    alike = [names for names in named.values() if len(names) > 1]
+    if not alike:
+        return []
+    more = f", and {len(alike) - 1:,} more such" if len(alike) > 1 else ""
+    both = " and ".join(map(repr, alike[0]))
+    return [f"  alike: {both} count as {len(alike[0])} classes{more}; if they are one, write them alike"]
 
 
 def _targets(report: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,16 @@ _IN_CAPTION = 6  # classes of one image
 
 def of(run: RunFiles) -> dict[str, Any]:
     """What `evaluation/` tells, for the page; an empty one where it tells nothing or is damaged."""
-    nothing = {"title": "", "charts": [], "pairs": [], "columns": [], "rows": [], "groups": [], "note": "", "intervals": False}
+    nothing = {
+        "title": "",
+        "charts": [],
+        "pairs": [],
+        "columns": [],
+        "rows": [],
+        "groups": [],
+        "note": "",
+        "intervals": False,
+    }
     evaluation = run.evaluation
     if not evaluation:
         return nothing

@@ -237,8 +237,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         if trainer.is_global_zero and self.keep > 1:
             self._name(trainer, f"step-{trainer.global_step:09d}.ckpt")
-            kept = sorted(self.folder(trainer).glob("step-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-            for path in kept[: -self.keep]:
+            for path in outdated(self.folder(trainer), f"step-{trainer.global_step:09d}.ckpt", self.keep):
                 path.unlink()
 
     def _save_with_best(self, trainer: L.Trainer) -> None:
@@ -277,3 +276,9 @@ def _data(trainer: L.Trainer) -> ShardDataModule:
             f"the datamodule {type(data).__name__} keeps no place to go on from: make it a subclass of ShardDataModule"
         )
     return data
+
+
+def outdated(folder: Path, newest: str, keep: int) -> list[Path]:
+    """The numbered checkpoints of a folder beyond the last `keep`, of which `newest` is one whatever the clock says."""
+    files = sorted(folder.glob("step-*.ckpt"), key=lambda path: (path.name == newest, path.stat().st_mtime_ns))
+    return files[:-keep]
