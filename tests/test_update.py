@@ -152,11 +152,21 @@ def test_make_update_refuses_what_it_could_lose(template: Path, tmp_path: Path) 
     template.rename(tmp_path / "elsewhere")
     status, said = update(project)
     assert status and "the template cannot be read" in said and "Traceback" not in said, said
+    (project / ".cruft.json").write_text('{"template": 3')
+    commit(project, "Damaged")
+    status, said = update(project)
+    assert status and ".cruft.json does not say which template" in said and "Traceback" not in said, said
     (project / ".cruft.json").unlink()
     commit(project, "Forgotten")
     status, said = update(project)
     assert status and ".cruft.json is missing" in said
     assert succeed(["git", "status", "--porcelain"], project) == ""
+    (project / ".cruft.json").write_text('{"template": "a", "commit": "b"}')
+    without = run([sys.executable, "engine/update.py"], project, env={"PATH": str(tmp_path)})
+    assert without.returncode and "there is no git" in without.stderr and "Traceback" not in without.stderr
+    shutil.rmtree(project / ".git")
+    outside = run([sys.executable, "engine/update.py"], project)
+    assert outside.returncode and "not a git repository" in outside.stderr and "Traceback" not in outside.stderr
 
 
 def test_make_new_remembers_its_template_and_takes_a_home(tmp_path: Path) -> None:

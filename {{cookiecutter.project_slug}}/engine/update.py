@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import manifest
 
@@ -20,14 +20,18 @@ PROJECT = manifest.FOLDER.parent
 STATE = PROJECT / ".cruft.json"
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str) -> NoReturn:
     sys.exit(f"error: {sentence}")
 
 
 def git(*arguments: str, where: Path = PROJECT) -> str:
-    done = subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True)
+    except FileNotFoundError:
+        fail("there is no git on this machine, by which an update merges: install it")
     if done.returncode:
-        fail(f"git {arguments[0]}: {done.stderr.strip().splitlines()[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        fail(f"git {arguments[0]}: {lines[-1]}")
     return done.stdout
 
 
@@ -37,7 +41,13 @@ def check() -> dict[str, Any]:
         fail("this project does not know its template (.cruft.json is missing): `uvx cruft link TEMPLATE` tells it")
     if git("status", "--porcelain").strip():
         fail("there are changes that are not committed: commit them first, so that an update can be taken back")
-    return dict(json.loads(STATE.read_text()))
+    try:
+        state = dict(json.loads(STATE.read_text()))
+    except ValueError:
+        state = {}
+    if not all(isinstance(state.get(name), str) for name in ("template", "commit")):
+        fail(".cruft.json does not say which template this is: take it back from git, or `uvx cruft link TEMPLATE`")
+    return state
 
 
 def replace_engine(state: dict[str, Any]) -> None:
