@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from ..data.batch import Batch
 from ..vision.calibration import Calibration
 from . import ema
+from .contract import goal
 
 
 class EvalMetrics(nn.Module):
@@ -98,7 +99,8 @@ class EvalPass(L.Callback):
             values = {**values, **calibration.end()}
             ema.keep_fitted(trainer, calibration)
         for name, value in _of_classes(values, trainer):
-            model.log(f"{split}/{name}", value, prog_bar=split == "val", batch_size=max(1, rows))
+            shown = split == "val" and (name == "loss" or f"val/{name}" == goal(model)[0])
+            model.log(f"{split}/{name}", value, prog_bar=shown, batch_size=max(1, rows))
         model.log(f"{split}/skipped", float(skipped), batch_size=max(1, rows))
 
 

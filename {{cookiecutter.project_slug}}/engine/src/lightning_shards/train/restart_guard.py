@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from ..errors import RunError
 from ..files import append
@@ -27,7 +29,10 @@ def note_start(folder: Path, checkpoint: Path | None) -> None:
     path = folder / "starts.jsonl"
     epoch, position = _place(checkpoint)
     in_vain = 0
-    for row in reversed(read(path) if path.exists() else []):
+    rows: list[dict[str, Any]] = []
+    with suppress(OSError):  # there are none, or none that can be read
+        rows = read(path)
+    for row in reversed(rows):
         if [row.get("epoch"), row.get("position")] != [epoch, position]:
             break
         in_vain += 1

@@ -95,7 +95,7 @@ class Run:
             f for name in ("*.tmp", "evaluation/*.tmp", "checkpoints/*.tmp") for f in self.folder.glob(name)
         ):
             litter.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
-        if (self.folder / "summary.json").exists():
+        with suppress(OSError):  # there is none, or none that can be read
             self._summary = (self.folder / "summary.json").read_bytes()
             self._mark(status="unfinished")  # what holds if this attempt is killed
 
