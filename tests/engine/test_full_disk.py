@@ -155,23 +155,18 @@ def test_a_run_that_cannot_have_a_folder_is_one_sentence(
     assert Path("runs").read_text() == "a file"
 
 
-@pytest.mark.parametrize(
-    "name", ["summary.json", "starts.jsonl", "metrics.csv", "report.html", "evaluation", "skipped"]
-)
-def test_a_file_of_an_earlier_attempt_that_cannot_be_read_or_written_ends_no_run(
+def test_files_of_an_earlier_attempt_that_cannot_be_read_or_written_end_no_run(
     project: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     capfd: Any,
-    name: str,
 ) -> None:
     assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1") == 0
-    path = Path("runs/r", name)
-    if path.is_dir() or "." not in name:
-        shutil.rmtree(path, ignore_errors=True)
-        path.write_text("in the way")
-    else:
-        path.unlink()
-        path.mkdir()
+    for name in ("summary.json", "starts.jsonl", "metrics.csv", "report.html"):
+        Path("runs/r", name).unlink()
+        Path("runs/r", name).mkdir()
+    for name in ("evaluation", "skipped"):
+        shutil.rmtree(Path("runs/r", name), ignore_errors=True)
+        Path("runs/r", name).write_text("in the way")
     assert start(monkeypatch, "--resume", "r", "--trainer.max_epochs", "2", config=None) == 0
     assert "Traceback" not in capfd.readouterr().err
     assert is_whole(Path("runs/r/checkpoints/last.ckpt"))
