@@ -123,6 +123,15 @@ def test_make_new_says_in_a_sentence_what_it_does_not_take(words: list[str], sen
     assert folder.read_text() == "a file" if not words else not list(folder.glob("*"))
 
 
+@pytest.mark.parametrize("blocks", [4, 64])  # of 1 kB, the most that a file may have
+def test_make_new_on_a_full_disk_is_a_sentence_and_leaves_nothing(blocks: int, tmp_path: Path) -> None:
+    (tmp_path / "out" / "other").mkdir(parents=True)
+    script = f'ulimit -f {blocks}; exec "$0" "$1" out --no-input'
+    done = run(["bash", "-c", script, sys.executable, str(ROOT / "tools" / "new.py")], tmp_path)
+    assert done.returncode == 1 and [path.name for path in (tmp_path / "out").iterdir()] == ["other"]
+    assert done.stderr == "the project cannot be written to out (File too large)\n"
+
+
 def answers_with(**given: Any) -> dict[str, Any]:
     """Answers as the hook gets them."""
     good: dict[str, Any] = {

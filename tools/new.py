@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,10 +38,36 @@ def main(folder: str, words: Sequence[str]) -> None:
     if sentence := unknown(words, questions):
         sys.exit(sentence)
     logging.disable()
+    before = entries(folder)
     try:
         cookiecutter([str(ROOT), "--output-dir", folder, *words])
-    except (OSError, ValueError) as why:
+    except OSError as why:
+        sys.exit(unwritten(folder, before, why))
+    except ValueError as why:
         sys.exit(str(why))
+
+
+def entries(folder: str) -> set[Path]:
+    try:
+        return set(Path(folder).resolve().iterdir())
+    except OSError:
+        return set()
+
+
+def unwritten(folder: str, before: set[Path], error: OSError) -> str:
+    """A sentence about a project that the disk does not take, of which nothing is left."""
+    why = error.strerror
+    if isinstance(error, shutil.Error):  # one for each file
+        why = re.sub(r"^\[Errno \d+\] |: '.*", "", str(error.args[0][0][2]))
+    if not why:
+        return str(error)  # cookiecutter's own sentence
+    for frame, _ in traceback.walk_tb(error.__traceback__):  # cookiecutter knows where it writes, and does not say it
+        place = frame.f_locals.get("project_dir")
+        if frame.f_code.co_name == "generate_files" and place and Path(place).resolve() in entries(folder) - before:
+            shutil.rmtree(place, ignore_errors=True)
+    left = ", ".join(sorted(map(str, entries(folder) - before)))
+    end = f": remove what is half written, {left}" if left else ""
+    return f"the project cannot be written to {folder} ({why}){end}"
 
 
 if __name__ == "__main__":
