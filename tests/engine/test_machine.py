@@ -8,6 +8,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -38,9 +39,11 @@ from .servers import Web
 FIRST = "train/000000.tar"
 WANTED = (("png",), ("cls",))
 # What a Mac, a container without a user and a cluster's file system lack, taken away in each process of a command.
-BARE = """
+LACKING = ("sched_getaffinity", "memfd_create", "preadv", "RWF_NOWAIT", "posix_fadvise", "posix_fallocate",
+           "POSIX_FADV_DONTNEED", "POSIX_FADV_WILLNEED")  # fmt: skip
+BARE = f"""
 import builtins, errno, fcntl, io, multiprocessing, os, pwd, resource
-for name in ("sched_getaffinity", "memfd_create", "preadv", "RWF_NOWAIT", "posix_fadvise", "posix_fallocate"):
+for name in {LACKING}:
     if hasattr(os, name):
         delattr(os, name)
 def refused(*_):
@@ -63,6 +66,36 @@ def hidden(real):
 builtins.open = io.open = hidden(io.open)
 os.open, os.listdir, os.scandir = hidden(os.open), hidden(os.listdir), hidden(os.scandir)
 """
+
+
+# What Python has on Linux and not on macOS, of the modules that ask the system. (macOS before 11 lacks preadv.)
+LINUX_ALONE = re.compile(
+    r"""\b(?: os\.(?: sched_(?!yield\b|get_priority)\w+ | SCHED_\w+ | memfd_create | MFD_\w+ | preadv | pwritev
+        | RWF_\w+ | posix_(?:fadvise|fallocate) | POSIX_FADV_\w+ | copy_file_range | splice | eventfd\w* | EFD_\w+
+        | timerfd_\w+ | TFD_\w+ | getrandom | GRND_\w+ | \w+xattr | setns | unshare | CLONE_\w+ | pidfd_open
+        | P_PIDFD | fdatasync | pipe2 | [gs]etres[ug]id | O_(?:DIRECT|TMPFILE|PATH|NOATIME|LARGEFILE|RSYNC) )
+      | fcntl\.(?: F_(?:OFD|SEAL)_\w+ | F_(?:ADD|GET)_SEALS | F_[SG]ETPIPE_SZ | F_NOTIFY | F_[SG]ET(?:LEASE|SIG) )
+      | resource\.(?: prlimit | RUSAGE_THREAD | RLIMIT_(?:MSGQUEUE|NICE|RTPRIO|RTTIME|SIGPENDING|SWAP|OFILE) )
+      | signal\.(?: sigtimedwait | sigwaitinfo | pidfd_send_signal | SIGRT\w+ | SIG(?:PWR|POLL|STKFLT|CLD) )
+      | socket\.(?: AF_(?:NETLINK|PACKET|VSOCK|ALG) | SOCK_(?:CLOEXEC|NONBLOCK) | SO_(?:PEERCRED|BINDTODEVICE) )
+      | mmap\.(?: MAP_(?:POPULATE|HUGETLB|LOCKED) | MADV_\w+ ) | select\.(?:epoll|EPOLL\w+)
+      | time\.CLOCK_(?:BOOTTIME|TAI) | (?:CDLL|LoadLibrary)\( )""",
+    re.VERBOSE,
+)
+LINUX_FOLDERS = re.compile("/(?:proc|sys|dev/shm|run/user)\\b")
+
+
+def test_the_machine_above_lacks_all_that_linux_alone_has_and_our_code_calls() -> None:
+    """Each such call is taken away there; libc's are behind a question, /proc and /sys hidden at each open."""
+    calls, folders = set(), set()
+    for root in (Path(machine.__file__).parent, PROJECT / "src" / "team"):
+        for path in root.rglob("*.py"):
+            text, name = path.read_text(), path.name
+            calls |= {(found[0], name if "(" in found[0] else "") for found in LINUX_ALONE.finditer(text)}
+            folders |= {name for _ in LINUX_FOLDERS.finditer(text)}
+    assert calls == {("CDLL(", "entry.py"), *((f"os.{name}", "") for name in LACKING)}
+    assert folders == {"machine.py", "hardware.py", "energy.py"}, "each a read that may fail"
+    assert LINUX_ALONE.search("os.sched_setaffinity(0, {1})") and not LINUX_ALONE.search("os.sched_yield(); os.pread()")
 
 
 def test_a_machine_without_what_linux_alone_has_packs_trains_and_predicts(tmp_path: Path) -> None:
