@@ -123,6 +123,24 @@ def test_what_a_training_can_do_without_it_does_without(
     assert is_whole(Path("runs/r/checkpoints/best.ckpt")) and not list(Path("runs").rglob("*.tmp"))
 
 
+def test_a_config_that_cannot_be_read_at_the_end_costs_neither_summary_nor_report(
+    project: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+) -> None:
+    real, why = Path.read_bytes, os.strerror(errno.EIO)
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "config.yaml" and is_whole(Path("runs/r/checkpoints/last.ckpt")):  # the training has been done
+            raise OSError(errno.EIO, why, str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1") == 0
+    said_once(capfd, f"runs/r/config.yaml cannot be used ({why})")
+    assert summary("r")["status"] == "done" and Path("runs/r/report.html").exists()
+
+
 def test_rows_that_found_no_room_are_written_once_there_is_some(tmp_path: Path, capfd: Any) -> None:
     """A part of a row that was written is taken back."""
     metrics = MetricsFile(tmp_path / "metrics.csv")

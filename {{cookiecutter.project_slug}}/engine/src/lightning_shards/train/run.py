@@ -162,19 +162,19 @@ class Run:
     def _write(self, status: str, error: str | None) -> None:
         """`summary.json` and `report.html`, then W&B, which may have to wait for a network."""
         config = self.folder / "config.yaml"
-        if not config.exists():
-            say(f"{self.folder} was moved or removed: what came since is in a new folder of that name", sys.stderr)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_durably(config, self.config.encode())
-        began = datetime.fromtimestamp(config.stat().st_mtime).isoformat(timespec="seconds")
-        content: dict[str, Any] = {
-            "status": status,
-            "began": began,
-            **self.describe(),
-            **({"error": error} if error else {}),
-        }
-        if changed := self.changed():
-            content["changed_on_resume"] = changed
+        content: dict[str, Any] = {"status": status, "began": None, **self.describe()}
+        content |= {"error": error} if error else {}
+        try:
+            if not config.exists():
+                say(f"{self.folder} was moved or removed: what came since is in a new folder of that name", sys.stderr)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_durably(config, self.config.encode())
+            content["began"] = datetime.fromtimestamp(config.stat().st_mtime).isoformat(timespec="seconds")
+            if changed := self.changed():
+                content["changed_on_resume"] = changed
+        except OSError as trouble:  # the rest is told all the same
+            why = trouble.strerror or str(trouble)
+            say(f"{config} cannot be used ({why}): the summary does not say what was changed on a resume", sys.stderr)
         self._written = content
         self._put(content)
         page: Path | None = None
