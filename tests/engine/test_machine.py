@@ -27,7 +27,7 @@ from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.remote import open_dataset
 from lightning_shards.data.sample_reader import SampleReader
 from lightning_shards.data.shard_file import ShardFile
-from lightning_shards.entry import command
+from lightning_shards.entry import command, importing
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.files import write_durably
 from lightning_shards.runs.checkpoints import is_whole
@@ -124,6 +124,21 @@ def test_a_machine_without_what_linux_alone_has_packs_trains_and_predicts(tmp_pa
     run("-m", "team", "predict", "bare", "images", "--out", "predictions.csv")
     with (tmp_path / "predictions.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 60
+
+
+def test_an_environment_that_lacks_a_part_of_a_library_is_one_sentence(tmp_path: Path) -> None:
+    """As after a removal that was broken off; a module that the project's own code lacks is the author's to see."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch.nn'] = None")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
+    train = [sys.executable, str(PROJECT / "train.py"), "--run", "r"]
+    done = subprocess.run(train, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr[-2000:]
+    assert (
+        "error: this environment is not whole (No module named 'torch.nn" in done.stderr
+        and not (tmp_path / "runs").exists()
+    )
+    with pytest.raises(ModuleNotFoundError), importing():
+        import no_such_module_of_ours  # noqa: F401
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -56,8 +57,20 @@ def importing() -> Iterator[None]:
         yield
         gc.freeze()
         atexit.register(gc.unfreeze)  # at the end they are garbage
+    except ImportError as error:
+        if not _in_a_library(error):
+            raise
+        raise InputError(
+            f"this environment is not whole ({error}): remove .venv, then `make setup` or `uv sync` makes it anew"
+        ) from None
     finally:
         gc.enable()
+
+
+def _in_a_library(error: ImportError) -> bool:
+    """Whether what could not be imported is asked for by an installed library, and not by code of the project's."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "site-packages" in next((name for name in reversed(frames) if not name.startswith("<frozen")), "")
 
 
 def _open_closed_streams() -> None:
