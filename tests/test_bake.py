@@ -123,6 +123,13 @@ def test_code_is_copied_as_it_stands(baked: tuple[dict[str, str], Path], folder:
     assert made - {"engine/MANIFEST"} == set(named.values())
 
 
+def test_the_engine_has_no_template_syntax() -> None:
+    """Not even as two braces of a formatted text: it is the same in every project, whoever copies it."""
+    files = list((PROJECT / "engine").rglob("*.py"))
+    found = [path.name for path in files if re.search(r"{{|{%|{#", path.read_text(encoding="utf-8"))]
+    assert len(files) > 100 and not found
+
+
 def test_answers_are_used(baked: tuple[dict[str, str], Path]) -> None:
     answers, project = baked
     files = text_files(project)

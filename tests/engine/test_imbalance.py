@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from lightning_shards.vision.thresholds import Thresholds
 from team.model import ImageModel
 from team.objectives import OBJECTIVES
 from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAUROC, MulticlassAveragePrecision, MultilabelF1Score
 
 from .conftest import encoded, write_dataset
@@ -249,6 +252,8 @@ def test_each_sample_comes_as_often_as_its_own_weight_says(tmp_path: Path) -> No
         assert (times >= np.floor(weights)).all() and (times <= np.ceil(weights)).all()
         total += times
     assert len(order) == round(weights.sum()) and np.abs(total / 40 - weights).max() < 0.35
+    again = pickle.loads(pickle.dumps(order))  # goes on anywhere, also in another process
+    assert np.array_equal(again.ids(3, 17, 60), order.ids(3, 0, len(order))[17:60])
 
 
 @pytest.mark.parametrize("weight", [0, -1, 1001])
@@ -260,3 +265,27 @@ def test_a_weight_that_is_none_is_named(tmp_path: Path, weight: float) -> None:
     assert "000000.tar" in str(told.value)
     with pytest.raises(InputError, match=r"no field 'age'.*weight would do"):
         OrderRecipe(dataset, "train", {str(root): 1.0}, "age").make()
+    with pytest.raises(ValueError, match="it has none"):
+        weights_of(dataset, "weight").read(None)
+
+
+def test_each_field_of_weights_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """Also where their names come to the same letters, or one name stands for another member by now."""
+    dataset = Dataset.open(write_dataset(tmp_path / "d", sizes=(4,)))
+    about = {"kind": "numbers", "count": 1, "key": None}
+    given = replace(dataset, fields={name: about | {"names": [f"{n}.json"]} for n, name in enumerate(("a b", "a.b"))})
+    later = replace(dataset, fields={"a b": about | {"names": ["2.json"]}})
+    files = {weights_of(x, name).file_name(x, "train") for x, name in ((given, "a b"), (given, "a.b"), (later, "a b"))}
+    assert len(files) == 3
+
+
+def test_a_metric_of_ones_own_is_not_replaced(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Constant(MeanMetric):
+        def update(self, *_: Any) -> None:
+            super().update(7.0)
+
+    many = OBJECTIVES["multi_label"]
+    monkeypatch.setattr(many, "metrics", lambda self: MetricCollection({"f1": Constant(), "ranking": self.ranking()}))
+    root = write_dataset(tmp_path / "many", task="multi_label")
+    assert start(monkeypatch, "--run", "own", "--data.path", str(root), "--trainer.max_epochs", "1") == 0
+    assert summary("own")["metrics"]["test/f1"] == 7

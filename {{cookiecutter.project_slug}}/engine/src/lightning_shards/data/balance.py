@@ -36,6 +36,12 @@ def balancing_factors(counts: NDArray[np.int64], strength: float) -> NDArray[np.
     return factors
 
 
+def count_classes(numbers: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """Samples of each class, (classes,), of class numbers (n,), of which negative ones are none."""
+    counts: NDArray[np.int64] = np.bincount(np.maximum(numbers.astype(np.int64), -1) + 1, minlength=classes + 1)
+    return counts[1:]
+
+
 class BalancedOrder(WindowedOrder):
     """`WindowedOrder`, in which the samples of each class come as often as the class's factor says.
 
@@ -63,7 +69,7 @@ class BalancedOrder(WindowedOrder):
         self._file, shards = classes, self._subset.tolist()
         self._classes = np.load(classes, mmap_mode="r")
         width = int(self._classes.max(initial=-1)) + 1
-        self.counts = sum((self._count(shard, width) for shard in shards), np.zeros(width, np.int64))
+        self.counts = sum((count_classes(self._numbers(shard), width) for shard in shards), np.zeros(width, np.int64))
         if balance is None:
             self.factors = np.arange(width) / WEIGHT_STEPS
         elif isinstance(balance, Mapping):
@@ -98,10 +104,6 @@ class BalancedOrder(WindowedOrder):
         first = self._first_id[shard]
         numbers: NDArray[np.int64] = self._classes[first : first + self._samples[shard]].astype(np.int64)
         return np.maximum(numbers, -1)
-
-    def _count(self, shard: int, width: int) -> NDArray[np.int64]:
-        counts: NDArray[np.int64] = np.bincount(self._numbers(shard) + 1, minlength=width + 1)
-        return counts[1:]
 
     def _samples_of(self, epoch: int, shard: int) -> NDArray[np.int64]:
         """(2, n): ids, each as often as it comes, and its occurrence."""

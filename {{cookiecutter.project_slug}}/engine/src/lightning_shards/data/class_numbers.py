@@ -6,8 +6,10 @@ beside `dataset.json`, or in the user's cache where that cannot be written. Behi
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..files import replacing
 from ..machine import cache_folder
-from .balance import MOST_REPEATS, WEIGHT_STEPS
+from .balance import MOST_REPEATS, WEIGHT_STEPS, count_classes
 from .dataset import Dataset, Shard
 from .decode import DecodeError
 from .fields.resolve import dataset_fields
@@ -29,6 +31,7 @@ from .remote import Remote
 from .shard_file import load_index
 
 READERS = 8
+LONGEST = 1 << 20  # bytes of a member that has such a number
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def weights_of(dataset: Dataset, name: str) -> Column:
             raise ValueError(f"it is {weight:.6g}")
         return max(1, round(weight * WEIGHT_STEPS))
 
-    label = re.sub(r"[^A-Za-z0-9_-]", "_", name) + ".weights"
+    told = zlib.crc32(json.dumps([name, field.describe()]).encode())  # another field, or member, is another file
+    label = f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}-{told:08x}.weights"
     return Column(setting, "the weight", label, field.names, MOST_REPEATS * WEIGHT_STEPS, read)
 
 
@@ -123,9 +127,7 @@ def numbers_file(dataset: Dataset, split: str, column: Column) -> Path:
             return save(path, numbers, column.largest + 1)
         except OSError as error:
             why = error.strerror
-    raise InputError(
-        f"{column.setting}: {path} cannot be written ({why}); pack the dataset again, then it is not needed"
-    )
+    raise InputError(f"{column.setting}: {path} cannot be written ({why}), where {column.what} of each sample is kept")
 
 
 def at_hand(dataset: Dataset, split: str, column: Column) -> Path | None:
@@ -144,10 +146,9 @@ def save(path: Path, numbers: ArrayLike, kinds: int) -> Path:
 def class_counts(file: Path, dataset: Dataset, split: str, shards: Sequence[int]) -> NDArray[np.int64]:
     """Samples of each class, (C,), in the split's shards of these numbers; `file` is that of the classes."""
     numbers, classes = np.load(file, mmap_mode="r"), len(dataset.targets)
-    ends, counts = np.cumsum([0, *(shard.samples for shard in dataset.splits[split])]), np.zeros(classes + 1, np.int64)
-    for shard in shards:
-        counts += np.bincount(numbers[ends[shard] : ends[shard + 1]].astype(np.int64) + 1, minlength=classes + 1)
-    return counts[1:]
+    ends = np.cumsum([0, *(shard.samples for shard in dataset.splits[split])])
+    parts = (count_classes(numbers[ends[shard] : ends[shard + 1]], classes) for shard in shards)
+    return sum(parts, np.zeros(classes, np.int64))
 
 
 def _fits(path: Path, dataset: Dataset, split: str, column: Column) -> bool:
@@ -194,7 +195,7 @@ def _read_shard(path: Path, shard: Shard, column: Column) -> NDArray[np.int32]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for row, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
-            text = os.pread(descriptor, min(size, 4096), offset) if offset >= 0 else None
+            text = os.pread(descriptor, min(size, LONGEST), offset) if offset >= 0 else None
             try:
                 numbers[row] = column.read(text)
             except ValueError as error:

@@ -107,7 +107,7 @@ class OrderRecipe:
         wanted: float | dict[int, float] | None
         if isinstance(balance, str):
             if balance.startswith("{"):  # text to the parser, since it is no mapping to numbers
-                raise InputError(f"data.balance {balance}: each class has a number, such as {{owl: 5}}")
+                raise InputError(f"data.balance {balance}: each class has a number, such as " + "{owl: 5}")
             wanted = None
         elif isinstance(balance, Mapping):
             if unknown := [name for name in balance if name not in numbers]:

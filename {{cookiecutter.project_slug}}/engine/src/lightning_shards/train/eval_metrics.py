@@ -96,7 +96,7 @@ class EvalPass(L.Callback):
             values = measures.compute()
             measures.reset()
         if isinstance(calibration := getattr(model, "calibration", None), Calibration):
-            values = {**values, **calibration.end()}
+            values = {**calibration.end(), **values}  # a metric of the model's own comes first
             ema.keep_fitted(trainer, calibration)
         for name, value in _of_classes(values, trainer):
             shown = split == "val" and (name == "loss" or f"val/{name}" == goal(model)[0])

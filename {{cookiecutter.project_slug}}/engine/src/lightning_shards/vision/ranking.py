@@ -75,11 +75,11 @@ class Ranking(LabelCounts):
         super().update(outputs, F.one_hot(targets, outputs.shape[1]) if targets.ndim == 1 else targets)
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        there, others = self.counts.double()
-        images, rest = there.sum(1), others.sum(1)
-        below = others.cumsum(1) - others / 2
-        right = there.flip(1).cumsum(1).flip(1)
-        said = right + others.flip(1).cumsum(1).flip(1)
+        there, others = self.counts  # whole numbers: CUDA's sums of others are not deterministic
+        images, rest = there.sum(1).double(), others.sum(1).double()
+        below = others.cumsum(1) - others.double() / 2
+        right, wrong = (counts.flip(1).cumsum(1).flip(1) for counts in (there, others))
+        said = (right + wrong).double()
         values = {
             "auroc": (there * below).sum(1) / (images * rest),  # 0 / 0 is NaN
             "average_precision": (there * right / said.clamp(min=1)).sum(1) / images,
