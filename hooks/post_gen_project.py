@@ -23,12 +23,12 @@ def unwanted(answers: dict[str, Any]) -> list[str]:
         paths += ["Dockerfile", ".dockerignore"]
     if not answers["github_actions"]:
         paths += [".github"]
-    masks = answers["task"] == "segmentation"
-    if masks or answers["task"] == "single_label":  # its sample is a folder for each class: no table needed
+    composed = answers["task"] in ("segmentation", "detection")
+    if composed or answers["task"] == "single_label":  # its sample is a folder for each class: no table needed
         paths += ["sample/targets.csv"]
-    # Masks are made of the sample's images. Of single images, there are no features and no mixing then.
+    # Masks and boxes are made of the sample's images. Of single images, there are no features and no mixing then.
     paths += (
-        ["configs/probe.yaml", "configs/scratch_long.yaml"] if masks else ["sample/compose.py", "sample/classes.txt"]
+        ["configs/probe.yaml", "configs/scratch_long.yaml"] if composed else ["sample/compose.py", "sample/classes.txt"]
     )
     if answers["scaling"] == "one_gpu":
         paths += ["configs/many_gpus.yaml"]

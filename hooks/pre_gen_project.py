@@ -70,7 +70,7 @@ FREE_TEXT = ("project_name", "description", "author")
 CHOICES = {
     "license": ("MIT", "BSD-3-Clause", "Apache-2.0", "Proprietary"),
     "python_version": ("3.11", "3.12", "3.13", "3.14"),
-    "task": ("single_label", "multi_label", "regression", "segmentation"),
+    "task": ("single_label", "multi_label", "regression", "segmentation", "detection"),
     "scaling": ("one_gpu", "many_gpus", "slurm"),
     "torch_build": ("default", "cpu", "cu126", "cu128", "cu130"),
 }

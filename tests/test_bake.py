@@ -18,7 +18,7 @@ from template import DEFAULT, PROJECT, bake, cookiecutter, run, succeed, text_fi
 OPTIONS: dict[str, list[str]] = {
     "license": ["MIT", "BSD-3-Clause", "Apache-2.0", "Proprietary"],
     "python_version": ["3.11", "3.12", "3.13", "3.14"],
-    "task": ["single_label", "multi_label", "regression", "segmentation"],
+    "task": ["single_label", "multi_label", "regression", "segmentation", "detection"],
     "scaling": ["one_gpu", "many_gpus", "slurm"],
     "torch_build": ["default", "cpu", "cu126", "cu128", "cu130"],
     "container_file": ["false", "true"],
@@ -162,9 +162,9 @@ def test_options_not_asked_for_leave_nothing(baked: tuple[dict[str, str], Path])
     assert ("Dockerfile" in files, ".dockerignore" in files) == (container, container)
     assert (project / ".github").exists() == actions
     assert ("sample/targets.csv" in files) == (answers["task"] in ("multi_label", "regression"))
-    masks = answers["task"] == "segmentation"
-    assert ("sample/compose.py" in files, "sample/classes.txt" in files) == (masks, masks)
-    assert ("configs/probe.yaml" in files, "configs/scratch_long.yaml" in files) == (not masks, not masks)
+    composed = answers["task"] in ("segmentation", "detection")
+    assert ("sample/compose.py" in files, "sample/classes.txt" in files) == (composed, composed)
+    assert ("configs/probe.yaml" in files, "configs/scratch_long.yaml" in files) == (not composed, not composed)
     assert (project / "slurm").exists() == (answers["scaling"] == "slurm")
     if answers["scaling"] == "one_gpu":
         assert not (project / "configs" / "many_gpus.yaml").exists()

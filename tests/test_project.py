@@ -14,7 +14,7 @@ import pytest
 from template import PACKAGE, PROJECT, bake, python_of, run, stand_in_for_uv, succeed
 
 pytestmark = pytest.mark.project
-TASKS = ["multi_label", "regression", "segmentation"]
+TASKS = ["multi_label", "regression", "segmentation", "detection"]
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -54,16 +54,21 @@ def test_other_tasks_pack_their_sample_and_learn(
     environment = with_its_source(other)
     uv = stand_in_for_uv(tmp_path, project)
     succeed(["make", "data/sample/dataset.json", f"UV={uv}"], other, env=environment)
-    masks = "compose.py" in {path.name for path in (other / "sample").iterdir()}
-    part = "1.0" if masks else "0.25"
+    composed = "compose.py" in {path.name for path in (other / "sample").iterdir()}
+    part = "1.0" if composed else "0.25"
     train = ["train.py", "--run", "two", "--trainer.max_epochs", "2", "--data.fraction", part, "--log.wandb", "false"]
     succeed([warm_python_of_project, *train], other, timeout=600, env=environment)
     metrics = json.loads((other / "runs/two/summary.json").read_text())["metrics"]
     assert metrics.get("test/average_precision", 1) > 0.8 and metrics.get("test/r2", 1) > 0.5, metrics
-    if masks:
+    if "test/mean_iou" in metrics:
         predict = ["-m", "my_segmentation", "predict", "last", "data/sample", "--masks", "masks"]
         succeed([warm_python_of_project, *predict], other, env=environment)
         assert len(list((other / "masks").rglob("*.png"))) == 326, "as the README says"
+    if "test/map" in metrics:
+        predict = ["-m", "my_detection", "predict", "last", "data/sample", "--coco", "found.json"]
+        succeed([warm_python_of_project, *predict], other, env=environment)
+        assert len(json.loads((other / "found.json").read_text())["images"]) == 326, "as the README says"
+    assert metrics.get("test/map", 1) > 0.05, metrics
     assert metrics.get("test/mean_iou", 1) > 0.15 and metrics.get("test/pixel_accuracy", 1) > 0.7, metrics
 
 

@@ -109,7 +109,7 @@ def test_links_of_a_project(default_bake: Path) -> None:
         assert broken_links(page, default_bake) == [], page
 
 
-@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression", "segmentation"])
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression", "segmentation", "detection"])
 def test_map_of_a_project(task: str, tmp_path: Path) -> None:
     """Every file and folder in the map of a project's README is there."""
     project = bake(tmp_path / "bakes", task=task, scaling="slurm")

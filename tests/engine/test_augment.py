@@ -14,6 +14,7 @@ import torch
 from lightning_shards.data import uniforms
 from lightning_shards.data.batch import Batch
 from lightning_shards.data.crop import Crop
+from lightning_shards.data.dataset import TARGET_FIELDS
 from lightning_shards.data.sampler import TrainSampler
 from lightning_shards.errors import InputError
 from lightning_shards.vision import augmentation, device_uniforms
@@ -27,7 +28,7 @@ from .test_loading import make_loader
 ALL: dict[str, Any] = {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.5, "color_jitter": 0.4}
 OWN = {"erasing": 0.5, "color_jitter": 0.4}  # those that need no partner
 SIDE = 28
-MIXED = [task for task in OBJECTIVES if task != "segmentation"]  # a mask cannot be mixed
+MIXED = [task for task in OBJECTIVES if task not in TARGET_FIELDS]  # masks and boxes cannot be mixed
 
 
 def make(**settings: float) -> Augment:

@@ -177,7 +177,8 @@ def test_boxes_that_are_none_are_damage() -> None:
         Boxes(2).decode(b'{"boxes": [[1, 2, 3, 4]], "labels": [0]}', view, None)
     empty = Boxes(2).decode(b'{"boxes": [], "labels": []}', view, None)
     assert empty["boxes"].shape == (0, 4) and empty["labels"].shape == (0,)
-    for content in (b"", b"[]", b'{"boxes": [[1, 2, 3]], "labels": [0]}', b'{"boxes": [[1, 2, 3, 4]], "labels": [2]}',
+    for content in (b"", b"[1]", b"{}", b'{"boxes": [[1, 2, 3]], "labels": [0]}',
+                    b'{"boxes": [[1, 2, 3, 4]], "labels": [2]}',
                     b'{"boxes": [[1, 2, 3, 4]], "labels": []}', b'{"boxes": [[3, 2, 1, 4]], "labels": [0]}',
                     b'{"boxes": [[1, 2, 3, NaN]], "labels": [0]}', b"[" * 100_000):  # fmt: skip
         with pytest.raises(DecodeError):

@@ -28,7 +28,7 @@ from lightning_shards.data.mask_file import palette, palette_png
 from lightning_shards.data.tar_index import ShardIndex
 from lightning_shards.errors import InputError
 from lightning_shards.inference.mask_folder import MaskFolder
-from lightning_shards.inference.masks import corners, joined
+from lightning_shards.inference.squares import corners, joined
 from lightning_shards.vision import segmentation, weights
 from lightning_shards.vision.mask_pictures import GAP, WRONG, overlaps, side_by_side
 from lightning_shards.vision.weight_fit import fit
@@ -147,7 +147,9 @@ def test_masks_of_a_mixture_number_their_classes_alike(tmp_path: Path) -> None:
         Dataset.open(testing.tiny_dataset(tmp_path / name, task="segmentation")) for name in ("first", "same", "other")
     )
     assert renumbering(first, same) is None
-    with pytest.raises(InputError, match="number their classes differently: pack both with the same --names"):
+    with pytest.raises(
+        InputError, match="number the classes of their mask differently: pack both with the same --names"
+    ):
         renumbering(first, replace(other, targets=other.targets[::-1]))
 
 

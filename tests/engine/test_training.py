@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ import lightning_shards
 import pytest
 import torch
 from lightning_shards.data.batch import Batch
+from lightning_shards.data.dataset import TARGET_FIELDS
 from lightning_shards.errors import InputError
 from lightning_shards.train.metrics_file import MetricsFile
 from lightning_shards.vision import torchvision_models
@@ -29,8 +31,10 @@ def batch(rows: int = 6, valid: list[bool] | None = None, task: str = "single_la
     labels = torch.arange(rows) % 3
     targets = labels if task == "single_label" else torch.nn.functional.one_hot(labels, 3).float()
     masks = labels.to(torch.uint8)[:, None, None].expand(rows, 28, 28).clone()
+    boxes = [{"boxes": torch.tensor([[4.0, 2, 20, 24]]), "labels": label[None]} for label in labels]
+    further: dict[str, Any] = {"segmentation": {"mask": masks}, "detection": {"boxes": boxes}}
     return Batch(
-        {"image": images, **({"mask": masks} if task == "segmentation" else {"target": targets})},
+        {"image": images, **further.get(task, {"target": targets})},
         torch.arange(rows),
         torch.arange(rows),
         torch.tensor(valid or [True] * rows),
@@ -39,7 +43,7 @@ def batch(rows: int = 6, valid: list[bool] | None = None, task: str = "single_la
 
 def model(task: str = "single_label", **changes: object) -> ImageModel:
     torch.manual_seed(0)
-    backbone = "small_unet" if task == "segmentation" else "small_cnn"
+    backbone = {"segmentation": "small_unet", "detection": "small_detector"}.get(task, "small_cnn")
     return ImageModel(TARGETS, task, image_size=28, backbone=backbone, **changes)  # type: ignore[arg-type]
 
 
@@ -47,9 +51,11 @@ def model(task: str = "single_label", **changes: object) -> ImageModel:
 def test_rows_that_are_not_valid_give_no_gradient_and_count_nowhere(task: str) -> None:
     net = model(task).eval()  # batch statistics are not what is asked here
     masked = batch(6, [True, False, True, True, False, True], task)
-    name = "mask" if task == "segmentation" else "target"
-    garbage = replace(masked, fields={**masked.fields, name: masked[name].clone()})
-    garbage[name][1] = garbage[name][4] = 2
+    name = TARGET_FIELDS.get(task, "target")
+    garbage = replace(masked, fields={**masked.fields, name: copy.deepcopy(masked[name])})
+    for row in (1, 4):
+        for values in garbage[name][row].values() if task == "detection" else [garbage[name][row]]:
+            values += 1
     gradients = []
     for rows in (masked, garbage):
         net.zero_grad()

@@ -1,5 +1,5 @@
-"""Backbones by name: every classification network of torchvision and, as `timm/NAME`, of timm; for masks torchvision's
-for segmentation; and `small_cnn` and `small_unet` for tiny images and slow machines.
+"""Backbones by name: every classification network of torchvision and, as `timm/NAME`, of timm; for masks and
+boxes torchvision's for those; and `small_cnn`, `small_unet` and `small_detector` for tiny images and slow machines.
 
 Another network is another name in `build`: any module from images (B, 3, S, S) to (B, outputs). `linear` and `mlp` take
 features that `embed` made of the images.
@@ -26,7 +26,7 @@ def build(
     features: list[int] | None = None,
     pretrained: dict[str, Any] | None = None,
     drop_path: float | None = None,
-    pixels: bool = False,
+    task: str = "",
 ) -> nn.Module:
     """A network from images (B, 3, S, S), or from `features`, to (B, outputs).
 
@@ -39,11 +39,12 @@ def build(
         features: [F] where the network takes features (B, F) in place of images: `linear` or `mlp`.
         pretrained: what is known already of weights that are loaded later.
         drop_path: rate of stochastic depth; None: what the network has.
-        pixels: a class for each pixel is wanted, (B, outputs, S, S): small_unet, fcn_*, deeplabv3_* or lraspp_*.
+        task: segmentation wants a class for each pixel, (B, outputs, S, S): small_unet, fcn_*, deeplabv3_* or lraspp_*;
+            detection boxes: small_detector, fasterrcnn_*, fcos_*, retinanet_* or ssd*; others one output of each class.
 
     Raises InputError for an unknown name, an image size that is too small for the network, or weights that do not fit.
     """
-    networks.check_name(name, ("small_cnn", *HEADS), pixels)
+    networks.check_name(name, ("small_cnn", *HEADS), task)
     if (name in HEADS) != bool(features):
         takes = "images, not features: linear or mlp take those" if features else "features: name some in data.features"
         raise InputError(f"model.backbone {name} takes {takes}")

@@ -30,6 +30,7 @@ from lightning_shards.train.optimizers import lamb
 from lightning_shards.vision import depth, last_layer
 from lightning_shards.vision.augmentation import check_changes
 from lightning_shards.vision.calibration import Calibration
+from lightning_shards.vision.detection import Detector
 from lightning_shards.vision.fine_tuning import FineTuning
 from lightning_shards.vision.pretrained import Pretrained
 from lightning_shards.vision.random_operations import random_operations
@@ -44,15 +45,16 @@ from .objectives import OBJECTIVES
 
 
 class ImageModel(ShardModule):
-    """Images in, classes or numbers out.
+    """Images in; classes, numbers, masks or boxes out.
 
     Args:
         targets: class names, or names of the numbers; come from the dataset.
-        task: single_label, multi_label, regression or segmentation; comes from the dataset.
+        task: single_label, multi_label, regression, segmentation or detection; comes from the dataset.
         image_size: side of the images, in pixels; comes from data.image_size.
         fields: shape of a row of each field of a sample; comes from the dataset.
         backbone: small_cnn, any classification network of torchvision (resnet50, vit_b_16, ...) or of timm (timm/NAME);
-            for data.features, in place of images: linear or mlp; for masks: small_unet, fcn_*, deeplabv3_*, lraspp_*.
+            for data.features, in place of images: linear or mlp; for masks: small_unet, fcn_*, deeplabv3_*, lraspp_*;
+            for boxes: small_detector, fasterrcnn_*, fcos_*, retinanet_*, ssd*.
         weights: what to start from: `imagenet`, a checkpoint or another file of weights, or null for random weights.
         pretrained: mean, std, image_size of the images that the weights were trained on; null: what the weights say.
         drop_path: stochastic depth: the last block is left out so often in training; null: as the network has it.
@@ -90,7 +92,7 @@ class ImageModel(ShardModule):
     def __init__(
         self,
         targets: list[str],
-        task: Literal["single_label", "multi_label", "regression", "segmentation"] = "single_label",
+        task: Literal["single_label", "multi_label", "regression", "segmentation", "detection"] = "single_label",
         image_size: int = 224,
         fields: dict[str, list[int] | None] | None = None,
         backbone: str = "resnet50",
@@ -150,14 +152,14 @@ class ImageModel(ShardModule):
             features,
             pretrained,
             drop_path,
-            task == "segmentation",
+            task,
         )
         self.fine_tuning = FineTuning(self.backbone, backbone, trained_blocks, thaw_after, layer_decay)
         if gradient_checkpointing:
             depth.compute_twice(self.backbone, backbone)
         begun = Pretrained.of(self.backbone, pretrained)
         self.hparams["pretrained"], self.note = begun.settings(), begun.note(image_size)
-        check_changes(self.hparams, features=bool(features), masks=task == "segmentation")
+        check_changes(self.hparams, features=bool(features), task=task)
         if features:
             self.inputs = ("features",)
         else:
@@ -170,9 +172,9 @@ class ImageModel(ShardModule):
         operations = random_operations(trivial_augment, rand_augment)
         self.augment = Augment(mixup, cutmix, erasing, color_jitter, self.mean, operations)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *truth: Tensor) -> Tensor:
         """Outputs, float (B, T), for RGB images in 0..255, uint8 or float (B, 3, S, S), or for features (B, F)."""
-        return self.backbone((images - self.mean) / self.std)
+        return self.backbone((images - self.mean) / self.std, *truth)
 
     def features(self, images: Tensor) -> Tensor:
         """What `embed` keeps of images: what the backbone's last layer sees, float (B, F)."""
@@ -186,6 +188,8 @@ class ImageModel(ShardModule):
         inputs, mix = [batch[name] for name in self.inputs], None
         if self.inputs[0] == "image":
             inputs[0], mix = self.augment(inputs[0], self.objective.target_of(batch), batch.seeds, batch.valid)
+        if isinstance(self.backbone, Detector):  # which needs to know what it is to find
+            inputs.append(self.objective.target_of(batch))
         losses = self.losses(self(*inputs), batch, mix)
         loss = losses.sum() / len(losses)  # rows that are not valid count as rows, with no loss: the same on every rank
         self.log("train/loss", loss, batch_size=len(batch))  # with prog_bar, each step would wait for its value

@@ -6,12 +6,14 @@ Shapes: B rows, T targets (classes or numbers); logits are the network's float o
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from lightning_shards.vision import tasks
+from lightning_shards.vision import detection, tasks
 from lightning_shards.vision.objective import LARGEST_MATRIX
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
+from torchvision.ops import generalized_box_iou_loss
 
 
 class SingleLabel(tasks.SingleLabel):
@@ -103,9 +105,35 @@ class Segmentation(tasks.Segmentation):
         return MetricCollection({"mean_iou": mean, "iou": of_each, "pixel_accuracy": accuracy})
 
 
+class Detection(tasks.Detection):
+    """Boxes around things. Logits are a detector's maps (B, T + 4, h, w); targets (B, N, 6) are left, top, right and
+    bottom in pixels, 1, and the class; -1 where there is none.
+
+    The loss is the quality focal loss (Li et al., 2020) of what each place says of each class, for each thing in the
+    image, plus 1 - GIoU (Rezatofighi et al., 2019) of the boxes of the places around the things' centres.
+    """
+
+    monitor, mode = "val/map", "max"
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if logits.ndim != 4:  # torchvision's networks give their own losses in training, and boxes else
+            return logits if logits.ndim == 1 else logits.new_full((len(logits),), torch.nan)
+        heat, boxes, height = detection.wanted(logits, targets)
+        said, weights = logits[:, : self.targets], self.class_weights(logits)
+        focal = F.binary_cross_entropy_with_logits(said, heat, reduction="none") * (said.sigmoid() - heat).square()
+        focal = focal if weights is None else focal * weights[:, None, None]
+        things = (targets[:, :, 5] >= 0).sum(dim=1).clamp(min=1)
+        away = generalized_box_iou_loss(detection.edges(logits).movedim(1, 3), boxes.movedim(1, 3))
+        return focal.sum((1, 2, 3)) / things + (away * height).sum((1, 2)) / height.sum((1, 2)).clamp(min=1)
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"precision": self.precision()})  # map, map_50, and ap of each class
+
+
 OBJECTIVES: dict[str, type[tasks.Task]] = {
     "single_label": SingleLabel,
     "multi_label": MultiLabel,
     "regression": Regression,
     "segmentation": Segmentation,
+    "detection": Detection,
 }

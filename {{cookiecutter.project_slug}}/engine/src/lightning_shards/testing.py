@@ -36,6 +36,7 @@ from .train.ledger import read as read_ledger
 
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 NAMES = ("red", "green", "blue")
+GRAY = (120, 120, 120)
 
 
 def tiny_dataset(
@@ -44,7 +45,8 @@ def tiny_dataset(
     """Write a dataset of noisy pictures, each of one of three colours, which are what is predicted; returns `root`.
 
     Args:
-        task: `single_label`, `multi_label`, `regression`, or `segmentation`: left and right differ in colour then.
+        task: `single_label`, `multi_label`, `regression`, `segmentation`: left and right differ in colour then, or
+            `detection`: the colour is a rectangle on gray.
         sizes: samples of each shard to train on.
         held_out: samples to validate on, and as many to test on.
     """
@@ -69,17 +71,29 @@ def _write_shard(tar: Path, numbers: Sequence[int], task: str) -> None:
             classes = np.full((32, 32), number % 3, np.uint8)
             if task == "segmentation":
                 classes[:, 16:] = number // 3 % 3
+            box = _box(number)
+            if task == "detection":
+                classes[:] = len(NAMES)
+                classes[box[1] : box[3], box[0] : box[2]] = number % 3
             noise = np.random.default_rng(number).integers(-30, 30, (32, 32, 3))
-            pixels = np.clip(np.array(COLOURS)[classes] + noise, 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array([*COLOURS, GRAY])[classes] + noise, 0, 255).astype(np.uint8)
             image = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
-            for extension, content in {"png": image, **_target(task, number % 3, classes)}.items():
+            for extension, content in {"png": image, **_target(task, number % 3, classes, box)}.items():
                 member = tarfile.TarInfo(f"{number:08d}.{extension}")
                 member.size = len(content)
                 archive.addfile(member, BytesIO(content))
 
 
-def _target(task: str, number: int, classes: NDArray[np.uint8]) -> dict[str, bytes]:
+def _box(number: int) -> list[int]:
+    """Left, top, right and bottom of a sample's rectangle."""
+    left, top, width, height = np.random.default_rng(number).integers((0, 0, 10, 10), (12, 12, 20, 20)).tolist()
+    return [left, top, left + width, top + height]
+
+
+def _target(task: str, number: int, classes: NDArray[np.uint8], box: list[int]) -> dict[str, bytes]:
     """The member that says what is predicted."""
+    if task == "detection":
+        return {"boxes.json": json.dumps({"boxes": [box], "labels": [number]}).encode()}
     if task == "segmentation":
         return {"mask.png": cv2.imencode(".png", classes)[1].tobytes()}
     if task == "single_label":

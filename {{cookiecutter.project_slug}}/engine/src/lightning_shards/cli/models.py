@@ -35,10 +35,15 @@ def _add_predict(commands: Any) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help="the file to write (default: standard output)")
     add("--masks", type=Path, metavar="FOLDER", help="write the mask of each image, a PNG of its size, into FOLDER")
-    add("--scores", action="store_true", help="a column with the probability of each class, too; its share of a mask")
+    add("--coco", type=Path, metavar="FILE", help="write the boxes of all images into FILE, in COCO's form")
+    add(
+        "--scores",
+        action="store_true",
+        help="a column with the probability of each class, too; its share of a mask, its surest box",
+    )
     add("--flip", action="store_true", help="average over each image and its mirror image")
     add("--json", action="store_true", help="a line of JSON for each image, in place of CSV")
-    add("--force", action="store_true", help="replace FILE and FOLDER")
+    add("--force", action="store_true", help="replace what is there")
     add("--split", default="test", help="of a packed dataset (%(default)s)")
     add("--path-column", default="path", metavar="NAME", help="of a table (%(default)s)")
     add("--images", type=Path, metavar="PLACE", help="folder or zip of a table's paths (default: the table's folder)")
@@ -51,6 +56,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     folder = find(arguments.name)
     with importing():
+        from ..inference.coco_file import coco_file
         from ..inference.images import open_images
         from ..inference.mask_folder import check_new_folder, replacing_folder
         from ..inference.predict import check, cutoffs, predict
@@ -60,15 +66,16 @@ def _predict(arguments: argparse.Namespace) -> None:
         from ..train.trained_model import best_model
 
     machine.raise_on_stop()  # temporary files are removed then, too
-    if arguments.out:
-        check_new(arguments.out, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
+    for file in filter(None, (arguments.out, arguments.coco)):
+        check_new(file, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
     if arguments.masks:
         check_new_folder(arguments.masks, arguments.force)
     datamodule_class = arguments.datamodule()
     model, config = best_model(arguments.model(), folder, datamodule_class)
     check(model)
-    if arguments.masks and config["trained_on"]["task"] != "segmentation":
-        raise InputError(f"--masks is for models of masks, and {folder.name} was trained for other targets")
+    for flag, task, what in (("masks", "segmentation", "masks"), ("coco", "detection", "boxes")):
+        if getattr(arguments, flag) and config["trained_on"]["task"] != task:
+            raise InputError(f"--{flag} is for models of {what}, and {folder.name} was trained for other targets")
     views = {"views": 2} if arguments.flip and look_twice(model, config) else {}
     source = arguments.source, arguments.split, arguments.path_column, arguments.images
     images = open_images(*source, config["data"])
@@ -77,7 +84,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     damaged, began = 0, time.monotonic()
     bar = progress_bar("predicting") if arguments.out or not sys.stdout.isatty() else nullcontext(lambda *done: None)
     try:
-        with opened(arguments.out) as out, replacing_folder(arguments.masks) as masks, bar as progress:
+        with (
+            opened(arguments.out) as out,
+            replacing_folder(arguments.masks) as masks,
+            coco_file(arguments.coco, kind[1]) as coco,
+            bar as progress,
+        ):
             write = writer(out, *kind, arguments.json, bool(masks))
             for number, prediction in enumerate(
                 predict(model, config, images, evaluation_transform(datamodule_class)), 1
@@ -85,6 +97,8 @@ def _predict(arguments: argparse.Namespace) -> None:
                 row = to_dict(prediction, *kind, decide_by) | views
                 if masks and prediction.mask is not None:
                     row["mask"] = masks.write(prediction.name, prediction.mask)
+                if coco:
+                    coco.add(prediction)
                 write(row)
                 damaged += bool(prediction.error)
                 progress(number, len(images))

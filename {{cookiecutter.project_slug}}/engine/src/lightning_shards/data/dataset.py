@@ -26,7 +26,8 @@ from .dataset_checks import check_content
 
 FORMAT = "lightning-shards/1"
 WITH_FIELDS = "lightning-shards/2"
-TASKS = ("single_label", "multi_label", "regression", "segmentation")
+TASKS = ("single_label", "multi_label", "regression", "segmentation", "detection")
+TARGET_FIELDS = {"segmentation": "mask", "detection": "boxes"}  # of the other tasks it is called `target`
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Dataset:
     Attributes:
         root: the folder or URL of the shards: where `dataset.json` lies, or what it names as `shards_at`.
         task: what the targets are: `single_label` (field `cls`, a class number), `multi_label` (field `json`,
-            `{"labels": [class numbers]}`), `regression` (field `json`, `{"targets": [numbers]}`) or `segmentation`
-            (field `mask`, a PNG with a class number for each pixel).
+            `{"labels": [class numbers]}`), `regression` (field `json`, `{"targets": [numbers]}`), `segmentation`
+            (field `mask`, a PNG with a class number for each pixel) or `detection` (field `boxes`, JSON with boxes and
+            their class numbers).
         targets: class names, or the names of the numbers.
         splits: the shards of each split.
         packed: how it was made, for people.
@@ -77,7 +79,7 @@ class Dataset:
     @property
     def target_field(self) -> str:
         """The name of the field that is predicted."""
-        return "mask" if self.task == "segmentation" else "target"
+        return TARGET_FIELDS.get(self.task, "target")
 
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits[split])

@@ -35,8 +35,8 @@ class DecodeError(Exception):
     transform = False  # whether a transform raised it
 
 
-class MaskError(DecodeError):
-    """A mask that is whole, and of no use: in colour, of 16 bits, no PNG, or of another size than its image."""
+class Unusable(DecodeError):
+    """A mask or boxes that are whole, and of no use, such as a mask of another size than its image."""
 
 
 _kept = threading.local()
@@ -133,20 +133,20 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def check_mask_size(mask: tuple[int, ...], image: tuple[int, ...]) -> None:
-    """Raise MaskError where a mask is not of its image's (height, width)."""
+    """Raise Unusable where a mask is not of its image's (height, width)."""
     if mask[:2] != image[:2]:
-        raise MaskError(f"has {mask[1]} x {mask[0]} pixels, the image {image[1]} x {image[0]}")
+        raise Unusable(f"has {mask[1]} x {mask[0]} pixels, the image {image[1]} x {image[0]}")
 
 
 def mask_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of a mask. Raises MaskError for another kind of image, DecodeError for what is none."""
+    """(height, width) of a mask. Raises Unusable for another kind of image, DecodeError for what is none."""
     kind = image_format(data)
     if kind != "png" or len(data) < 33:
-        error = MaskError if kind not in (None, "png") else DecodeError
+        error = Unusable if kind not in (None, "png") else DecodeError
         raise error("is no PNG, which a mask must be: others are lossy, or mix its classes with colours")
     bits, colour = data[24], data[25]
     if bits > 8 or colour not in (0, 3):
-        raise MaskError("is in colour or has 16 bits: a mask must be a gray or palette PNG of 8 bits at most")
+        raise Unusable("is in colour or has 16 bits: a mask must be a gray or palette PNG of 8 bits at most")
     height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     if height * width > MAX_PIXELS:
         raise DecodeError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,} are not decoded")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import InputError
-from .dataset import Dataset, Shard
+from .dataset import TARGET_FIELDS, Dataset, Shard
 from .number_text import to_whole_number, to_whole_numbers
 from .shard_file import ShardFile
 
@@ -88,10 +88,10 @@ def renumbering(first: Dataset, other: Dataset) -> Renumbering | None:
             " pack them with the same names"
         )
     numbers = tuple(known[name] for name in other.targets)
-    if first.task == "segmentation" and other.targets != first.targets:
+    if first.task in TARGET_FIELDS and other.targets != first.targets:
         raise InputError(
-            f"data.mixture: the masks of {first.root} and {other.root} number their classes differently: pack both with"
-            " the same --names"
+            f"data.mixture: {first.root} and {other.root} number the classes of their {first.target_field} differently:"
+            " pack both with the same --names"
         )
     return None if numbers == tuple(range(len(numbers))) else Renumbering(first.task, numbers)
 

@@ -1,7 +1,8 @@
-"""Masks as PNGs that say the classes to a program and show them in colours to a person."""
+"""Masks as PNGs that say the classes to a program and show them in colours to a person; and colours for boxes."""
 
 from __future__ import annotations
 
+import colorsys
 import zlib
 
 import cv2
@@ -23,6 +24,13 @@ def palette() -> NDArray[np.uint8]:
             bit = numbers >> 3 * place + channel & 1
             colours[:, channel] |= (bit << 7 - place).astype(np.uint8)
     return colours
+
+
+def bright_colour(number: int) -> tuple[int, int, int]:
+    """The colour of the boxes of a class, RGB: no darker than what it is drawn on, and far from those of its
+    neighbours, whose hues lie a golden section apart."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75 - 0.3 * (number % 3 == 1), 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def palette_png(mask: NDArray[np.uint8]) -> bytes:

@@ -84,6 +84,10 @@ def describe(model: Any, config: dict[str, Any], run: Path, transform: Any = Non
     taken = _rows(
         inputs(model, "exported"), {"image": [[3, size, size], "uint8"]} | (config["trained_on"]["fields"] or {})
     )
+    if task == "detection":
+        raise InputError(
+            "export writes scores, and a detector finds boxes: use predict --coco, or load_model in Python"
+        )
     means = {"single_label": "probability of each class", "multi_label": "probability of each label"}
     means["segmentation"] = "probability of each class of each pixel"
     shape = f"{len(targets)}, {size}, {size}" if task == "segmentation" else str(len(targets))

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 
 from ..data.checks import check_settings
 from ..data.crop import Crop
-from ..data.dataset import Dataset
+from ..data.dataset import TARGET_FIELDS, Dataset
 from ..data.embedding import FEATURES, TEACHER
 from ..data.fields import resolve_fields
 from ..data.opening import open_dataset
@@ -110,7 +110,7 @@ def _opened(
         "weights": None if weights == RANDOM else weights,
         "image_size": image_size or image_size_of(name, None if weights == RANDOM else weights) or 224,
     }
-    task = "single_label" if dataset.task in ("", "segmentation") else dataset.task  # of images, whatever they are for
+    task = "single_label" if dataset.task in ("", *TARGET_FIELDS) else dataset.task  # of images, whatever they are for
     given |= {"targets": list(dataset.targets) or ["none"], "task": task}
     torch.manual_seed(0)
     try:

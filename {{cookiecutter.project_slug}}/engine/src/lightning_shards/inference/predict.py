@@ -19,16 +19,19 @@ from ..train.contract import inputs
 from ..train.evaluate import batch_size
 from ..vision.calibration import Calibration
 from .images import Images, batches
-from .masks import masks
+from .squares import boxes, look_at, mask
 
 
 class Prediction(NamedTuple):
     """Of one image."""
 
     name: str
-    scores: NDArray[np.float32] | None  # (T,) probabilities, numbers, or of a mask the shares of its classes
+    scores: NDArray[np.float32] | None  # (T,) probabilities, numbers, of a mask the shares of its classes, of boxes the
+    # score of each class's surest
     error: str  # why there are none: it could not be decoded
     mask: NDArray[np.uint8] | None = None  # a class for each of its pixels, where the model gives them
+    boxes: NDArray[np.float32] | None = None  # (M, 6), where it finds them: left, top, right, bottom, score, class
+    size: tuple[int, int] = (0, 0)  # of the image, (height, width), where masks or boxes are found
 
 
 def predict(
@@ -74,20 +77,27 @@ def _predictions(
     network = fabric.setup_module(model.eval())
     network.mark_forward_method("scores")
     crop, size = Crop(image_size(model, config), center=config["data"]["eval_crop"]), batch_size(config["data"])
-    of_pixels = (crop.size, crop.size) if config["trained_on"]["task"] == "segmentation" else ()
+    task = config["trained_on"]["task"]
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "segmentation": (targets, crop.size, crop.size),
+        "detection": (None, 6),
+    }
+    shape = shapes.get(task, (targets,))
 
     def look(pixels: Pixels) -> NDArray[np.float32]:
         with torch.inference_mode():
             scores = network.scores(fabric.to_device(torch.from_numpy(pixels)).permute(0, 3, 1, 2))
             found: NDArray[np.float32] = scores.float().cpu().numpy()
-        if found.shape != (len(pixels), targets, *of_pixels):
+        if len(found) != len(pixels) or not _fits(found.shape[1:], shape):
             raise InputError(f"the model's scores of {len(pixels)} images are {found.shape}, not one for each target")
         return found
 
-    if of_pixels:
-        for number, mask, error in masks(images, crop, size, look, transform):
-            shares = None if mask is None else _shares(mask, targets)
-            yield Prediction(images.name(number), shares, error, mask)
+    if task in ("segmentation", "detection"):
+        join, place = (mask, "mask") if task == "segmentation" else (boxes, "boxes")
+        of_classes = _shares if task == "segmentation" else _surest
+        for seen in look_at(images, crop, size, look, transform, join):
+            scores = None if seen.found is None else of_classes(seen.found, targets)
+            yield Prediction(images.name(seen.number), scores, seen.error, size=seen.size, **{place: seen.found})
         return
     for first, pixels, errors in batches(images, crop, size, transform):
         scores = look(pixels)
@@ -98,3 +108,15 @@ def _predictions(
 def _shares(mask: Pixels, targets: int) -> NDArray[np.float32]:
     """The share of a mask's pixels that each class has, (T,)."""
     return (np.bincount(mask.ravel(), minlength=targets) / mask.size).astype(np.float32)
+
+
+def _surest(boxes: NDArray[np.float32], targets: int) -> NDArray[np.float32]:
+    """The score of each class's surest box, (T,); 0 where it has none."""
+    scores = np.zeros(targets, np.float32)
+    np.maximum.at(scores, boxes[:, 5].astype(int), boxes[:, 4])
+    return scores
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Whether a shape is the wanted one, in which None is any size."""
+    return len(shape) == len(wanted) and all(w in (None, size) for size, w in zip(shape, wanted, strict=True))

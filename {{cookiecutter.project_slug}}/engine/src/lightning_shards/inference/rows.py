@@ -17,13 +17,15 @@ import numpy as np
 from ..errors import InputError, RunError
 from ..files import replacing
 from ..terminal import plain_lines, shown
+from ..vision.boxes import SURE
 from .predict import Prediction
 
 
 def to_dict(
     of: Prediction, task: str, targets: list[str], every: bool, cutoffs: Sequence[float] | None = None
 ) -> dict[str, Any]:
-    """A prediction as JSON; `every` gives the probability of each class, too, or the share that it has of a mask.
+    """A prediction as JSON; `every` gives the probability of each class, too, or the share that it has of a mask, or
+    the score of its surest box.
 
     Args:
         cutoffs: from which probability on each label counts as there, (T,); None: 0.5.
@@ -43,6 +45,15 @@ def to_dict(
     if task == "segmentation":
         there = [number for number in of.scores.argsort(kind="stable")[::-1].tolist() if of.scores[number] > 0]
         return {"path": of.name, "predicted": [targets[number] for number in there], **every_score}
+    if of.boxes is not None:
+        sure = of.boxes[of.boxes[:, 4] >= SURE].astype(np.float64)
+        return {
+            "path": of.name,
+            "predicted": [targets[int(number)] for number in sure[:, 5]],
+            "score": sure[:, 4].round(6).tolist(),
+            "boxes": sure[:, :4].round(2).tolist(),
+            **every_score,
+        }
     best = int(of.scores.argmax())
     return {"path": of.name, "predicted": targets[best], "score": float(scores[best]), **every_score}
 
@@ -60,7 +71,8 @@ def writer(
     fields: list[tuple[str, ...]] = [
         ("path",),
         *of_each,
-        *[("score",)] * (task == "single_label"),
+        *[("score",)] * (task in ("single_label", "detection")),
+        *[("boxes",)] * (task == "detection"),
         *[("mask",)] * masks,
         ("error",),
     ]
@@ -74,10 +86,15 @@ def writer(
             if isinstance(value, dict):
                 cells |= {(key, name): number for name, number in value.items()}
             else:
-                cells[key,] = "|".join(value) if isinstance(value, list) else value
+                cells[key,] = "|".join(map(_in_a_cell, value)) if isinstance(value, list) else value
         table.writerow(cells.get(field, "") for field in fields)
 
     return row
+
+
+def _in_a_cell(value: Any) -> str:
+    """One of several values that share a cell: text, a number, or the four edges of a box."""
+    return " ".join(f"{edge:g}" for edge in value) if isinstance(value, list) else str(value)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.dataset import Dataset, Shard
+from ..data.dataset import TARGET_FIELDS, Dataset, Shard
 from ..data.fields import Field
 from ..data.fields.plane import IGNORED
 from ..data.fields.resolve import usual_fields
@@ -24,8 +24,8 @@ from .field_columns import FieldColumn
 from .foreign_tars import find_tars, split_of_shard
 from .journal import Journal
 from .members import ALWAYS_SEEN, Forms, add_forms, describe, usual, width
-from .pixel_classes import class_names
 from .survey import UNREADABLE, Found, Members, kind_of
+from .target_classes import class_names
 
 
 def adopt(
@@ -93,9 +93,10 @@ def _targets(found: list[Found], names: list[str] | None, asked: Sequence[FieldC
     if len(tasks) > 1 or (unreadable and not tasks):
         what = f"differ in their targets ({', '.join(sorted(tasks))})" if tasks else "have no target that can be read"
         raise InputError(f"the samples {what}; each needs .cls (a class number) or .json (labels or targets)")
-    masks = _sum(tar.fields["mask"].forms for tar in found if _has_masks(tar))
-    if not tasks and set(masks) - {"0", str(IGNORED)} and any(tar.images for tar in found):
-        return "segmentation", class_names(describe("mask", "mask", ["png"], True, masks), names)
+    for task, field in TARGET_FIELDS.items() if not tasks and any(tar.images for tar in found) else ():
+        forms = _sum(tar.fields[field].forms for tar in found if _has_field(tar, field))
+        if set(forms) - ({"0", str(IGNORED)} if field == "mask" else set()):
+            return task, class_names(describe(field, field, ["png"], True, forms), names)
     if not tasks:
         _check_untargeted(found, names, asked)
         return "", []
@@ -107,8 +108,9 @@ def _targets(found: list[Found], names: list[str] | None, asked: Sequence[FieldC
     return task, names or [str(number) for number in range(count)]
 
 
-def _has_masks(tar: Found) -> bool:
-    return "mask" in tar.fields and tar.fields["mask"].kind == "mask"
+def _has_field(tar: Found, name: str) -> bool:
+    """Whether the samples have a mask or boxes which may be their target."""
+    return name in tar.fields and tar.fields[name].kind.startswith(name)
 
 
 def _check_untargeted(found: list[Found], names: list[str] | None, asked: Sequence[FieldColumn]) -> None:
@@ -139,8 +141,9 @@ def _described(dataset: Dataset, found: list[Found], asked: Sequence[FieldColumn
     Raises InputError for what is asked for and cannot be described.
     """
     images, fields = any(tar.images for tar in found), usual_fields(dataset)
-    masks = fields.pop("mask", None)  # as the target, they are among what the shards hold
-    if images and dataset.task and not masks and not asked:
+    target = TARGET_FIELDS.get(dataset.task, "")  # which is among what the shards hold
+    fields.pop(target, None)
+    if images and dataset.task and not target and not asked:
         return {}
     if not images:
         del fields["image"]
@@ -160,8 +163,8 @@ def _described(dataset: Dataset, found: list[Found], asked: Sequence[FieldColumn
                 f"no .{names[0]} of the samples can be read as {kind}: mend them, or say of which kind it is by --field"
                 f" ({next((part.damage for part in these if part.damage), '')})"
             )
-        target = masks is not None and name == "mask"
-        settings = names, target or samples == total, forms, len(dataset.targets) if target else 0
+        predicted = name == target
+        settings = names, predicted or samples == total, forms, len(dataset.targets) if predicted else 0
         fields[f"{name}_{kind}" if name in fields else name] = describe(name, kind, *settings)
     return fields
 
@@ -186,9 +189,9 @@ def _report(dataset: Dataset, folder: Path, found: list[Found]) -> dict[str, Any
                 if int(numbers) != len(dataset.targets):
                     count, keys = count + samples, [*keys, first.rpartition(": sample ")[2].strip("'")]
         other = dataset.task and tar.task != dataset.task
-        if dataset.task == "segmentation":
-            other = not _has_masks(tar)
-            count += 0 if other else tar.shard.samples - tar.fields["mask"].samples
+        if target := TARGET_FIELDS.get(dataset.task):
+            other = not _has_field(tar, target)
+            count += 0 if other else tar.shard.samples - tar.fields[target].samples
         if other or (not tar.images and any(one.images for one in found)):
             count, keys = tar.shard.samples, ["(all of its samples)"]
         lacking += count

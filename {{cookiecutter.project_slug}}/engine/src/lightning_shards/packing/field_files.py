@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.decode import MaskError
-from ..data.fields import Boxes, Field
-from ..data.fields.base import MOST_CLASSES
+from ..data.box_text import fault, parse
+from ..data.decode import Unusable
+from ..data.fields import Field
+from ..data.fields.plane import IGNORED
 from ..errors import InputError
 from .encode import Encoded, encode, encode_mask
 from .field_columns import INLINE, suffix_of
 from .members import LAYOUTS, NOT_OF_THIS_KIND, TO_SEE, Forms, add_forms, describe, forms_of
-from .pixel_classes import check_classes_of
 from .source_table import SourceTable
+from .target_classes import check_classes_of
 
 SUFFIXES = {
     "numbers": ("json",), "text": ("txt",), "class": ("cls",), "labels": ("json",), "image": ("jpg", "png", "webp"),
@@ -42,7 +43,8 @@ class FieldMaker:
         about: what `describe_listed` says of it.
         read: a file's bytes by its path; raises OSError or ValueError.
         short_side, quality: of images, as for `encode`.
-        target: whether it is what a model is trained on: masks that are whole and cannot be used are refused then.
+        target: whether it is what a model is trained on: masks and boxes that are whole and cannot be used are
+            refused then.
     """
 
     def __init__(
@@ -57,12 +59,13 @@ class FieldMaker:
         self._read, self._settings = read, (short_side, quality)
         self._numbers = {name: number for number, name in enumerate(about["classes"])}
 
-    def member(self, text: str, image: Encoded) -> Member:
-        """From the listing's text; `image` is the sample's own.
+    def member(self, text: str, image: Encoded, path: str) -> Member:
+        """From the listing's text; `image` is the sample's own, and lay at `path`.
 
         Raises OSError or ValueError for damage, InputError for a target that is whole and cannot be used.
         """
         suffix = SUFFIXES.get(self.kind, ("",))[0]
+        where = f"the mask {text}" if self.kind == "mask" else f"the image {path}"
         try:
             if self.kind == "image":
                 suffix, data, *_ = encode(self._read(text), *self._settings)
@@ -78,10 +81,11 @@ class FieldMaker:
                 data = self._plain(text).encode()
             forms = forms_of(self.kind, data) if self.kind in TO_SEE else []
             if self._target and self._numbers:
-                check_classes_of(text, forms, len(self._numbers))
-        except MaskError as error:
+                ignored = IGNORED if self.kind == "mask" else None
+                check_classes_of(where, forms, len(self._numbers), ignored)
+        except Unusable as error:
             if self._target:
-                raise InputError(f"the mask {text} {error}") from None
+                raise InputError(f"{where}{'' if self.kind == 'mask' else ':'} {error}") from None
             raise ValueError(f"{self.name}: {error}"[:300]) from None
         except OSError as error:
             raise ValueError(f"{self.name}: {text} cannot be read ({error.strerror})") from None
@@ -96,14 +100,25 @@ class FieldMaker:
         return json.dumps([self._numbers[name] for name in json.loads(text)]) if self.kind == "labels" else text
 
     def _boxes(self, data: bytes, image: Encoded) -> bytes:
-        """Boxes in pixels of the image as it is stored."""
-        if image.given == image.stored:
+        """Boxes in pixels of the image as it is stored; as a target left, top, right and bottom, whatever they were.
+
+        Raises Unusable for a target's boxes that can be none.
+        """
+        if image.given == image.stored and not self._target:
             return data
-        Boxes(MOST_CLASSES, layout=LAYOUTS[self.kind]).decode(data, None, None)
         content = json.loads(data)
+        boxes, labels = parse(content, LAYOUTS[self.kind])
+        height, width = image.given
+        if self._target:
+            if why := fault(boxes, image.given) or ("a label is below 0" if (labels < 0).any() else ""):
+                raise Unusable(why)
+            boxes = boxes.clip(0, (width, height, width, height))
         down, across = (np.array(image.stored) / image.given).tolist()
-        boxes = np.array(content["boxes"], np.float64).reshape(-1, 4) * (across, down, across, down)
-        return json.dumps({**content, "boxes": boxes.round(3).tolist()}).encode()
+        boxes *= (across, down, across, down)
+        if LAYOUTS[self.kind] == "xywh":
+            boxes[:, 2:] -= boxes[:, :2]
+        kept = content if isinstance(content, dict) and "boxes" in content and not self._target else {}
+        return json.dumps({**kept, "boxes": boxes.round(3).tolist(), "labels": labels.tolist()}).encode()
 
 
 def listed_fields(listing: SourceTable, parts: Sequence[Sequence[Forms]]) -> dict[str, Field]:

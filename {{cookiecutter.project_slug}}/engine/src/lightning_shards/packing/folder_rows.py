@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.file_names import is_image_file
 from ..errors import InputError
+from .coco import is_for_boxes
 from .field_columns import FieldColumn, describe_listed
 from .image_files import MOST_DEEP, walk
 from .source_table import Row
@@ -41,15 +42,21 @@ def folder_rows(root: Path, files: Files, about: dict[str, Any]) -> Iterator[Row
 def _tree(root: Path, files: Files, lead: str = "") -> Tree:
     """Three levels of the folders below `lead`."""
     tree: Tree = {}
-    for name, _ in _listed(root, files):
+    for name, _ in listed(root, files):
         place: dict[str, Any] = tree
         for folder in name[len(lead) :].split("/", 4)[:-1][:3] if name.startswith(lead) else ():
             place = place.setdefault(folder, {})
     return tree
 
 
-def _listed(root: Path, files: Files) -> Iterable[tuple[str, int]]:
+def listed(root: Path, files: Files) -> Iterable[tuple[str, int]]:
+    """The paths in a folder, or in a zip, with their stamps."""
     return walk(root) if files is None else files  # of a zip there may be none
+
+
+def has_boxes(root: Path, files: Files) -> bool:
+    """Whether there are annotations with boxes, where COCO or Roboflow put them."""
+    return any(is_for_boxes(name) for name, _ in listed(root, files))
 
 
 def _wrapper(tree: Tree) -> str:
@@ -94,7 +101,7 @@ def _check_classes(root: Path, tree: Tree) -> None:
 
 def _class_rows(root: Path, files: Files, about: dict[str, Any], splits: dict[str, str]) -> Iterator[Row]:
     lead, depth, seen, declared = about["lead"], bool(splits), set[str](), set[str]()
-    for name, stamp in _listed(root, files):
+    for name, stamp in listed(root, files):
         parts = name.removeprefix(lead).split("/")
         inside = len(parts) >= 2 + depth and name.startswith(lead)
         if inside:
@@ -124,7 +131,7 @@ def _depth_of_masks(tree: Tree) -> int | None:
 
 def _masked_rows(root: Path, files: Files, about: dict[str, Any], depth: int) -> Iterator[Row]:
     lead, stamp_of, masks, images = about["lead"], _stamps(root, files), 0, 0
-    for name, stamp in _listed(root, files):
+    for name, stamp in listed(root, files):
         parts = name.removeprefix(lead).split("/")
         kind = parts[depth].lower() if len(parts) > depth + 1 and name.startswith(lead) else ""
         if kind == IMAGES and is_image_file(name) and parts[-1]:

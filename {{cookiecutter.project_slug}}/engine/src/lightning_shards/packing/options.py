@@ -60,12 +60,24 @@ def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
     add("--val", type=float, default=0.1, help="share to validate on, if SOURCE has no val split (%(default)s)")
     add("--test", type=float, default=0.1, help="share to test on, if SOURCE has no test split (%(default)s)")
     add("--seed", type=int, default=0, help="of splits and order (%(default)s)")
-    add = parser.add_argument_group("masks").add_argument
-    add("--names", type=Path, metavar="FILE", help="names of the masks' classes 0, 1, 2 ..., one a line")
+    add = parser.add_argument_group("masks and boxes").add_argument
+    add("--names", type=Path, metavar="FILE", help="names of the classes 0, 1, 2 ..., one a line")
+    add(
+        "--coco",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="annotations with boxes of SOURCE's images, in COCO's form; one for each split (default: those in SOURCE)",
+    )
     add = parser.add_argument_group("tables").add_argument
     add("--task", choices=TASKS, default=TASKS[0], help="what the targets are (%(default)s)")
     add("--path-column", default="path", help="column of the images' paths (%(default)s)")
-    add("--target-columns", default="", help="the class; or labels joined by |; or numbers: COLUMN,COLUMN; or masks")
+    add(
+        "--target-columns",
+        default="",
+        help="the class; or labels joined by |; or numbers: COLUMN,COLUMN; or masks; or boxes",
+    )
     add("--split-column", help="column that says train, val or test")
     add_field_option(add, "COLUMN", "what else a sample holds, from a column")
     add(*root, type=Path, metavar="ROOT", dest="root", help="folder or zip of the paths (default: the table's folder)")
@@ -90,6 +102,7 @@ def recipe(arguments: argparse.Namespace, limit: int | None = None) -> PackOptio
     return PackOptions(
         task=arguments.task,
         names=tuple(read_names(arguments.names)) if arguments.names else (),
+        coco=tuple(arguments.coco),
         columns=TableColumns(
             arguments.path_column, targets, arguments.split_column, arguments.root, parse_fields(arguments.field)
         ),

@@ -39,7 +39,8 @@ class PackOptions:
     """What decides the bytes of a dataset, beside its source.
 
     Attributes:
-        names: of the classes of masks, 0, 1, 2 ...; empty: their numbers.
+        names: of the classes of masks and boxes, 0, 1, 2 ...; empty: their numbers.
+        coco: annotations with boxes of a folder's images; empty: those that lie in it.
         short_side: larger images are made so small; None keeps every byte.
         quality: of JPEG, for images that are encoded anew.
         val, test: fraction for a split that the source does not give; 0 leaves it out.
@@ -49,6 +50,7 @@ class PackOptions:
 
     task: str = "single_label"
     names: tuple[str, ...] = ()
+    coco: tuple[Path, ...] = ()
     columns: TableColumns = field(default_factory=TableColumns)
     short_side: int | None = 256
     quality: int = 95
@@ -177,7 +179,7 @@ def _prepare(source: Path, work: Path, recipe: PackOptions) -> tuple[SourceTable
     """List the source and write each split's order. Returns the listing, the splits' sizes and a hash."""
     shutil.rmtree(work / "listing", ignore_errors=True)
     (work / "listing").mkdir()
-    listing, digest = list_source(source, recipe.task, recipe.columns, work / "listing", recipe.names)
+    listing, digest = list_source(source, recipe.task, recipe.columns, work / "listing", recipe.names, recipe.coco)
     order = plan(listing, {"val": recipe.val, "test": recipe.test}, recipe.limit, recipe.seed)
     for split, items in order.items():
         np.save(work / f"{split}.npy", items)
@@ -189,7 +191,7 @@ def _settings(source: Path, recipe: PackOptions, listing: SourceTable, sizes: Ma
     given = [split for number, split in enumerate(SPLITS) if np.any(listing.splits == number)]
     return {
         "source": source.name,
-        **{name: value for name, value in asdict(recipe).items() if name not in ("task", "names", "columns")},
+        **{name: value for name, value in asdict(recipe).items() if name not in ("task", "names", "columns", "coco")},
         "taken_from_train": {split: getattr(recipe, split) for split in sizes if split not in ("train", *given)},
     }
 

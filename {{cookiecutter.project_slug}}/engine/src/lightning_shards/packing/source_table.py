@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ..data.dataset import TARGET_FIELDS
 from .image_files import ImageFiles
 from .spelling import sort_names
 from .tables import BATCH
@@ -39,7 +40,7 @@ class SourceTable:
         values: the targets of all items in a row: class numbers (int32) or numbers (float64).
         value_ends: int64 (N,), where each item's targets end in `values`.
         fields: what `describe_listed` says of each further field.
-        target_field: which of them is what is predicted; empty: none.
+        target_field: which of them, the first, is what is predicted; empty: none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +48,7 @@ class SourceTable:
         self.task: str = self.about["task"]
         self.names: list[str] = self.about["names"]
         self.fields: list[dict[str, Any]] = self.about["fields"]
-        self.target_field = "mask" if self.task == "segmentation" else ""
+        self.target_field = TARGET_FIELDS.get(self.task, "")
 
         def column(name: str, dtype: DTypeLike) -> NDArray[Any]:
             path = folder / name

@@ -1,4 +1,5 @@
-"""What a user has: a folder of class folders or of images and masks, a zip of one, or a table of paths and targets.
+"""What a user has: a folder of class folders, of images and masks, or of images and annotations; a zip of one; or a
+table of paths and targets.
 
 `list_source` goes through the source. The same images come in the same order from each kind of source:
 folders and zips sorted by name, tables as their rows stand.
@@ -16,39 +17,55 @@ from typing import Any
 
 import numpy as np
 
+from ..data.dataset import TARGET_FIELDS
 from ..errors import InputError
+from .coco import coco_rows
 from .field_columns import ColumnReader, FieldColumn, with_kinds
-from .folder_rows import folder_rows
-from .image_files import check_root, list_zip
-from .pixel_classes import name_classes
+from .folder_rows import folder_rows, has_boxes, listed
+from .image_files import ImageFiles, check_root, list_zip
 from .source_table import Row, SourceTable, sort_classes, write_rows
 from .spelling import check_classes
 from .table_rows import TableColumns, table_rows
 from .tables import TABLES, is_table
+from .target_classes import name_classes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk
 
 
 def list_source(
-    source: Path, task: str, columns: TableColumns, folder: Path, names: Sequence[str] = ()
+    source: Path,
+    task: str,
+    columns: TableColumns,
+    folder: Path,
+    names: Sequence[str] = (),
+    coco: Sequence[Path] = (),
 ) -> tuple[SourceTable, str]:
-    """List `source` into the empty `folder`; returns the listing and its hash. `names` are those of masks' classes.
+    """List `source` into the empty `folder`; returns the listing and its hash.
+
+    Args:
+        names: of the classes of masks and boxes.
+        coco: files of annotations beside a folder or zip of images.
 
     Raises InputError for what cannot be packed.
     """
     if not source.exists():
         raise InputError(f"{source} does not exist")
     about: dict[str, Any] = {"task": task, "root": str(source), "lead": "", "ignored": 0, "ignored_example": ""}
+    if coco and is_table(source):
+        raise InputError(f"{source} is a table, whose boxes are a column: --coco is for folders of images")
     try:
-        digest = (_list_table if is_table(source) else _list_folder)(source, columns, folder, about)
+        if is_table(source):
+            digest = _list_table(source, columns, folder, about)
+        else:
+            digest = _list_folder(source, columns, folder, about, coco)
     except OSError as error:
         if error.errno in FULL:
             raise
         raise InputError(f"{source} cannot be read ({error.strerror}: {error.filename})") from None
-    if about["task"] == "segmentation":
+    if about["task"] in TARGET_FIELDS:
         name_classes(about, names)
     elif names:
-        raise InputError(f"--names is for the classes of masks: those of {source} have names, or are no masks")
+        raise InputError(f"--names is for the classes of masks and boxes: those of {source} have names, or are neither")
     check_classes(str(source), about["names"])
     if about["task"] == "single_label" and len(about["names"]) < 2:
         raise InputError(f"{source} has one class only, {about['names'][0]!r}; two or more are needed")
@@ -60,8 +77,8 @@ def list_source(
 
 def _list_table(table: Path, columns: TableColumns, folder: Path, about: dict[str, Any]) -> str:
     images, task = columns.images or table.parent, about["task"]
-    if task == "segmentation":
-        columns = _with_masks(table, columns)
+    if task in TARGET_FIELDS:
+        columns = _with_target(table, columns, task)
     elif not columns.targets and columns.fields and task == "single_label":
         task = ""  # the fields are all that there is
     elif not columns.targets or (task != "regression" and len(columns.targets) > 1):
@@ -71,32 +88,40 @@ def _list_table(table: Path, columns: TableColumns, folder: Path, about: dict[st
         np.save(folder / "members.npy", list_zip(images)[1])
     readers = [ColumnReader(column, images) for column in with_kinds(table, columns.fields)]
     about |= {"root": str(images), "task": task}
-    rows = table_rows(table, "" if task == "segmentation" else task, columns, readers)
+    rows = table_rows(table, "" if task in TARGET_FIELDS else task, columns, readers)
     digest, names = _write(table, rows, folder, task, "rows with targets")
     about["names"] = list(columns.targets) if names is None else names
     about["fields"] = [reader.about() for reader in readers]
     if task == "segmentation" and readers[0].missing:
         raise InputError(f"{table} has {readers[0].missing} rows without a mask: add them, or take the rows away")
+    if task == "detection" and readers[0].missing:
+        none = json.dumps({"boxes": [], "labels": []})
+        raise InputError(f"{table} has {readers[0].missing} rows without boxes: an image of nothing has {none}")
     return digest
 
 
-def _with_masks(table: Path, columns: TableColumns) -> TableColumns:
-    """The same columns, with the target as the field `mask`."""
+def _with_target(table: Path, columns: TableColumns, task: str) -> TableColumns:
+    """The same columns, with the target as a field."""
+    name = TARGET_FIELDS[task]
+    plural = "boxes" if name == "boxes" else "masks"
     if len(columns.targets) != 1:
-        raise InputError(f"{table} is a table: name its column of masks (--target-columns)")
-    if any(column.name == "mask" for column in columns.fields):
-        raise InputError(f"{table}: --target-columns names the masks already, give --field another name than mask")
-    return replace(columns, targets=(), fields=(FieldColumn("mask", columns.targets[0], "mask"), *columns.fields))
+        raise InputError(f"{table} is a table: name its column of {plural} (--target-columns)")
+    if any(column.name == name for column in columns.fields):
+        raise InputError(f"{table}: --target-columns names the {plural} already, give --field another name than {name}")
+    return replace(columns, targets=(), fields=(FieldColumn(name, columns.targets[0], name), *columns.fields))
 
 
-def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[str, Any]) -> str:
-    if about["task"] not in ("single_label", "segmentation"):
-        raise InputError(f"{source} gives one class an image; for {about['task']} pack a table with --target-columns")
+def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[str, Any], coco: Sequence[Path]) -> str:
+    wanted = about["task"] = "detection" if coco and about["task"] == "single_label" else about["task"]
+    if wanted not in ("single_label", *TARGET_FIELDS):
+        raise InputError(f"{source} gives one class an image; for {wanted} pack a table with --target-columns")
+    if coco and wanted != "detection":
+        raise InputError(f"--coco is for boxes: leave it out for {wanted}")
     if columns.fields:
         raise InputError(f"{source} is no table: --field names a table's column; masks lie in masks/ beside images/")
     if columns != TableColumns():
         raise InputError(f"{source} is no table: leave out the options of tables, its folders say all")
-    files = None
+    files = members = None
     if not source.is_dir():
         if source.suffix.lower() != ".zip":
             hint = {".tar": "; describe tars with `adopt`", ".xlsx": "; save the sheet as CSV (UTF-8)"}
@@ -105,13 +130,17 @@ def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[
         names, members = list_zip(source)
         np.save(folder / "members.npy", members)
         files = [(name, 0) for name in names]
-    about["fields"] = []
-    wanted, rows = about["task"], folder_rows(source, files, about)
+    about |= {"fields": [], "names": []}
+    if wanted == "detection" or (wanted == "single_label" and has_boxes(source, files)):
+        about["task"] = "detection"
+        rows, expected = coco_rows(source, listed(source, files), ImageFiles(source, members), coco, about), "images"
+    else:
+        rows = folder_rows(source, files, about)
+        expected = "images; expected <class>/<image>, <split>/<class>/<image>, or images/ and masks/"
     if about["task"] != wanted == "segmentation":
         raise InputError(f"{source} has no folders images/ and masks/ alone, with files of the same names in both")
-    expected = "images; expected <class>/<image>, <split>/<class>/<image>, or images/ and masks/"
     digest, classes = _write(source, rows, folder, about["task"], expected)
-    about["names"] = classes or []
+    about["names"] = classes or about["names"]
     return digest
 
 

@@ -18,9 +18,9 @@ from ..errors import RunError
 from ..files import write_durably
 from .field_files import listed_fields
 from .members import Forms
-from .pixel_classes import class_names, images_with_class
 from .source_table import SourceTable
 from .spelling import SPLITS
+from .target_classes import class_names, times_of_class
 from .worker import Task, read_record
 
 
@@ -29,7 +29,7 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
     shards: dict[str, list[Shard]] = {}
     items: dict[str, list[NDArray[np.int64]]] = {}
     hashes, damaged, forms = [], [], []
-    masks: dict[str, list[Forms]] = {}  # what those of each split hold, where they are the target
+    held: dict[str, list[Forms]] = {}  # by the target of each split, where it is a field
     for task in tasks:
         record = read_record(work, task)
         damaged += record.damaged
@@ -41,15 +41,15 @@ def finish(work: Path, listing: SourceTable, tasks: Sequence[Task], settings: Ma
         items.setdefault(task.split, []).append(record.items)
         hashes.append(record.hashes)
         forms.append(record.forms)
-        if listing.task == "segmentation":
-            masks.setdefault(task.split, []).append(record.forms[0])
+        if listing.target_field:
+            held.setdefault(task.split, []).append(record.forms[0])
     rows = {split: np.concatenate(parts) for split, parts in items.items()}
     if "train" not in rows:
         raise RunError("not one image to train on is whole: mend them")
     further, names = listed_fields(listing, forms), list(listing.names)
-    if listing.task == "segmentation":
-        names = class_names(further["mask"], names)
-        targets = images_with_class(masks, names)
+    if listing.target_field:
+        names = class_names(further[listing.target_field], names)
+        targets = times_of_class(held, names)
     else:
         targets = {split: _targets(listing, part) for split, part in rows.items()}
     if lost := [name for name, images in targets["train"].items() if listing.task == "single_label" and not images]:

@@ -12,20 +12,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..data.box_text import fault, parse
 from ..data.dataset import Shard
-from ..data.decode import check_mask_size, image_size, mask_size
+from ..data.decode import DecodeError, check_mask_size, image_size, mask_size
 from ..data.file_names import IMAGE_FIELDS
 from ..data.shard_file import save_index
 from ..data.tar_index import ShardIndex
 from ..errors import InputError
 from .field_columns import LIKE_MASKS, FieldColumn
-from .members import MOST_FORMS, NOT_OF_THIS_KIND, TO_SEE, Forms, add_forms, forms_of
+from .members import LAYOUTS, MOST_FORMS, NOT_OF_THIS_KIND, TO_SEE, Forms, add_forms, forms_of
 
 CODE = {"pkl", "pickle", "pyd", "pth", "pt"}  # extensions of what other readers would execute
 MOST_BYTES = 1 << 28  # of a member that is looked into
 UNREADABLE = "unreadable"
 _USABLE = re.compile(r"\w[\w.+-]*")  # of extensions: others are left alone
-TASK_OF = {"class": "single_label", "labels": "multi_label", "numbers": "regression"}
+TASK_OF = {"class": "single_label", "labels": "multi_label", "numbers": "regression", "boxes": "detection"}
 _SIMPLE_NAMES = {"txt": "text", "npy": "array"}
 _KINDS = {"cls": "class", "txt": "text", "npy": "array", "json": "json", **dict.fromkeys(IMAGE_FIELDS, "image")}
 
@@ -74,8 +75,12 @@ def survey(tar: Path, name: str, digest: str, mtime_ns: int, asked: Sequence[Fie
         target = next((field for field in ("cls", "json") if field in index.fields and field not in claimed), "")
         task, targets = look.targets(target) if target else ("", {})
         columns: list[tuple[FieldColumn, tuple[str, ...]]] = [(one, (one.column,)) for one in asked]
+        if boxes := task == "detection":  # they are a field, as those of `boxes.json` are
+            task, targets = "", {}
         if not asked and not (task and images.any()):  # else image and target are what it holds
-            columns = columns_of(set(index.fields) - {target if task else ""})
+            columns = columns_of(set(index.fields) - {target if task or boxes else ""})
+        if boxes and "boxes" not in [column.name for column, _ in columns]:
+            columns.append((FieldColumn("boxes", target, "boxes"), (target,)))
         fields = {column.name: look.members(column, names, image_names) for column, names in columns}
     if mtime_ns:
         save_index(index, tar)
@@ -143,6 +148,8 @@ class _Look:
                 damaged.append(row)
         task = next(iter(Counter(task for task, _ in found.values() if task).most_common(1)), ("", 0))[0]
         forms: Forms = {}
+        if task == "detection":
+            return task, forms
         for row, (this, classes) in found.items():
             self._lacking[row] |= bool(task) and this != task
             add_forms(forms, classes if this == task else (), self._where(row))
@@ -152,7 +159,7 @@ class _Look:
         return task or (UNREADABLE if damaged and not found else ""), forms
 
     def members(self, column: FieldColumn, names: tuple[str, ...], image_names: tuple[str, ...]) -> Members:
-        """What the samples have of a field; a mask is damaged, too, where its image has another size."""
+        """What the samples have of a field; a mask or a box that does not lie in its image is damaged, too."""
         forms, samples, kind, damage = Forms(), 0, column.kind, ""
         places, sizes, _ = self._index.pick(image_names)
         for row, offset, size in self._contents(names):
@@ -162,8 +169,12 @@ class _Look:
             try:
                 data = self._read(offset, size)
                 forms_here = forms_of(kind, data)
-                if kind == "mask" and places[row] >= 0:
-                    check_mask_size(mask_size(data), image_size(self._read(int(places[row]), int(sizes[row]))))
+                if kind in ("mask", *LAYOUTS) and places[row] >= 0:
+                    of_image = image_size(self._read(int(places[row]), int(sizes[row])))
+                    if kind == "mask":
+                        check_mask_size(mask_size(data), of_image)
+                    elif why := fault(parse(json.loads(data), LAYOUTS[kind])[0], of_image):
+                        raise DecodeError(why)
             except NOT_OF_THIS_KIND as error:
                 self._lacking[row] = True
                 damage = damage or f"{self._where(row)}: {str(error)[:200]}"
@@ -177,6 +188,8 @@ def _target(extension: str, data: bytes) -> tuple[str, list[str]]:
     kind, key = "class", None
     if extension == "json":
         content = json.loads(data)
+        if isinstance(content, list) or (isinstance(content, Mapping) and {"boxes", "annotations"} & content.keys()):
+            return TASK_OF["boxes"], forms_of("boxes", data)
         key = next((key for key in ("labels", "targets") if isinstance(content, Mapping) and key in content), None)
         if key is None:
             return "", []

@@ -110,7 +110,7 @@ def _end_with_parent() -> None:
 def _sample(item: int, place: int, forms: list[Forms]) -> tuple[dict[str, bytes], int]:
     """Members of one sample, and a 64-bit hash of its image as stored; what its fields hold goes into `forms`.
 
-    Raises OSError or ValueError for damage, InputError for a mask that is whole and cannot be used.
+    Raises OSError or ValueError for damage, InputError for a target that is whole and cannot be used.
     """
     path = _source.path(item)
     image = encode(_source.read(path), _worker.short_side, _worker.quality)
@@ -121,7 +121,7 @@ def _sample(item: int, place: int, forms: list[Forms]) -> tuple[dict[str, bytes]
     elif _source.task in ("multi_label", "regression"):
         fields["json"] = json.dumps({"labels" if _source.task == "multi_label" else "targets": target}).encode()
     texts = [_source.text(number, item) for number in range(len(_makers))]
-    further = [maker.member(text, image) if text else None for maker, text in zip(_makers, texts, strict=True)]
+    further = [maker.member(text, image, path) if text else None for maker, text in zip(_makers, texts, strict=True)]
     for of_field, maker, member in zip(forms, _makers, further, strict=True):
         if member:
             fields[member.extension] = member.data

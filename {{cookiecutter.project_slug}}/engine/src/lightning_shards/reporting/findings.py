@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.mask_file import palette
+from ..data.mask_file import bright_colour, palette
 from ..runs.files import RunFiles
 from . import charts, numbers
 
-_GROUPS = {  # kind of example -> its heading, for classes, for numbers and for masks
-    "surest": ("Wrong, and most sure of it", "Furthest off", "Most pixels wrong"),
-    "wrong": ("Other mistakes, drawn at random", "Drawn at random", "Drawn at random"),
-    "right": ("Right, drawn at random", "Closest", "Fewest pixels wrong"),
+_GROUPS = {  # kind of example -> its heading, for classes, for numbers, for masks and for boxes
+    "surest": ("Wrong, and most sure of it", "Furthest off", "Most pixels wrong", "Most boxes wrong"),
+    "wrong": ("Other mistakes, drawn at random", "Drawn at random", "Drawn at random", "Drawn at random"),
+    "right": ("Right, drawn at random", "Closest", "Fewest pixels wrong", "Fewest boxes wrong"),
 }
-_HEADINGS = {"regression": 1, "segmentation": 2}  # which of them; else the first
-_SIDE_BY_SIDE = (
-    "Image, truth, prediction, and in red where they differ; cream-coloured pixels count nowhere. The classes above"
-    " have their colours; shares are the intersection over union in this image."
-)
+_HEADINGS = {"regression": 1, "segmentation": 2, "detection": 3}  # which of them; else the first
+_NOTES = {
+    "segmentation": (
+        "Image, truth, prediction, and in red where they differ; cream-coloured pixels count nowhere. The classes above"
+        " have their colours; shares are the intersection over union in this image."
+    ),
+    "detection": (
+        "Left the boxes that are there, right those that were found, from a score of 30% on. The classes above have"
+        " their colours. A box is found where one of its class overlaps it by half (intersection over union)."
+    ),
+}
 _PAIRS = 8  # confusions that are listed
 _ROWS = 1000  # of a table
 _CHARTED = 6  # numbers that get charts
@@ -44,8 +50,9 @@ def of(run: RunFiles) -> dict[str, Any]:
     try:
         names = [str(name) for name in evaluation["targets"]]
         title = f"{'Test' if evaluation['split'] == 'test' else 'Validation'} split, {evaluation['images']:,} images"
-        found = _numbers(evaluation, names) if evaluation["task"] == "regression" else _classes(evaluation, names)
-        note = _SIDE_BY_SIDE if evaluation["task"] == "segmentation" else ""
+        tables = {"regression": _numbers, "detection": _boxes}
+        found = tables.get(evaluation["task"], _classes)(evaluation, names)
+        note = _NOTES.get(evaluation["task"], "")
         return nothing | found | {"title": title, "groups": _groups(evaluation, names), "note": note}
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         run.missing.append(f"evaluation/ is damaged ({type(error).__name__}: {error}): what it found is not shown")
@@ -133,10 +140,28 @@ def _numbers(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
     }
 
 
+def _boxes(evaluation: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Average precision of each class, the weakest first."""
+    counts = evaluation["counts"]
+    rows = [
+        {
+            "name": name,
+            "first": f"{int(counts['boxes'][i]):,}",
+            "cells": [_cell(counts["ap"][i]), _cell(counts["ap_50"][i])],
+            "weight": counts["ap"][i] if counts["boxes"][i] else 2.0,
+            "colour": "#" + bytes(bright_colour(i)).hex(),
+        }
+        for i, name in enumerate(names)
+    ]
+    rows.sort(key=lambda row: row["weight"])
+    return {"columns": ["boxes", "AP", "AP at overlap 0.5"], "rows": rows[:_ROWS]}
+
+
 def _groups(evaluation: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
     """The images of each kind, with captions."""
     captions = {
         "single_label": _of_class, "multi_label": _of_labels, "regression": _of_numbers, "segmentation": _of_mask,
+        "detection": _of_boxes,
     }  # fmt: skip
     caption = captions[evaluation["task"]]
     groups = []
@@ -178,6 +203,14 @@ def _of_mask(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
     shares = [(names[number], share) for number, share in example["predicted"]]
     mean = sum(share for _, share in shares) / max(1, len(shares))
     return f"mean IoU {mean:.0%}", ", ".join(f"{name} {share:.0%}" for name, share in shares[:_IN_CAPTION])
+
+
+def _of_boxes(example: dict[str, Any], names: list[str]) -> tuple[str, str]:
+    """How many boxes were found, and how many more were said; what was said, the surest first."""
+    found, said, actual = example["found"], example["predicted"], example["actual"]
+    more = f", {len(said) - found} too many" if len(said) > found else ""
+    classes = ", ".join(f"{names[number]} {score:.0%}" for number, score in said[:_IN_CAPTION])
+    return f"{found} of {len(actual)} found{more}", classes
 
 
 def _values(values: list[float], names: list[str]) -> str:

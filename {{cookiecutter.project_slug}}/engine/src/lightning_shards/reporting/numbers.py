@@ -10,11 +10,12 @@ from ..cost import usage
 
 SHARES = (
     *("accuracy", "accuracy_top5", "knn_accuracy", "average_precision", "f1", "precision", "recall"),
-    *("balanced_accuracy", "auroc", "mean_iou", "pixel_accuracy"),
+    *("balanced_accuracy", "auroc", "mean_iou", "pixel_accuracy", "map", "map_50"),
     *("calibration_error", "calibration_error_unscaled", "data_wait_fraction"),
 )
 NOT_KNOWN = "-"
-_NAMES = {"iou": "IoU", "auroc": "AUROC", "f1": "F1"}
+_NAMES = {"iou": "IoU", "auroc": "AUROC", "f1": "F1", "map": "mAP", "ap": "AP"}
+_OF_EACH = ("iou", "ap", "ap_50")  # shares that each class has
 _STUDENT = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
@@ -24,12 +25,17 @@ _STUDENT = (
 def is_share(name: str) -> bool:
     """Whether the metric lies between 0 and 1."""
     kind, _, last = name.rpartition("/")
-    return last in SHARES or kind.rpartition("/")[2] == "iou"  # of one class
+    return last in SHARES or kind.rpartition("/")[2] in _OF_EACH
 
 
 def title(name: str) -> str:
     """`mean_iou` as `mean IoU`, `auroc` as `AUROC`."""
-    return re.sub(r"\b(iou|auroc|f1)\b", lambda found: _NAMES[found[0]], name.replace("_", " "))
+    return re.sub(rf"\b({'|'.join(_NAMES)})\b", lambda found: _NAMES[found[0]], name.replace("_", " "))
+
+
+def heading(title: str) -> str:
+    """With a large first letter, but for names such as mAP."""
+    return title if title.startswith("mAP") else title[:1].upper() + title[1:]
 
 
 def metric(name: str, value: float, digits: int = 1) -> str:

@@ -130,9 +130,7 @@ def _learning(run: RunFiles) -> list[str]:
         if lines:
             title, share = numbers.title(name), name in numbers.SHARES
             drawn.append(
-                charts.lines(
-                    title[:1].upper() + title[1:], lines, share, (text, last, test) if test is not None else None
-                )
+                charts.lines(numbers.heading(title), lines, share, (text, last, test) if test is not None else None)
             )
     if curves.get("train/learning_rate"):
         drawn.append(charts.lines("Learning rate", {"": curves["train/learning_rate"]}))
@@ -154,7 +152,7 @@ def _speed(run: RunFiles) -> list[str]:
         kind, _, short = name.partition("/")
         if kind == "speed" and points:
             title = {"data_wait_fraction": "Share of time waiting for data"}.get(short, short.replace("_", " "))
-            drawn.append(charts.lines(title[:1].upper() + title[1:], {"": points}, short in numbers.SHARES))
+            drawn.append(charts.lines(numbers.heading(title), {"": points}, short in numbers.SHARES))
     return drawn
 
 

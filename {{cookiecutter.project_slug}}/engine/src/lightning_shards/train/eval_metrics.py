@@ -21,16 +21,20 @@ class EvalMetrics(nn.Module):
 
     def __init__(self, metrics: MetricCollection) -> None:
         super().__init__()
-        self.metrics, self.loss = metrics, MeanMetric()
+        self.metrics, self.loss = metrics, MeanMetric(nan_strategy="ignore")
 
     def update(self, losses: Tensor, outputs: Tensor, targets: Tensor, valid: Tensor) -> None:
-        """Add B rows: their losses, float (B,), what the metrics take, and which of them count, bool (B,)."""
+        """Add B rows: their losses, float (B,), what the metrics take, and which of them count, bool (B,).
+
+        Losses are NaN where a model has none but in training.
+        """
         self.loss.update(losses, weight=valid.float())
         if bool(valid.any()):  # waits for the device, as torchmetrics does in any case: this is no training step
             self.metrics.update(outputs[valid], targets[valid])
 
     def compute(self) -> dict[str, Tensor]:
-        return {"loss": self.loss.compute(), **self.metrics.compute()}
+        loss = self.loss.compute()
+        return {**({} if loss.isnan() else {"loss": loss}), **self.metrics.compute()}
 
     def reset(self) -> None:
         for metric in (self.metrics, self.loss):

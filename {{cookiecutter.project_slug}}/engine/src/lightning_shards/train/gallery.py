@@ -27,8 +27,8 @@ from ..data.dataset import TASKS, Shard
 from ..data.fields.plane import IGNORED
 from ..files import write_durably
 from ..terminal import say
+from ..vision import box_pictures, boxes, mask_pictures
 from ..vision.calibration import Calibration
-from ..vision.mask_pictures import overlaps, side_by_side
 from ..vision.objective import Shown
 from .gallery_loggers import show
 from .pictures import with_pictures
@@ -37,13 +37,15 @@ from .top_rows import TopRows
 LARGEST_SIDE = 128  # pixels; larger images are made smaller
 FORMAT = 1  # of evaluation/*.json
 POINTS = 1000  # of the plot of predicted over actual numbers
+MOST_BOXES = 50  # of an image that is shown
+COMPARED = ("regression", "segmentation", "detection")  # tasks in which no image is simply right or wrong
 
 
 class Gallery(L.Callback):
     """Collects during each validation and the test, and writes `evaluation/<split>.json`; shows it in loggers too.
 
-    For models whose steps return {"scores": (B, T)}, or (B, T, S, S) of pixels, and whose `objective` says how wrong a
-    row is; others have none.
+    For models whose steps return {"scores": (B, T)}, of pixels (B, T, S, S) or of boxes (B, N, 6), and whose
+    `objective` says how wrong a row is; others have none.
 
     Args:
         count: images of each kind: right, wrong, and most confidently wrong.
@@ -55,7 +57,8 @@ class Gallery(L.Callback):
         self._counts = MetricCollection({})
         self._images = SumMetric()
         self._evaluation: dict[str, Any] = {}
-        self._pictures, self._side = True, 1  # whether the batches have images, and the side of those that are shown
+        self._pictures = True  # whether the batches have images
+        self._side, self._scale = 1, 1.0  # of the images that are shown, and how much smaller that is than they are
         self._task = ""
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -96,7 +99,9 @@ class Gallery(L.Callback):
 
     def _begin(self, objective: Shown, task: str, batch: Batch, targets: Tensor, scores: Tensor) -> None:
         self._pictures, self._task = "image" in batch.fields, task
-        side = self._side = min(LARGEST_SIDE, batch["image"].shape[-1]) if self._pictures else 1
+        given = batch["image"].shape[-1] if self._pictures else 1
+        side = self._side = min(LARGEST_SIDE, given)
+        self._scale = side / given
         kept, said = self._rows(targets, scores)
         rows, device = (tuple(said.shape[1:]), tuple(kept.shape[1:]), kept.dtype), scores.device
         groups = {"surest": 1, "wrong": 2, "right": 3}  # times as many as are shown, since none is shown twice
@@ -107,7 +112,10 @@ class Gallery(L.Callback):
         self._images = SumMetric().to(device)
 
     def _rows(self, targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Targets and scores as they are kept with an image: masks, true and predicted, as large as it is shown."""
+        """Targets and scores as they are kept with an image: masks, true and predicted, as large as it is shown; boxes,
+        so many for each image, where they lie in what is shown."""
+        if self._task == "detection":
+            return self._of_fixed_number(targets), self._of_fixed_number(scores)
         if self._task != "segmentation":
             return targets, scores
         masks = (
@@ -116,11 +124,18 @@ class Gallery(L.Callback):
         small, said = (mask[:, 0].to(torch.uint8) for mask in masks)
         return small, said
 
+    def _of_fixed_number(self, found: Tensor) -> Tensor:
+        kept = found.new_full((len(found), MOST_BOXES, 6), boxes.NONE)
+        count = min(MOST_BOXES, found.shape[1])
+        kept[:, :count] = found[:, :count]
+        kept[:, :, :4] *= self._scale
+        return kept
+
     def _collect(self, objective: Shown, calibration: Any, batch: Batch, targets: Tensor, scores: Tensor) -> None:
         decided = calibration.centred(scores) if isinstance(calibration, Calibration) else scores
         valid, wrong = batch.valid, objective.error_score(decided, targets)
         draw = (batch.seeds & 0xFFFFFF) / 2.0**24  # random, but the sample's own, whichever rank has it
-        if self._task in ("regression", "segmentation"):  # none is simply right: the nearest ones stand for that
+        if self._task in COMPARED:  # the nearest ones stand for those that are right
             priorities = {"surest": wrong, "wrong": draw, "right": -wrong, "points": draw}
         else:
             priorities = {
@@ -190,19 +205,26 @@ class Gallery(L.Callback):
 def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str, cutoffs: Any = 0.5) -> dict[str, Any]:
     """One image with what it is and what the model says, as JSON: class numbers with scores, or numbers.
 
-    With masks, the picture shows them beside the image, and each class has its intersection over union.
+    With masks, the picture shows them beside the image, and each class has its intersection over union. With boxes, it
+    has those that are there and those that were found, and how many of the first were.
     """
     sample, image, target, scores = row
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     if task == "segmentation":
         masks = target.numpy(), scores.to(torch.uint8).numpy()
-        pixels = side_by_side(pixels, *masks)
+        pixels = mask_pictures.side_by_side(pixels, *masks)
+    elif task == "detection":
+        true = target[boxes.there(target)]
+        said = scores[boxes.there(scores) & (scores[:, 4] >= boxes.SURE)]
+        pixels = box_pictures.side_by_side(pixels, true.numpy(), said.numpy())
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     kind = "png" if len(pixels) <= 64 else "jpeg"
     data = cv2.imencode(f".{kind}", pixels, [] if kind == "png" else [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
     if task == "segmentation":
         actual = np.setdiff1d(masks[0], IGNORED).tolist()
-        predicted = [[number, round(share, 4)] for number, share in overlaps(*masks)]
+        predicted = [[number, round(share, 4)] for number, share in mask_pictures.overlaps(*masks)]
+    elif task == "detection":
+        actual, predicted = true[:, 5].int().tolist(), [[int(one[5]), round(float(one[4]), 4)] for one in said]
     elif task == "regression":
         actual, predicted = target.tolist(), scores.tolist()
     else:
@@ -212,7 +234,8 @@ def _example(row: tuple[int, Tensor, Tensor, Tensor], task: str, cutoffs: Any = 
             actual, chosen = target.nonzero().flatten().tolist(), (scores >= cutoffs).nonzero().flatten().tolist()
         predicted = [[number, round(float(scores[number]), 4)] for number in chosen]
     image_url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return {"id": sample, "actual": actual, "predicted": predicted, "image": image_url}
+    found = {"found": boxes.found(said, true)} if task == "detection" else {}
+    return {"id": sample, "actual": actual, "predicted": predicted, **found, "image": image_url}
 
 
 def _place(shards: Sequence[Shard], sample: int) -> dict[str, Any]:

@@ -52,6 +52,10 @@ def look_twice(model: LightningModule, config: dict[str, Any]) -> Mirrored:
     names, fields = _inputs(model), config["trained_on"].get("fields") or {}
     if "image" not in names:
         raise InputError(f"the model looks at {' and '.join(names)}, which have no mirror image: leave out --flip")
+    if config["trained_on"].get("task") == "detection":
+        raise InputError(
+            "--flip averages what a model says of an image and its mirror image, and boxes have no average"
+        )
     if not config["data"]["flip"]:
         raise InputError(
             "the run was trained with data.flip 0, as for text or digits: it knows no mirror images; leave out --flip"

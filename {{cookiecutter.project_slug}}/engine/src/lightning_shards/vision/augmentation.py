@@ -23,13 +23,14 @@ _MOVES_OR_MIXES = ("mixup", "cutmix", "trivial_augment", "rand_augment")
 _CHANGES_COLOURS = ("erasing", "color_jitter")
 
 
-def check_changes(settings: Mapping[str, Any], features: bool, masks: bool) -> None:
-    """Raise InputError for a model's setting that cannot be obeyed where `features` are in place of images, or `masks`
-    are what is predicted, which stay where they are."""
-    for name in (*_MOVES_OR_MIXES, *_CHANGES_COLOURS) if features else _MOVES_OR_MIXES if masks else ():
+def check_changes(settings: Mapping[str, Any], features: bool, task: str) -> None:
+    """Raise InputError for a model's setting that cannot be obeyed where `features` are in place of images, or masks or
+    boxes are what is predicted, which stay where they are."""
+    still = {"segmentation": "masks", "detection": "boxes"}.get(task)
+    for name in (*_MOVES_OR_MIXES, *_CHANGES_COLOURS) if features else _MOVES_OR_MIXES if still else ():
         if settings[name]:
             why = "changes images, and data.features takes their place"
-            why = why if features else "moves or mixes what images show, and masks would stay as they are"
+            why = why if features else f"moves or mixes what images show, and {still} would stay as they are"
             raise InputError(f"model.{name} {why}: set it 0")
 
 

@@ -9,22 +9,29 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
-from . import segmentation, timm_models, torchvision_models
+from . import detection, segmentation, timm_models, torchvision_models
 from .pretrained import Pretrained
 from .torchvision_models import SMALL_IMAGE
 from .weights import Weights
 
+_OF_TASK = {  # what its networks give, their names, and what the samples need for them
+    "segmentation": ("class for each pixel", segmentation.names, "masks"),
+    "detection": ("boxes", detection.names, "boxes"),
+}
 
-def check_name(name: str, own: Sequence[str], pixels: bool = False) -> None:
+
+def check_name(name: str, own: Sequence[str], task: str = "") -> None:
     """Raise InputError, with what was probably meant, for a name that is neither torchvision's, nor timm's, nor in
-    `own`; and for one that gives a class for each image, where one for each of its `pixels` is wanted, or for none."""
-    of_pixels = segmentation.names()
-    if pixels and name not in of_pixels:
-        raise InputError(f"model.backbone {name!r} gives no class for each pixel; there are {', '.join(of_pixels)}")
-    if pixels:
+    `own`; and for a network that is for another `task`."""
+    if task in _OF_TASK:
+        gives, names, _ = _OF_TASK[task]
+        if name not in names():
+            raise InputError(f"model.backbone {name!r} gives no {gives}; there are {', '.join(names())}")
         return
-    if name in of_pixels:
-        raise InputError(f"model.backbone {name} gives a class for each pixel, and the dataset has no masks")
+    for gives, names, needed in _OF_TASK.values():
+        if name in names():
+            article = "" if gives == needed else "a "
+            raise InputError(f"model.backbone {name} gives {article}{gives}, and the dataset has no {needed}")
     if name.startswith(timm_models.PREFIX):
         timm_models.published(name)
         return
@@ -47,7 +54,7 @@ def build(
 ) -> nn.Module:
     """A network from images (B, 3, S, S) to (B, outputs), with random weights, into which `start` will fit.
 
-    Those of `segmentation.names()` give (B, outputs, S, S).
+    Those of `segmentation.names()` give (B, outputs, S, S), those of `detection.names()` maps for `outputs` classes.
 
     Args:
         name: of torchvision, or `timm/NAME`.
@@ -62,6 +69,8 @@ def build(
     """
     if name in segmentation.names():
         return segmentation.build(name, outputs)
+    if name in detection.names():
+        return detection.build(name, outputs, image_size)
     if name.startswith(timm_models.PREFIX):
         return timm_models.build(name, outputs, image_size, drop_path)
     about = (start.about if start else Pretrained()).updated(pretrained or {})

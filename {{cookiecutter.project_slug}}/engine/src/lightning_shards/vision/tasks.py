@@ -25,6 +25,8 @@ from ..data.balance import balancing_factors
 from ..data.batch import Batch
 from ..data.fields.plane import IGNORED
 from ..errors import InputError
+from . import boxes, detection
+from .box_metrics import BoxPrecision
 from .objective import LARGEST_MATRIX, IntTargets
 from .ranking import Link, Ranking
 
@@ -208,3 +210,28 @@ class Segmentation(Task):
 
     def counts(self) -> MetricCollection:
         return MetricCollection({"confusion": MulticlassConfusionMatrix(self.targets, **self.counted)})
+
+
+class Detection(Task):
+    """Boxes around things. Targets are (B, N, 6), as in `boxes`; outputs are what a network of `detection` gives."""
+
+    def __init__(self, targets: int, label_smoothing: float = 0.0, loss: str | None = None) -> None:
+        if label_smoothing:
+            raise InputError("model.label_smoothing is for classes of images: set it 0 for boxes")
+        super().__init__(targets, loss=loss)
+
+    def target_of(self, batch: Batch) -> Tensor:
+        return boxes.padded(batch["boxes"], batch.valid)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits if logits.ndim == 3 else detection.find(logits)
+
+    def error_score(self, scores: Tensor, targets: Tensor) -> Tensor:
+        return boxes.share_wrong(scores, targets)
+
+    def precision(self) -> Metric:
+        """`map`, `map_50`, and `ap` of each class, over outputs and targets."""
+        return BoxPrecision(self.targets, self.scores)
+
+    def counts(self) -> MetricCollection:
+        return MetricCollection({"precision": BoxPrecision(self.targets, counts=True)})

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import segmentation, timm_models, torchvision_models, weight_files
+from . import detection, segmentation, timm_models, torchvision_models, weight_files
 from .pretrained import Pretrained
 from .weight_fit import fit
 
@@ -82,9 +82,9 @@ def image_size_of(name: str, weights: str | None) -> int | None:
 
 
 def _published(name: str) -> Weights:
-    if encoder := segmentation.encoder(name):
-        part = segmentation.ENCODER
-        about = replace(_about(encoder), large_stem=True)
+    task = detection if name in detection.names() else segmentation
+    if encoder := task.encoder(name):
+        about, part = replace(_about(encoder), large_stem=True), task.ENCODER
         return Weights(name, PUBLISHED, about, lambda n: _encoder(n, _fetch(encoder), part), name, part)
     about = replace(_about(name), large_stem=True)
     timms = name.startswith(timm_models.PREFIX)

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ..box_text import LAYOUTS, fault, parse
 from ..crop import View
 from ..decode import IMAGE_FIELDS, DecodeError, decode_image, decode_mask, mask_size
-from ..number_text import to_numbers, to_whole_numbers
 from .base import SIDE, Shipped, check_count
 
 IGNORED = 255  # in a mask: counts in no loss and no metric
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
-LAYOUTS = ("xyxy", "xywh")
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,12 @@ class Mask(Shipped):
 
 @dataclass(frozen=True)
 class Boxes(Shipped):
-    """Boxes around things in the image, as JSON `{"boxes": [[...], ...], "labels": [class numbers]}`, in pixels.
+    """Boxes around things in the image, in pixels, with their class numbers: JSON as `box_text` reads it.
 
     A row is {"boxes": float32 (n, 4), "labels": int64 (n,)}, what torchvision's detectors train on: left, top, right
     and bottom in pixels of the view's square. Boxes are cut at the square's edges. One of which less than `visible` of
-    its area is left, or a side shorter than a pixel, is dropped with its label.
+    its area is left, or a side shorter than a pixel, is dropped with its label. A box that is empty, or that reaches
+    more than a pixel out of the image, is refused.
 
     Attributes:
         layout: `xyxy`: left, top, right, bottom; `xywh`: left, top, width, height, as in COCO.
@@ -115,7 +115,7 @@ class Boxes(Shipped):
         return {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
 
     def decode(self, data: bytes, view: View | None, out: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
-        boxes, labels = self._parse(data)
+        boxes, labels = self._parse(data, view.size if view else None)
         if view is None or not len(boxes):
             return {"boxes": boxes, "labels": labels}
         moved, side = view.boxes(boxes), view.crop.size
@@ -124,17 +124,13 @@ class Boxes(Shipped):
         kept = (width >= 1) & (height >= 1) & (width * height >= self.visible * wide * high)
         return {"boxes": inside[kept], "labels": labels[kept]}
 
-    def _parse(self, data: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _parse(self, data: bytes, size: tuple[int, int] | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         try:
-            content = json.loads(data)
-            boxes = to_numbers(content["boxes"]).reshape(-1, 4)
-            labels = to_whole_numbers(content["labels"])
+            boxes, labels = parse(json.loads(data), self.layout)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DecodeError(f"its boxes cannot be read ({error})") from None
-        if labels.shape != (len(boxes),) or ((labels < 0) | (labels >= self.classes)).any():
+        if ((labels < 0) | (labels >= self.classes)).any():
             raise DecodeError(f"its boxes have no label in 0..{self.classes - 1} each")
-        if self.layout == "xywh":
-            boxes[:, 2:] += boxes[:, :2]
-        if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
-            raise DecodeError("a box is no left, top, right and bottom")
-        return boxes, labels
+        if why := fault(boxes, size):
+            raise DecodeError(why)
+        return boxes.astype(np.float32), labels

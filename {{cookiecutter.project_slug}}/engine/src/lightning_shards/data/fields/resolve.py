@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...errors import InputError
+from ..box_text import fault
 from ..dataset import Dataset
 from ..decode import DecodeError, check_mask_size
 from .base import Field, Fields, in_plane, is_field
@@ -37,9 +38,10 @@ def from_description(description: Mapping[str, Any]) -> Field:
 
 
 def target_field(dataset: Dataset) -> Field:
-    """The target that a dataset's task names: a class number, several classes, numbers, or a class for each pixel."""
+    """The target that a dataset's task names: a class number, several classes, numbers, classes of pixels, or boxes."""
     makes: dict[str, Callable[[int], Field]] = {
         "single_label": ClassIndex, "multi_label": MultiHot, "regression": Numbers, "segmentation": Mask,
+        "detection": Boxes,
     }  # fmt: skip
     return makes[dataset.task](len(dataset.targets))
 
@@ -87,7 +89,7 @@ def check_sample(
 
     `members` holds each field's bytes, where the sample has them; what they decode to goes into `values`.
     """
-    size: tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
     values = {} if values is None else values
     for name, field in in_decoding_order(fields).items():
         if name not in members:
@@ -100,6 +102,8 @@ def check_sample(
                 size = size or value.shape[:2]
                 if not isinstance(field, Image):
                     check_mask_size(value.shape, size)
+            elif isinstance(field, Boxes) and (why := fault(value["boxes"], size)):
+                yield name, why
         except DecodeError as error:
             yield name, str(error.args[0])
 

@@ -1,7 +1,8 @@
-"""Masks of whole images, as large as these are, by a network that looks at squares.
+"""What a network that looks at squares says of whole images: masks as large as these are, and boxes in their pixels.
 
-image -> squares that cover it, each as large as the one of a validation -> scores of each square's pixels
-    -> resized to where the square lies, added where squares overlap -> the class with the highest sum
+image -> squares that cover it, each as large as the one of a validation -> what the network says of each square
+    masks: resized to where the square lies, added where squares overlap -> the class with the highest sum
+    boxes: moved to where the square lies -> of those of one class that overlap by half, the surest
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchvision.ops import batched_nms
 
 from .. import machine
 from ..data.crop import Crop, resize
 from ..data.decode import DecodeError, Pixels, decode_image
 from ..data.fields import Image
 from ..data.transform import Transform, apply
+from ..vision.detection import MOST
 from .images import Images
 
-Scores = Callable[[Pixels], NDArray[np.float32]]  # of squares (N, S, S, 3): (N, T, S, S)
+Scores = Callable[[Pixels], NDArray[np.float32]]  # of squares (N, S, S, 3): (N, T, S, S) or boxes (N, M, 6)
+Found = NDArray[Any]
 
 
 class Cut(NamedTuple):
@@ -47,33 +52,67 @@ def corners(height: int, width: int, side: int) -> list[tuple[int, int]]:
     return [(top, left) for top in places(height) for left in places(width)]
 
 
-def masks(
-    images: Images, crop: Crop, size: int, scores: Scores, transform: Transform | None
-) -> Iterator[tuple[int, Pixels | None, str]]:
-    """(number, mask, error) of all `images`, in their order; the mask is uint8 (height, width), None after an error.
+class Seen(NamedTuple):
+    """What was said of an image."""
+
+    number: int
+    size: tuple[int, int]  # (height, width)
+    found: Found | None  # a mask, uint8 (height, width), or boxes, float32 (M, 6); None after an error
+    error: str
+
+
+Join = Callable[[Cut, Sequence[NDArray[np.float32]]], Found]
+
+
+def look_at(
+    images: Images, crop: Crop, size: int, scores: Scores, transform: Transform | None, join: Join
+) -> Iterator[Seen]:
+    """What `scores` says of all `images`, in their order.
 
     Args:
         crop: its `center` decides how large the squares are, as in a validation.
         size: squares that are looked at together.
         transform: changes each square, as a sample that has an image only.
+        join: makes one of what is said of an image's squares: `mask` or `boxes`.
     """
     waiting: list[Cut] = []
     for cut in _all_cut(images, crop, size, transform):
         waiting.append(cut)
         if sum(len(one.corners) for one in waiting) >= size:
-            yield from _looked_at(waiting, size, scores)
+            yield from _looked_at(waiting, size, scores, join)
             waiting = []
-    yield from _looked_at(waiting, size, scores)
+    yield from _looked_at(waiting, size, scores, join)
 
 
-def _looked_at(cuts: Sequence[Cut], size: int, scores: Scores) -> Iterator[tuple[int, Pixels | None, str]]:
+def _looked_at(cuts: Sequence[Cut], size: int, scores: Scores, join: Join) -> Iterator[Seen]:
     found = deque[NDArray[np.float32]]()  # of each square
     squares = np.concatenate([cut.squares for cut in cuts]) if cuts else np.empty(0, np.uint8)
     for first in range(0, len(squares), size):
         found.extend(scores(squares[first : first + size]))
     for cut in cuts:
         own = [found.popleft() for _ in cut.corners]
-        yield cut.number, None if cut.error else joined(cut.size, cut.side, cut.corners, own), cut.error
+        yield Seen(cut.number, cut.size, None if cut.error else join(cut, own), cut.error)
+
+
+def mask(cut: Cut, scores: Sequence[NDArray[np.float32]]) -> Pixels:
+    """The mask of an image, uint8 (height, width), of scores (T, S, S) of its squares."""
+    return joined(cut.size, cut.side, cut.corners, scores)
+
+
+def boxes(cut: Cut, found: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The boxes of an image, float32 (M, 6), the surest first, of those (N, 6) of its squares.
+
+    Each is left, top, right and bottom in pixels of the image, score, class.
+    """
+    scale = cut.side / cut.squares.shape[1]
+    moved = [
+        np.concatenate([one[:, :4] * scale + (left, top, left, top), one[:, 4:]], 1)[one[:, 5] >= 0]
+        for (top, left), one in zip(cut.corners, found, strict=True)
+    ]
+    there = torch.from_numpy(np.concatenate(moved)).float()
+    if len(moved) == 1:  # the network has chosen already
+        return there[there[:, 4].argsort(descending=True, stable=True)].numpy()
+    return there[batched_nms(there[:, :4], there[:, 4], there[:, 5], 0.5)[:MOST]].numpy()
 
 
 def joined(
