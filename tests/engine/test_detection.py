@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 import yaml
 from lightning_shards import testing
 from lightning_shards.data.tar_index import ShardIndex
 from lightning_shards.errors import InputError
 from lightning_shards.inference.squares import Cut
 from lightning_shards.inference.squares import boxes as joined
-from lightning_shards.vision import detection
+from lightning_shards.vision import detection, weights
 from lightning_shards.vision.box_metrics import BoxPrecision
 from lightning_shards.vision.boxes import found, padded, share_wrong
+from lightning_shards.vision.weight_fit import fit
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from team.model import ImageModel
@@ -37,6 +39,12 @@ from .test_inference import call
 from .test_train import start
 
 NAMES = list(testing.NAMES)
+KINDS = (
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fcos_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "ssdlite320_mobilenet_v3_large",
+)
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"path": "boxes", "global_batch_size": 10, "image_size": 32, "crop_scale": [0.8, 1.0], "eval_crop": 1.0,
              "max_skipped_fraction": 0.2},
@@ -288,6 +296,48 @@ def test_the_detector_takes_any_size() -> None:
         assert maps.shape == (2, 9, side // 4, side // 4)
         assert detection.find(maps).shape == (2, 100, 6) if side > 32 else True
     assert sum(p.numel() for p in detection.SmallDetector(10).parameters()) == pytest.approx(0.5e6, rel=0.2)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_torchvision_s_networks_have_their_own_loss(name: str) -> None:
+    """Of each kind one: rows that do not count have no part in it, and boxes come back in pixels of the square."""
+    torch.manual_seed(0)
+    network = detection.build(name, 3, 96)
+    images, nothing = torch.rand(3, 3, 96, 96), boxes()
+    truth = torch.cat([boxes([10, 10, 60, 60, 1, 2], [5, 5, 90, 30, 1, 0]), nothing, torch.full_like(nothing, -2)])
+    losses = network(images, truth)
+    assert losses.shape == (3,) and losses[0] == losses[1] > 0 and losses[2] == 0
+    losses.sum().backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+    assert network(images, torch.full_like(truth, -2)).tolist() == [0, 0, 0]
+    with torch.no_grad():
+        said = network.eval()(images)
+    assert said.shape == (3, 100, 6) and said[:, :, :4].max() <= 96 and said[:, :, 5].max() < 3
+    assert Detection(3).losses(said, truth).isnan().all() and Detection(3).losses(losses, truth) is losses
+
+
+def test_an_encoder_begins_with_the_weights_of_its_classification_network() -> None:
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    known = torchvision.models.mobilenet_v3_large(weights=None).state_dict()
+    assert detection.encoder(name) == "mobilenet_v3_large" and not detection.encoder("ssd300_vgg16")
+    network = detection.build(name, 3, 64)
+    part = detection.ENCODER
+    anew = fit(network, weights._encoder(network, known, part), name, "imagenet", name, part)
+    own, keys = network.state_dict(), {f"{part}{key.removeprefix('features.')}": value for key, value in known.items()}
+    assert anew and not any(key.startswith(part) for key in anew)
+    same = [torch.equal(own[key], value) for key, value in keys.items() if key in own]
+    assert len(same) > 100 and all(same)
+
+
+def test_a_network_of_torchvision_is_trained_and_used(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    small = ["--run", "two", "--model.backbone", name, "--trainer.max_epochs", "1", "--data.fraction", "0.4"]
+    assert start(monkeypatch, "--config", "small.yaml", *small, "--data.max_skipped_fraction", "0.5") == 0
+    metrics = json.loads(Path("runs/two/summary.json").read_text())["metrics"]
+    assert "test/map" in metrics and "test/loss" not in metrics, "it has a loss in training alone"
+    assert call(monkeypatch, "predict", "two", "boxes", "--coco", "f.json", "--out", "f.csv") == 0
+    assert len(json.loads(Path("f.json").read_text())["images"]) == 30
+    assert "train/loss" in Path("runs/two/metrics.csv").read_text().splitlines()[0]
 
 
 def test_precision_counts_boxes_of_many_batches_and_none() -> None:

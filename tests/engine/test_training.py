@@ -7,6 +7,7 @@ import csv
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning_shards
 import pytest
