@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lightning_shards.data import ClassIndex, Image, Mask
+from lightning_shards.data import Boxes, ClassIndex, Image, Mask, Numbers
 
 from . import field_data, starts
 from .conftest import write_dataset
@@ -24,11 +24,14 @@ GRACE = 60.0  # seconds that other ranks may take to end after the one that was 
 
 
 def write_datasets(data: Path) -> None:
-    """One for each of SIZES, by its number, and `masks`, whose samples have a mask beside the image."""
+    """One for each of SIZES, by its number; and `masks`, `boxes` and `weights`, by what samples have beside the image."""
     for number, sizes in enumerate(SIZES):
         write_dataset(data / str(number), sizes=sizes)
-    about = {"image": Image(("png",)), "mask": Mask(4), "target": ClassIndex(3)}
-    field_data.write(data / "masks", 60, fields={name: field.describe() for name, field in about.items()})
+    beside: dict[str, Any] = {"mask": Mask(4), "boxes": Boxes(2), "weight": Numbers(1, ("weight.json",), None)}
+    weights = {(number, "weight.json"): str([0.5, 1, 2.5][number % 3]).encode() for number in range(60)}
+    for folder, (name, field) in zip(("masks", "boxes", "weights"), beside.items(), strict=True):
+        about = {"image": Image(("png",)), "target": ClassIndex(3), name: field}
+        field_data.write(data / folder, 60, weights, fields={name: one.describe() for name, one in about.items()})
 
 
 class Chain:

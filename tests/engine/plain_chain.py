@@ -18,7 +18,7 @@ class PlainChain(Chain):
 
     Args:
         door: `ShardLoader` or `ShardSamples`.
-        kind: `plain`, `masks`, `mixture` or `balance`.
+        kind: `plain`, `masks`, `boxes`, `mixture`, `balance` or `weights`.
     """
 
     longest = 0.3  # from its first step on a training takes a second
@@ -31,7 +31,7 @@ class PlainChain(Chain):
         pick = self.random.choice
         self.epochs = pick([1, 2, 3])
         which = self.random.randrange(len(SIZES))
-        path = str(data / ("masks" if kind == "masks" else str(which)))
+        path = str(data / (kind if kind in ("masks", "boxes", "weights") else str(which)))
         self.data: dict[str, Any] = {"path": path, "seed": number, "window_samples": pick([1, 40, 1 << 20])}
         self.data["fraction"] = pick([1.0, 1.0, 0.7])
         if kind == "mixture":
@@ -40,6 +40,8 @@ class PlainChain(Chain):
             self.data["mixture"] = {path: share, other: 1 - share}
         elif kind == "balance":
             self.data["balance"] = pick([0.5, 1.0, {"red": 2.5}])
+        elif kind == "weights":
+            self.data["balance"] = "weight"
 
     def _arguments(self) -> tuple[list[str], int]:
         """Any number of ranks, of rows on each, of batches a step and of workers."""

@@ -3,10 +3,10 @@
     python -m engine.soak --chains 100 --seed 0 --json soak.json
 
 A chain is one training: of train.py, or a loop in plain PyTorch over `ShardLoader` or `ShardSamples`; on a dataset, on
-a mixture of two, with balanced classes, or on images with their masks. It is struck again and again (SIGKILL, of
-train.py also SIGTERM and SIGINT; at a random time, or at a chosen moment: in validation, at an epoch's end, while a
-file is written) and goes on each time on other ranks, with another micro-batch, other workers, sometimes another global
-batch, until it is done. `--only K` repeats chain K.
+a mixture of two, with balanced classes or weights, or on images with masks or boxes. It is struck again and again
+(SIGKILL, of train.py also SIGTERM and SIGINT; at a random time, or at a chosen moment: in validation, at an epoch's
+end, while a file is written) and goes on each time on other ranks, with another micro-batch, other workers, sometimes
+another global batch, until it is done. `--only K` repeats chain K.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .plain_chain import PlainChain
 from .trainer_chain import TrainerChain
 
 DOORS = {1: "ShardLoader", 3: "ShardLoader", 5: "ShardSamples", 6: "ShardLoader", 8: "ShardSamples"}  # of each ten
-KINDS = ("masks", "mixture", "plain", "balance")
+KINDS = ("masks", "mixture", "plain", "balance", "boxes", "weights")
 
 
 def chain_of(context: Any, folder: Path, seed: int, number: int, real_every: int) -> Chain:
