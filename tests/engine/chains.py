@@ -24,7 +24,7 @@ GRACE = 60.0  # seconds that other ranks may take to end after the one that was 
 
 
 def write_datasets(data: Path) -> None:
-    """One for each of SIZES, by its number; and `masks`, `boxes` and `weights`, by what samples have beside the image."""
+    """One for each of SIZES, by its number; `masks`, `boxes` and `weights` are what others have beside their images."""
     for number, sizes in enumerate(SIZES):
         write_dataset(data / str(number), sizes=sizes)
     beside: dict[str, Any] = {"mask": Mask(4), "boxes": Boxes(2), "weight": Numbers(1, ("weight.json",), None)}

@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (6, "ShardLoader", "balance"),
         (3, "ShardLoader", "boxes"),
         (13, "ShardLoader", "weights"),
-    ],  # fmt: skip
+    ],
 )
 def test_nothing_is_lost_or_repeated(
     context: Any, data: Path, tmp_path: Path, number: int, door: str, kind: str
