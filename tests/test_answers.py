@@ -61,7 +61,7 @@ BAD = [
 BAD_CHOICES = [
     ("license", "GPL", "choices are ['MIT'"),
     ("python_version", "3.10", "choices are ['3.11'"),
-    ("task", "detection", "choices are ['single_label'"),
+    ("task", "pose", "choices are ['single_label'"),
     ("torch_build", "cu100", "choices are ['default'"),
     ("github_actions", "maybe", "could not be converted to a boolean"),
     ("project_name", "{{ nobody }}", "'nobody' is undefined"),
@@ -109,7 +109,7 @@ def test_bad_choice_is_refused_and_nothing_written(name: str, answer: str, sente
     [
         (["tsk=multi_label"], "there is no question 'tsk': is task meant?"),
         (["colour=red"], "there is no question 'colour': project_name, "),
-        (["task=detection"], "detection provided for choice variable task, but the choices are"),
+        (["task=pose"], "pose provided for choice variable task, but the choices are"),
         (["image_size=5"], "image_size '5' is not a size in pixels"),
         ([], "Unable to create directory"),
     ],

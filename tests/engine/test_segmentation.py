@@ -201,6 +201,10 @@ def test_an_exported_program_has_the_masks(run: Path, monkeypatch: pytest.Monkey
     assert about["scores"] == "float32 (B, 3, 32, 32), probability of each class of each pixel"
     scores = torch.export.load("m.pt2").module()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert scores.shape == (2, 3, 32, 32) and torch.allclose(scores.sum(1), torch.ones(2, 32, 32), atol=1e-5)
+    assert call(monkeypatch, "export", "one", "m.onnx", "--json") == 0
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (same,) = onnxruntime.InferenceSession("m.onnx").run(None, {"images": np.zeros((2, 3, 32, 32), np.uint8)})
+    assert np.allclose(same, scores.detach().numpy(), atol=1e-4)
 
 
 REFUSED = {

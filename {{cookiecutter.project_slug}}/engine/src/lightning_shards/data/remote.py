@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import fsspec
-
 from ..errors import InputError, RunError
 from ..terminal import printable, say
 from .dataset import Dataset
@@ -51,6 +49,8 @@ class Remote:
     """
 
     def __init__(self, url: str, at_start: bool = False) -> None:
+        import fsspec.core  # a third of what a decoding process imports, and only needed here
+
         self.url, self.stop, self._at_start = url.rstrip("/"), threading.Event(), at_start
         try:
             options = (

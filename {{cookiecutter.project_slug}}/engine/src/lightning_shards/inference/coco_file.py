@@ -27,7 +27,7 @@ class CocoFile:
     def __init__(self, images: TextIO, annotations: TextIO, classes: Sequence[str]) -> None:
         self._images, self._annotations, self._count, self._boxes = images, annotations, 0, 0
         categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
-        images.write(f'{{"categories": {json.dumps(categories)},\n"images": [\n')
+        images.write(json.dumps({"categories": categories}).removesuffix("}") + ',\n"images": [\n')
 
     def add(self, of: Prediction) -> None:
         """An image with all of its boxes, however sure. One that could not be decoded is left out."""

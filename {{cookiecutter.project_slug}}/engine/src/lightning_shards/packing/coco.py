@@ -23,13 +23,13 @@ from .source_table import Row
 from .spelling import SPLITS, clean, split_of
 
 BOXES = FieldColumn("boxes", "boxes", "boxes")
-_OF_BOXES = re.compile(r"(^|.*/)(annotations/instances[^/]*|_annotations\.coco)\.json", re.IGNORECASE)
+_OF_BOXES = re.compile(r"(^|.*/)(annotations/instances[^/]*|_annotations\.coco)\.json")
 _PARTS = ("images", "annotations", "categories")
 
 
 def is_for_boxes(name: str) -> bool:
     """Whether a file's path is one that COCO or Roboflow give to annotations with boxes."""
-    return bool(_OF_BOXES.fullmatch(name))
+    return name.endswith(".json") and bool(_OF_BOXES.fullmatch(name))
 
 
 @dataclass(frozen=True)

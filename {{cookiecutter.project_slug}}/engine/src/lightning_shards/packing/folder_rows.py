@@ -1,17 +1,17 @@
-"""The rows of a folder, or of a zip of one: class folders of images, or `images/` beside `masks/`."""
+"""The rows of a folder, or of a zip of one: class folders, `images/` beside `masks/`, or images with COCO's annotations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..data.file_names import is_image_file
 from ..errors import InputError
-from .coco import is_for_boxes
+from .coco import coco_rows, is_for_boxes
 from .field_columns import FieldColumn, describe_listed
-from .image_files import MOST_DEEP, walk
+from .image_files import MOST_DEEP, ImageFiles, walk
 from .source_table import Row
 from .spelling import SPLITS, clean, split_of, split_within
 
@@ -21,16 +21,22 @@ IMAGES, MASKS = "images", "masks"
 _MASK = FieldColumn("mask", MASKS, "mask")
 
 
-def folder_rows(root: Path, files: Files, about: dict[str, Any]) -> Iterator[Row]:
+def folder_rows(
+    root: Path, files: Files, reader: ImageFiles, coco: Sequence[Path], about: dict[str, Any]
+) -> Iterator[Row]:
     """The images of a folder, or of a zip's `files`, with or without split folders; `about` gets what is said of all.
 
-    Where there are folders `images` and `masks`, and no others, each image has the mask of the same name.
+    Where there are folders `images` and `masks`, and no others, each image has the mask of the same name. Where there
+    are annotations with boxes, in the folder or in the files `coco`, each image that they name has its boxes.
     """
-    tree, lead = _tree(root, files), ""
+    (tree, annotated), lead = _tree(root, files), ""
+    if about["task"] == "detection" or (annotated and about["task"] != "segmentation"):
+        about["task"] = "detection"
+        return coco_rows(root, _listed(root, files), reader, coco, about)
     while (wrapper := _wrapper(tree)) and lead.count("/") < MOST_DEEP:
         lead, tree = f"{lead}{wrapper}/", tree[wrapper]
         if _wrapper(tree):  # of what lies deeper too little is known
-            tree = _tree(root, files, lead)
+            tree, _ = _tree(root, files, lead)
     about |= {"lead": lead, "ignored": 0, "ignored_example": ""}
     if (depth := _depth_of_masks(tree)) is not None:
         about |= {"task": "segmentation", "fields": [describe_listed(_MASK)]}
@@ -39,24 +45,20 @@ def folder_rows(root: Path, files: Files, about: dict[str, Any]) -> Iterator[Row
     return _class_rows(root, files, about, _splits(root, lead, tree))
 
 
-def _tree(root: Path, files: Files, lead: str = "") -> Tree:
-    """Three levels of the folders below `lead`."""
+def _tree(root: Path, files: Files, lead: str = "") -> tuple[Tree, bool]:
+    """Three levels of the folders below `lead`, and whether there are annotations with boxes, by their names."""
     tree: Tree = {}
-    for name, _ in listed(root, files):
+    annotated = False
+    for name, _ in _listed(root, files):
+        annotated = annotated or is_for_boxes(name)
         place: dict[str, Any] = tree
         for folder in name[len(lead) :].split("/", 4)[:-1][:3] if name.startswith(lead) else ():
             place = place.setdefault(folder, {})
-    return tree
+    return tree, annotated
 
 
-def listed(root: Path, files: Files) -> Iterable[tuple[str, int]]:
-    """The paths in a folder, or in a zip, with their stamps."""
+def _listed(root: Path, files: Files) -> Iterable[tuple[str, int]]:
     return walk(root) if files is None else files  # of a zip there may be none
-
-
-def has_boxes(root: Path, files: Files) -> bool:
-    """Whether there are annotations with boxes, where COCO or Roboflow put them."""
-    return any(is_for_boxes(name) for name, _ in listed(root, files))
 
 
 def _wrapper(tree: Tree) -> str:
@@ -101,7 +103,7 @@ def _check_classes(root: Path, tree: Tree) -> None:
 
 def _class_rows(root: Path, files: Files, about: dict[str, Any], splits: dict[str, str]) -> Iterator[Row]:
     lead, depth, seen, declared = about["lead"], bool(splits), set[str](), set[str]()
-    for name, stamp in listed(root, files):
+    for name, stamp in _listed(root, files):
         parts = name.removeprefix(lead).split("/")
         inside = len(parts) >= 2 + depth and name.startswith(lead)
         if inside:
@@ -131,7 +133,7 @@ def _depth_of_masks(tree: Tree) -> int | None:
 
 def _masked_rows(root: Path, files: Files, about: dict[str, Any], depth: int) -> Iterator[Row]:
     lead, stamp_of, masks, images = about["lead"], _stamps(root, files), 0, 0
-    for name, stamp in listed(root, files):
+    for name, stamp in _listed(root, files):
         parts = name.removeprefix(lead).split("/")
         kind = parts[depth].lower() if len(parts) > depth + 1 and name.startswith(lead) else ""
         if kind == IMAGES and is_image_file(name) and parts[-1]:

@@ -19,9 +19,8 @@ import numpy as np
 
 from ..data.dataset import TARGET_FIELDS
 from ..errors import InputError
-from .coco import coco_rows
 from .field_columns import ColumnReader, FieldColumn, with_kinds
-from .folder_rows import folder_rows, has_boxes, listed
+from .folder_rows import folder_rows
 from .image_files import ImageFiles, check_root, list_zip
 from .source_table import Row, SourceTable, sort_classes, write_rows
 from .spelling import check_classes
@@ -131,14 +130,10 @@ def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[
         np.save(folder / "members.npy", members)
         files = [(name, 0) for name in names]
     about |= {"fields": [], "names": []}
-    if wanted == "detection" or (wanted == "single_label" and has_boxes(source, files)):
-        about["task"] = "detection"
-        rows, expected = coco_rows(source, listed(source, files), ImageFiles(source, members), coco, about), "images"
-    else:
-        rows = folder_rows(source, files, about)
-        expected = "images; expected <class>/<image>, <split>/<class>/<image>, or images/ and masks/"
+    rows = folder_rows(source, files, ImageFiles(source, members), coco, about)
     if about["task"] != wanted == "segmentation":
         raise InputError(f"{source} has no folders images/ and masks/ alone, with files of the same names in both")
+    expected = "images; expected <class>/<image>, <split>/<class>/<image>, or images/ and masks/"
     digest, classes = _write(source, rows, folder, about["task"], expected)
     about["names"] = classes or about["names"]
     return digest

@@ -45,10 +45,10 @@ class BoxPrecision(Metric):
         numbers = (self._images + torch.arange(len(truth), device=truth.device)) * ranks + rank
         self._images += len(truth)
         for boxes, kind in ((said, 0.0), (truth, 1.0)):
-            images = numbers[:, None, None].expand(-1, boxes.shape[1], 1).to(boxes.dtype)
-            rows = torch.cat([boxes, images, torch.full_like(images, kind)], 2)[there(boxes)]
+            images = numbers[:, None, None].expand(-1, boxes.shape[1], 1).float()
+            rows = torch.cat([boxes.float(), images, torch.full_like(images, kind)], 2)[there(boxes)]
             assert isinstance(self.rows, list)
-            self.rows.append(rows.float().flatten())
+            self.rows.append(rows.flatten())
 
     def compute(self) -> dict[str, Tensor]:
         rows = dim_zero_cat([torch.zeros(0, device=self.device), *_parts(self.rows)]).cpu().view(-1, 8)
@@ -59,7 +59,6 @@ class BoxPrecision(Metric):
                 iou_thresholds=_OVERLAPS,
                 rec_thresholds=_RECALLS,
                 max_detection_thresholds=[1, 10, MOST],
-                class_metrics=True,
                 extended_summary=True,
                 sync_on_compute=False,
             )
