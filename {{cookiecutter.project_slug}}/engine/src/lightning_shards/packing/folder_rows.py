@@ -1,4 +1,4 @@
-"""The rows of a folder, or of a zip of one: class folders, `images/` beside `masks/`, or images with COCO's annotations."""
+"""The rows of a folder or of a zip: class folders, `images/` beside `masks/`, or images with COCO's annotations."""
 
 from __future__ import annotations
 
