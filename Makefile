@@ -65,8 +65,15 @@ hundred-million:  ## 100 million samples once through the loader, killed and res
 	@$(RUN_COMPILED) python benchmarks/hundred_million.py --json build/hundred_million.json $(HUNDRED)
 
 BENCH_ENV := build/bench
+# BENCH="detection ..." and BENCH="mixture ..." are benchmarks of their own, in the template's environment.
+BENCH_OWN := $(filter detection mixture,$(firstword $(BENCH)))
+ifneq ($(BENCH_OWN),)
+bench: in_place
+	@$(RUN_COMPILED) --with scikit-image python benchmarks/$(BENCH_OWN).py --json build/$(BENCH_OWN).json $(filter-out $(BENCH_OWN),$(BENCH))
+else
 bench: bake $(BENCH_ENV)/ready  ## this loader beside others on the same images; BENCH="--help" says what can be chosen
 	@cd $(BAKE) && ../../$(BENCH_ENV)/bin/python ../../benchmarks/loaders.py --json ../loaders.json $(BENCH)
+endif
 
 # FFCV comes as source and needs Debian's g++ pkg-config libopencv-dev libturbojpeg0-dev; without it, the rest is compared.
 $(BENCH_ENV)/ready: benchmarks/requirements.txt | bake uv

@@ -1,6 +1,6 @@
 """Images with boxes: this loader beside the one of torchvision's reference training for detection, on the same files.
 
-    uv run --group engine --with scikit-image python benchmarks/detection.py --json docs/results/detection.json
+    make bench BENCH="detection --images 1500"
 
 The images are the photos of the loaders' benchmark, 500 x 375 pixels, with one to twelve boxes each at random places.
 torchvision's loader is its reference's: `CocoDetection`, transforms of v2, a `DataLoader` of as many processes as there

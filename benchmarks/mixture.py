@@ -1,6 +1,6 @@
 """What it costs to read two datasets as a mixture, or one with its classes evened out: beside one dataset of that size.
 
-    uv run --group engine python benchmarks/mixture.py --json docs/results/mixture.json
+    make bench BENCH=mixture
 
 The images are Fashion-MNIST's of the sample, enlarged. The mixture has two datasets of half the size, with a share
 of one half each, so that all three read as many images of the same kind. Each epoch has a process of its own, its

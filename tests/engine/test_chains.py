@@ -5,6 +5,9 @@ The long version, with train.py among what is struck, is `make soak`.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 
 from . import starts
 from .chains import write_datasets
+from .in_place import ROOT
 from .plain_chain import PlainChain
 
 
@@ -53,3 +57,11 @@ def test_nothing_is_lost_or_repeated(
     assert chain.lost == len(dropped["ids"]) and any("other pixels" in what for what in chain.wrong), (
         "the proof sees it"
     )
+
+
+def test_the_soak_itself_can_be_called() -> None:
+    """As `make soak` does, in a process that pytest has not prepared."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, "-m", "engine.soak", "--help"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--chains" in done.stdout, done.stderr[-2000:]
