@@ -6,7 +6,6 @@ import base64
 import csv
 import json
 import shutil
-import signal
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-import yaml
 from lightning_shards import testing
 from lightning_shards.data.tar_index import ShardIndex
 from lightning_shards.errors import InputError
@@ -34,8 +32,8 @@ from team.objectives import Detection
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from .in_place import PROJECT
 from .test_inference import call
+from .test_segmentation import killed_on_one_and_gone_on_with_two
 from .test_train import start
 
 NAMES = list(testing.NAMES)
@@ -80,12 +78,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     went on with two."""
     folder = tmp_path_factory.mktemp("detection")
     damage_boxes(testing.tiny_dataset(folder / "boxes", "detection") / "train" / "000001.tar")
-    (folder / "small.yaml").write_text(yaml.safe_dump(SETTINGS))
-    often = ["--ledger", "true", "--save_every_minutes", "0.00001"]
-    kill = ["--trainer.callbacks+=lightning_shards.testing.KillAt", "--trainer.callbacks.batches", "7"]
-    testing.train(PROJECT, folder, "--config", "small.yaml", "--run", "one", *often, *kill, status=-signal.SIGKILL)
-    testing.train(PROJECT, folder, "--resume", "one", "--trainer.devices", "2")
-    return folder
+    return killed_on_one_and_gone_on_with_two(folder, SETTINGS)
 
 
 @pytest.fixture
@@ -183,6 +176,8 @@ def test_boxes_lie_in_the_image_s_own_pixels(run: Path, monkeypatch: pytest.Monk
     )
     assert call(monkeypatch, "predict", "one", "new", "--coco", "c.json") == 2 and "--force" in capfd.readouterr().err
     assert call(monkeypatch, "predict", "one", "new", "--coco", "no/c.json") == 2
+    assert call(monkeypatch, "predict", "one", "new", "--coco", "x.json", "--out", "./x.json") == 2, "one file for both"
+    assert not Path("x.json").exists()
     shutil.rmtree("new")
     Path("new").mkdir()
     Path("new/broken.png").write_bytes(b"no image")

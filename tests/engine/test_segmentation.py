@@ -63,19 +63,24 @@ def damage_a_mask(tar: Path) -> None:
     ShardIndex.build(tar).save(tar.with_name(tar.name + ".index"))
 
 
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset, one of whose masks is damaged, and a training on it that was killed on one device and
-    went on with two."""
-    folder = tmp_path_factory.mktemp("segmentation")
-    damage_a_mask(testing.tiny_dataset(folder / "masks", "segmentation") / "train" / "000001.tar")
-    (folder / "small.yaml").write_text(yaml.safe_dump(SETTINGS))
+def killed_on_one_and_gone_on_with_two(folder: Path, settings: dict[str, Any]) -> Path:
+    """The run `one` in `folder`, with a ledger: killed after seven batches on one device, finished on two."""
+    (folder / "small.yaml").write_text(yaml.safe_dump(settings))
     often = ["--ledger", "true", "--save_every_minutes", "0.00001"]
     kill = ["--trainer.callbacks+=lightning_shards.testing.KillAt", "--trainer.callbacks.batches", "7"]
     given = ["--config", "small.yaml", "--run", "one", *often, *kill]
     testing.train(PROJECT, folder, *given, status=-signal.SIGKILL)
     testing.train(PROJECT, folder, "--resume", "one", "--trainer.devices", "2")
     return folder
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset, one of whose masks is damaged, and a training on it that was killed on one device and
+    went on with two."""
+    folder = tmp_path_factory.mktemp("segmentation")
+    damage_a_mask(testing.tiny_dataset(folder / "masks", "segmentation") / "train" / "000001.tar")
+    return killed_on_one_and_gone_on_with_two(folder, SETTINGS)
 
 
 @pytest.fixture

@@ -68,6 +68,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     machine.raise_on_stop()  # temporary files are removed then, too
     for file in filter(None, (arguments.out, arguments.coco)):
         check_new(file, arguments.force, [Path(arguments.source), *filter(None, [arguments.images])])
+    if arguments.out and arguments.coco and arguments.out.resolve() == arguments.coco.resolve():
+        raise InputError(f"--out and --coco both name {arguments.out}: give each a file of its own")
     if arguments.masks:
         check_new_folder(arguments.masks, arguments.force)
     datamodule_class = arguments.datamodule()

@@ -24,7 +24,7 @@ from ..data.crop import Crop, resize
 from ..data.decode import DecodeError, Pixels, decode_image
 from ..data.fields import Image
 from ..data.transform import Transform, apply
-from ..vision.detection import MOST
+from ..vision.boxes import MOST
 from .images import Images
 
 Scores = Callable[[Pixels], NDArray[np.float32]]  # of squares (N, S, S, 3): (N, T, S, S) or boxes (N, M, 6)

@@ -12,9 +12,8 @@ from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
-from .boxes import there
+from .boxes import MOST, there
 
-MOST = 100  # boxes of an image that are looked at, the surest first
 # As COCO has them; torchmetrics' own have the rounding of float32, by which a recall can miss its threshold.
 _OVERLAPS, _RECALLS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 NONE, NOWHERE = -1.0, -2.0
+MOST = 100  # boxes of an image that are found and counted, the surest first
 SURE = 0.3  # a person is shown boxes of at least this score
 OVERLAP = 0.5  # intersection over union from which on a box has found its thing
 

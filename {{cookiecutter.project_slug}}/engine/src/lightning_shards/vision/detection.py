@@ -13,14 +13,13 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from .boxes import NONE, NOWHERE, there
+from .boxes import MOST, NONE, NOWHERE, there
 from .segmentation import two_convolutions
 
 SMALL = "small_detector"
 ENCODER = "network.backbone.body."  # how the names of an encoder's tensors begin in torchvision's networks
 STRIDE = 4  # pixels of the image to one place of the maps
 RARE = 0.01  # what each place says of each class at first: nearly all places are empty
-MOST = 100  # boxes that are found in an image
 
 
 def names() -> list[str]:
