@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from template import DEFAULT, bake, python_of, succeed
+from template import DEFAULT, bake, python_of, set_up
 from warm import WarmPython
 
 # Before anything imports torch, which reads it once. The processes of the tests share few cores: threads of one that
@@ -50,7 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     with FileLock(f"{shared}.lock"):
         if not (shared / "ready").exists():
             made = bake(shared / "bakes")
-            succeed("make setup data/sample/dataset.json", made, timeout=1200)
+            set_up(made, shared)
             (shared / "ready").touch()
     return shared / "bakes" / DEFAULT
 

@@ -103,10 +103,12 @@ def test_page_works_as_it_stands(page: Path, fresh: Path, warm: str, tmp_path: P
     real_uv = succeed("command -v uv", tmp_path).strip()
     uv = tmp_path / "bin" / "uv"
     uv.parent.mkdir()
-    uv.write_text(STAND_IN.format(uv=real_uv, env=fresh / ".venv", warm=warm, shorter=SHORTER))
+    written = page.read_text(encoding="utf-8")
+    shorter = SHORTER if "report" in written else f"{SHORTER} --log.report false"
+    uv.write_text(STAND_IN.format(uv=real_uv, env=fresh / ".venv", warm=warm, shorter=shorter))
     uv.chmod(0o755)
     ran = 0
-    for to_run, language, path, append, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+    for to_run, language, path, append, text in BLOCK.findall(written):
         text = text.replace("PACKAGE", PACKAGE)
         if path:
             apply(project, language, path.replace("PACKAGE", PACKAGE), bool(append), text)

@@ -65,7 +65,7 @@ def test_slurm_commands_of_the_docs() -> None:
 def test_scaling_commands_of_the_docs(project: Path, warm_python_of_project: str, tmp_path: Path) -> None:
     """As they stand, but for a shorter training, in an environment that is there."""
     uv = tmp_path / "uv"
-    shorter = "--trainer.max_epochs 1 --data.fraction 0.1 --log.wandb false"
+    shorter = "--trainer.max_epochs 1 --data.fraction 0.1 --log.wandb false --log.report false"
     uv.write_text(f'#!/bin/sh\nshift\nexec "{warm_python_of_project}" "$@" {shorter}\n')
     uv.chmod(0o755)
     commands = blocks(DOCS / "scaling.md")

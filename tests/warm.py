@@ -2,12 +2,13 @@
 
 Importing torch and Lightning takes four seconds of computing, half of what a short training takes. A server of the same
 environment imports them once, and nothing of the engine's or the team's; each start is a fork of it, with the caller's
-arguments, folder, variables and streams. Signals go through, but for SIGKILL, which reaches the fork a moment later.
+arguments, folder, variables and open files. Signals go through, but for SIGKILL, which reaches the fork a moment later.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,10 +29,17 @@ LIBRARIES = ("lightning.pytorch.cli", "torchvision", "webdataset", "cv2", "jinja
 CLIENT = '''#!{python} -IS
 """As the Python whose path stands above, by the server of tests/warm.py."""
 import json, os, signal, socket, sys
+files = []
+for name in os.listdir("/proc/self/fd"):
+    try:
+        os.fstat(int(name))
+    except OSError:
+        continue  # it was the list's own
+    files.append(int(name))
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    start = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
-    socket.send_fds(server, [len(start).to_bytes(8)], [0, 1, 2])
+    start = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), files]).encode()
+    socket.send_fds(server, [len(start).to_bytes(8)], files)
     server.sendall(start)
     process = int.from_bytes(server.recv(8))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -44,13 +53,15 @@ os._exit(status)
 
 
 class WarmPython:
-    """The server of one environment. `path` is what to call in place of its Python."""
+    """The server of one environment, with `libraries` imported. `path` is what to call in place of its Python."""
 
-    def __init__(self, python: str, folder: Path) -> None:
+    def __init__(self, python: str, folder: Path, libraries: Sequence[str] = LIBRARIES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         address, self.path = folder / "socket", folder / "python"
         self._server = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), str(address)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [python, str(Path(__file__).resolve()), str(address), *libraries],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert self._server.stdout and self._server.stdout.readline() == b"ready\n", "the server has not started"
         self.path.write_text(CLIENT.format(python=python, address=str(address)))
@@ -61,9 +72,9 @@ class WarmPython:
         self._server.wait()
 
 
-def serve(address: str) -> None:
+def serve(address: str, libraries: Sequence[str]) -> None:
     """Fork for each start, until whoever began this server ends it or is gone."""
-    for library in LIBRARIES:
+    for library in libraries:
         __import__(library)
     assert threading.active_count() == 1, "a process with threads cannot be forked"
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -82,16 +93,17 @@ def serve(address: str) -> None:
 def _attend(caller: socket.socket) -> None:
     """Start what the caller asks for, tell it the process and how that has ended; without the caller, kill it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, streams, _, _ = socket.recv_fds(caller, 8, 3)
+    head, sent, _, _ = socket.recv_fds(caller, 8, 64)
     length, start = int.from_bytes(head), b""
     while len(start) < length:
         start += caller.recv(length - len(start))
-    arguments, folder, environment = json.loads(start)
+    arguments, folder, environment, files = json.loads(start)
     if not (process := os.fork()):
         caller.close()
-        os._exit(_run(arguments, folder, environment, streams))
-    for stream in streams:
-        os.close(stream)
+        _open_as(files, sent)
+        os._exit(_run(arguments, folder, environment))
+    for file in sent:
+        os.close(file)
     caller.sendall(process.to_bytes(8))
     ended = os.pidfd_open(process)
     if ended not in select.select([ended, caller.fileno()], [], [])[0]:
@@ -102,16 +114,23 @@ def _attend(caller: socket.socket) -> None:
     os._exit(0)
 
 
-def _run(arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> int:
+def _open_as(wanted: Sequence[int], files: Sequence[int]) -> None:
+    """Give open files the numbers that they had in the process that sent them."""
+    aside = [fcntl.fcntl(file, fcntl.F_DUPFD, max(wanted) + 1) for file in files]
+    for file in files:
+        os.close(file)
+    for file, number in zip(aside, wanted, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+
+
+def _run(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
     """What an interpreter does with its arguments (-m MODULE, -c CODE or a script); its exit status."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
     text = {"encoding": "utf-8", "write_through": bool(environment.get("PYTHONUNBUFFERED"))}
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _writer(1, **text)  # type: ignore[misc]
@@ -157,4 +176,4 @@ def _writer(number: int, **text: object) -> io.TextIOWrapper:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], sys.argv[2:])

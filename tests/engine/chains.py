@@ -14,13 +14,11 @@ from typing import Any
 
 from lightning_shards.data import Boxes, ClassIndex, Image, Mask, Numbers
 
-from . import field_data, starts
+from . import PATIENCE, field_data, starts
 from .conftest import write_dataset
 
 SIZES = ([17, 30, 9, 40], [1, 33, 2, 50, 13, 8], [61], [5] * 14)
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-TIMEOUT = 120.0  # seconds for one start, which takes a few: longer is a hang
-GRACE = 60.0  # seconds that other ranks may take to end after the one that was started
 
 
 def write_datasets(data: Path) -> None:
@@ -79,12 +77,12 @@ class Chain:
         self.attempts += 1
         if after is not None:
             if self._waits_for_a_step():
-                starts.wait(start, TIMEOUT, lambda: self._rows() > rows)
+                starts.wait(start, PATIENCE, lambda: self._rows() > rows)
             end = time.monotonic() + after
-            starts.wait(start, TIMEOUT, lambda: time.monotonic() > end)
+            starts.wait(start, PATIENCE, lambda: time.monotonic() > end)
             self.story.append(f"{name}@{after:.2f}s")
             start.send(number)
-        statuses = starts.wait(start, TIMEOUT)
+        statuses = starts.wait(start, PATIENCE)
         if struck:
             self.kills[name] += 1
         self.story.append(f"={','.join(map(str, statuses))}")
@@ -93,7 +91,7 @@ class Chain:
             self.wrong.append("a start hangs")
             return
         self._check_end(statuses, struck, number, timed=after is not None)
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + PATIENCE
         while start.left_behind() and time.monotonic() < end:
             time.sleep(0.02)
         if left := start.left_behind():

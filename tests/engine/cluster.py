@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from . import PATIENCE
 from .servers import HeldPort
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
@@ -85,11 +86,11 @@ class Cluster:
             self._start(
                 "munged", "--force", "--foreground", f"--key-file={self.folder}/munge.key", *self._munge_files()
             )
-            until((self.folder / "munge.socket").exists, 20, "munged")
+            until((self.folder / "munge.socket").exists, PATIENCE, "munged")
             self._start("slurmctld", "-D", "-c")
             for node in NODES:
                 self.start_node(node)
-            until(lambda: all(state == "idle" for state in self._states().values()), 60, "the nodes")
+            until(lambda: all(state == "idle" for state in self._states().values()), PATIENCE, "the nodes")
         except BaseException:
             self.stop()
             raise
@@ -137,7 +138,7 @@ class Cluster:
 
     def repair_node(self, node: str) -> None:
         self.start_node(node)
-        until(lambda: self._states()[node] in ("idle", "mixed", "allocated"), 60, f"{node} to come back")
+        until(lambda: self._states()[node] in ("idle", "mixed", "allocated"), PATIENCE, f"{node} to come back")
 
     def _states(self) -> dict[str, str]:
         lines = self.call("sinfo", "-h", "-N", "-o", "%N %T", check=False).splitlines()

@@ -36,8 +36,8 @@ def golden_run(folder: Path, *settings: str, run: str = "golden") -> dict[str, A
         command = ["-m", "lightning_shards", "pack", str(PROJECT / "sample" / "fashion-mnist-10k.zip"), str(data)]
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     config = str(PROJECT / "configs" / "sample.yaml")
-    fixed = ("--config", config, "--data.path", str(data), "--log.wandb", "false", "--run", run)
-    train(PROJECT, folder, *fixed, *SETTINGS, *settings)
+    fixed = ("--config", config, "--data.path", str(data), "--log.wandb", "false", "--log.report", "false")
+    train(PROJECT, folder, *fixed, "--run", run, *SETTINGS, *settings)
     _, rows = read_table(folder / "runs" / run / "metrics.csv")
     losses = [value for _, value in curves(rows)["train/loss"]]
     whole = len(losses) // WINDOW * WINDOW

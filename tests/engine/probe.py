@@ -104,7 +104,7 @@ def write(folder: Path) -> None:
         "data": {"path": "data", "global_batch_size": 4, "image_size": 16, "workers": 1},
         "model": {"backbone": PLAIN, "learning_rate": 0.01},
         "trainer": {"max_epochs": 1, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False},
-        "log": {"wandb": False},
+        "log": {"wandb": False, "report": False},
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(settings))
 

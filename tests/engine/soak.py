@@ -26,6 +26,7 @@ from typing import Any
 
 from lightning_shards.train import hardware
 
+from . import in_place as in_place  # first: it is where `train` and the team's package are found
 from . import starts
 from .chains import Chain, write_datasets
 from .plain_chain import PlainChain

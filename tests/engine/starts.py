@@ -24,16 +24,19 @@ import train
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning_shards import reporting
 from lightning_shards import train as training
+from lightning_shards.data.worker import DecodeWorker
 from lightning_shards.train import run
 from lightning_shards.train.checkpoints import Checkpoints
 from lightning_shards.train.eval_metrics import EvalPass
 from lightning_shards.train.metrics_file import MetricsFile
 from team.model import ImageModel
 
+from . import WARM_DECODING
 from .in_place import PROJECT
 from .plain import Training
 from .servers import HeldPort
 
+DecodeWorker.python = os.environ.get(WARM_DECODING, DecodeWorker.python)
 MOMENTS: dict[str, tuple[Any, str]] = {  # when a strike on train.py can fall: at the begin of this call
     "setup": (ImageModel, "configure_optimizers"),
     "train": (Checkpoints, "on_train_start"),

@@ -36,7 +36,7 @@ from .in_place import PROJECT
 SETTINGS: dict[str, Any] = {
     "data": {"global_batch_size": 8, "image_size": 16, "workers": 1},
     "trainer": {"max_epochs": 1, "log_every_n_steps": 4, "accelerator": "cpu", "enable_progress_bar": False},
-    "log": {"wandb": False},
+    "log": {"wandb": False, "report": False},
 }
 
 
@@ -188,7 +188,7 @@ def test_a_plain_module_trains_resumes_and_is_reported(folder: Path, model_class
     assert (told["status"], told["images_seen"], told["epochs"]) == ("done", 96, 1)
     assert told["images_per_second"] > 0 and told["seconds"] > 0
     assert "compile" in told["resolved"] and "fused" not in told["resolved"]
-    train(model_class, "--resume", "one", "--trainer.max_epochs", "2")
+    train(model_class, "--resume", "one", "--trainer.max_epochs", "2", "--log.report", "true")
     told = summary("one")
     assert (told["status"], told["images_seen"], told["epochs"], told["steps"]) == ("done", 192, 2, 24)
     logged = columns(Path("runs/one/metrics.csv"))

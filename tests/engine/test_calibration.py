@@ -225,6 +225,7 @@ def test_each_checkpoint_has_the_temperature_of_its_own_weights(
     wanted = (model(images) / used).softmax(1)
     assert torch.allclose(torch.export.load("m.pt2").module()(images), wanted, atol=1e-5)
     assert used != 1 and not torch.allclose(model(images).softmax(1), wanted, atol=1e-4)
+    assert call(monkeypatch, "report", "one") == 0
     page = (runs / "one/report.html").read_text()
     assert 'aria-label="Reliability"' in page and f"temperature of {used:.3g}" in page
 

@@ -18,7 +18,14 @@ from lightning_shards.data.loader import EpochLoader
 from lightning_shards.data.worker import DecodeWorker
 from lightning_shards.errors import InputError, RunError
 
+from . import PATIENCE
 from .test_loading import make_job, make_loader, make_sampler
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user's starts."""
+    monkeypatch.setattr(DecodeWorker, "python", sys.executable)
 
 
 def alive(process: int) -> bool:
@@ -163,8 +170,8 @@ sys.stdin.read()
         decoding = int(trainer.stdout.readline())
         assert alive(decoding)
         trainer.kill()
-        trainer.wait(300)
-    end = time.monotonic() + 60
+        trainer.wait(PATIENCE)
+    end = time.monotonic() + PATIENCE
     while alive(decoding) and time.monotonic() < end:
         time.sleep(0.01)
     assert not alive(decoding)
@@ -187,7 +194,7 @@ def test_many_epochs_leave_no_descriptors_and_no_memory(dataset: Path) -> None:
         assert sum(len(batch.ids) for batch in loader) == 96
         if epoch == 9:
             early = used()
-    late, end = used(), time.monotonic() + 60
+    late, end = used(), time.monotonic() + PATIENCE
     while early and late[2] > early[2] and time.monotonic() < end:  # it closes its shards after the last batch
         time.sleep(0.01)
         late = used()

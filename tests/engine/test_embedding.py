@@ -146,7 +146,8 @@ def by_neighbours(split: str, count: int = 20) -> float:
 
 
 def test_nearest_neighbours_stand_beside_the_head(project: Path, monkeypatch: Any, capfd: Any) -> None:
-    assert start(monkeypatch, "--run", "head", "--data.features", "features", "--trainer.max_epochs", "2") == 0
+    features = ("--log.report", "true", "--data.features", "features")
+    assert start(monkeypatch, "--run", "head", *features, "--trainer.max_epochs", "2") == 0
     told = summary("head")
     for split in ("val", "test"):
         assert told["metrics"][f"{split}/knn_accuracy"] == pytest.approx(by_neighbours(split), abs=1e-6)
@@ -157,7 +158,7 @@ def test_nearest_neighbours_stand_beside_the_head(project: Path, monkeypatch: An
     monkeypatch.setattr(knn, "MOST_ROWS", 40)
     monkeypatch.setattr(knn, "LEAST_ROWS", 1)
     monkeypatch.setattr(knn, "_AT_A_TIME", 100)
-    assert start(monkeypatch, "--run", "few", "--data.features", "features", "--trainer.max_epochs", "1") == 0
+    assert start(monkeypatch, "--run", "few", *features, "--trainer.max_epochs", "1") == 0
     assert summary("few")["resolved"] | {"knn_samples": 40, "knn_drawn": True} == summary("few")["resolved"]
     assert "the 20 nearest of 40 training samples, drawn by the seed" in Path("runs/few/report.html").read_text()
     assert 0 < summary("few")["metrics"]["val/knn_accuracy"] <= 1

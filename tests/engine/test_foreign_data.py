@@ -153,7 +153,7 @@ def put(folder: Path, name: str, content: Any) -> None:
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))  # JSON is YAML too
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), name=st.sampled_from(FILES))
 def test_any_damage_to_a_runs_files_leaves_a_report_and_a_table(a_run: Path, data: st.DataObject, name: str) -> None:
     whole = a_run.parent.parent / "whole"

@@ -114,7 +114,7 @@ def test_what_a_training_can_do_without_it_does_without(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(metrics_file, "append", full)
-    assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1") == 0
+    assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1", "--log.report", "true") == 0
     printed, err = capfd.readouterr()
     assert "Traceback" not in err and "test/accuracy" in printed
     for name in ("metrics.csv", "evaluation/val.json", "evaluation/test.json", "summary.json"):
@@ -136,7 +136,7 @@ def test_a_config_that_cannot_be_read_at_the_end_costs_neither_summary_nor_repor
         return real(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1") == 0
+    assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1", "--log.report", "true") == 0
     said_once(capfd, f"runs/r/config.yaml cannot be used ({why})")
     assert summary("r")["status"] == "done" and Path("runs/r/report.html").exists()
 
@@ -178,7 +178,7 @@ def test_files_of_an_earlier_attempt_that_cannot_be_read_or_written_end_no_run(
     monkeypatch: pytest.MonkeyPatch,
     capfd: Any,
 ) -> None:
-    assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1") == 0
+    assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1", "--log.report", "true") == 0
     for name in ("summary.json", "starts.jsonl", "metrics.csv", "report.html"):
         Path("runs/r", name).unlink()
         Path("runs/r", name).mkdir()

@@ -206,7 +206,8 @@ def test_thresholds_are_kept_shown_and_used(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     root = write_dataset(tmp_path / "many", task="multi_label")
-    assert start(monkeypatch, "--run", "many", "--data.path", str(root), "--trainer.max_epochs", "2") == 0
+    reported = ("--trainer.max_epochs", "2", "--log.report", "true")
+    assert start(monkeypatch, "--run", "many", "--data.path", str(root), *reported) == 0
     kept = load(Path("runs/many/checkpoints/best.ckpt"))["state_dict"]["calibration.thresholds.logits"]
     assert kept.shape == (3,) and (kept != 0).any()
     evaluation = json.loads(Path("runs/many/evaluation/test.json").read_text())

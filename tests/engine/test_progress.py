@@ -18,7 +18,7 @@ SETTINGS: dict[str, Any] = {
     "data": {"global_batch_size": 8, "image_size": 16},
     "model": {"backbone": "small_cnn"},
     "trainer": {"max_epochs": 2, "log_every_n_steps": 1, "accelerator": "cpu"},
-    "log": {"wandb": False},
+    "log": {"wandb": False, "report": False},
 }
 
 

@@ -35,7 +35,7 @@ class Trainings:
             "data": {"path": str(dataset), "global_batch_size": 12, "image_size": 16, "max_skipped_fraction": 0.5},
             "model": {"backbone": PLAIN, "optimizer": "sgd", "learning_rate": 0.1, "warmup": 0.25},
             "trainer": SMALL["trainer"] | {"max_epochs": 2, "callbacks": [{"class_path": "engine.recorder.Recorder"}]},
-            "log": {"wandb": False},
+            "log": {"wandb": False, "report": False},
         }
         merged = {name: defaults.get(name, {}) | settings.get(name, {}) for name in {*defaults, *settings}}
         (folder / "c.yaml").write_text(yaml.safe_dump(merged | {"ledger": True}))

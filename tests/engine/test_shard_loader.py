@@ -259,7 +259,7 @@ def test_works_with_the_base_dependencies_alone(dataset: Path, tmp_path: Path) -
     script = tmp_path / "uses.py"
     script.write_text(BLOCKED + USES)
     command = [sys.executable, str(script), str(dataset / "train"), "images"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -158,4 +157,4 @@ def test_a_forecast_measures_each_size_for_its_share(
     plain = Bench(ImageModel, [*settings(tmp_path, dataset), "--prices", str(prices)], str(tmp_path), {})
     assert plain.sizes == {16: 1.0} and bench.flops is not None and plain.flops is not None
     assert bench.flops < 0.6 * plain.flops
-    assert np.isclose(bench.loader(0.2), bench.loader(0.2), rtol=0.99) and bench.data.sides == [16]
+    assert bench.loader(0.2) > 0 and bench.data.sides == [16]

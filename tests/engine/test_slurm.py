@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning_shards import testing
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.order import WindowedOrder
 from lightning_shards.train.ledger import read
 
-from . import proofs
+from . import PATIENCE, proofs
 from .cluster import Cluster, blocks, missing, until
 from .conftest import write_dataset
 from .in_place import PROJECT
@@ -36,10 +37,13 @@ SETTINGS: dict[str, Any] = {
     "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
     "ledger": True,
     "save_every_minutes": 0.01,
-    "log": {"wandb": False},
+    "log": {"wandb": False, "report": False},
+}
+BOXES = SETTINGS | {
+    "data": SETTINGS["data"] | {"path": "boxes", "image_size": 32, "eval_crop": 1.0},
+    "model": SETTINGS["model"] | {"backbone": "small_detector"},
 }
 CONFIG = "--config cluster.yaml"
-PATIENCE = 150.0  # seconds that any one thing may take on a loaded machine
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -117,6 +121,8 @@ class Site:
         shards = Dataset.open(dataset).splits["train"]
         self.order = WindowedOrder([s.samples for s in shards], [s.bytes for s in shards])
         (folder / "cluster.yaml").write_text(yaml.safe_dump(SETTINGS))
+        testing.tiny_dataset(folder / "boxes", "detection")
+        (folder / "boxes.yaml").write_text(yaml.safe_dump(BOXES))
         # Lightning takes the first node's name for an address, and these have none of their own.
         self.cluster = Cluster(PYTHONPATH=os.environ["PYTHONPATH"], WANDB_MODE="offline", MASTER_ADDR="127.0.0.1")
 
@@ -175,8 +181,8 @@ def node_lost(site: Site) -> Job:
 
 
 def budget_in_an_array(site: Site) -> Job:
-    """With the number of the task for its seed."""
-    job = Job(site, "--array=3", f"{CONFIG} --max_hours 0.000001 --seed_everything %a")
+    """On images with boxes, with the number of the task for its seed."""
+    job = Job(site, "--array=3", "--config boxes.yaml --max_hours 0.000001 --seed_everything %a")
     job.run = site.folder / "runs" / f"{job.id}_3"
     job.end()
     return job
@@ -239,7 +245,7 @@ def test_a_node_is_lost(site: Site, outcomes: dict[str, Future[Job]]) -> None:
 def test_a_budget_that_is_reached_is_not_requeued(outcomes: dict[str, Future[Job]]) -> None:
     job = outcomes["budget_in_an_array"].result()
     assert job.end() == "COMPLETED 0:0" and job["Restarts"] == "0", job.log
-    assert proofs.summary(job.run)["status"] == "budget"
+    assert proofs.summary(job.run)["status"] == "budget" and "small_detector" in job.log
     assert yaml.safe_load((job.run / "config.yaml").read_text())["seed_everything"] == 3
 
 

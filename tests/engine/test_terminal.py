@@ -86,5 +86,5 @@ with command():
 def test_streams_that_are_closed_lead_nowhere(tmp_path: Path) -> None:
     """As `>&-` leaves them: they are no streams without methods, nor the file that is opened next."""
     script = 'exec "$0" -c "$1" <&- >&- 2>&-'
-    done = subprocess.run(["sh", "-c", script, sys.executable, STARTED_WITH_NOTHING], cwd=tmp_path, timeout=300)
+    done = subprocess.run(["sh", "-c", script, sys.executable, STARTED_WITH_NOTHING], cwd=tmp_path, timeout=900)
     assert done.returncode == 0 and (tmp_path / "file").read_text() == "whole"

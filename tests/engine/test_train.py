@@ -38,7 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "data": {"global_batch_size": 8, "image_size": 16, "workers": 2, "crop_scale": [0.6, 1.0]},
     "model": {"backbone": "small_cnn", "learning_rate": 0.01},
     "trainer": {"max_epochs": 3, "log_every_n_steps": 4, "accelerator": "cpu", "enable_progress_bar": False},
-    "log": {"wandb": False},
+    "log": {"wandb": False, "report": False},
 }
 
 
@@ -101,6 +101,7 @@ def test_a_run_learns_and_leaves_everything_behind(project: Path, monkeypatch: p
     assert start(monkeypatch, "--run", "first", "--log.tensorboard", "true") == 0
     printed = capsys.readouterr().out
     assert "test/accuracy" in printed and "runs/first/" in printed
+    assert printed.rstrip().endswith(" uv run python -m lightning_shards report first"), "the settings ask for none"
     folder = Path("runs/first")
     assert {"config.yaml", "checkpoints", "metrics.csv", "summary.json", "tensorboard"} <= {
         f.name for f in folder.iterdir()
@@ -140,7 +141,7 @@ def test_the_other_tasks_learn(project: Path, tmp_path: Path, monkeypatch: pytes
     root = write_dataset(tmp_path / task, task=task)
     changes = ["--data.path", str(root), "--trainer.max_epochs", "6", "--trainer.gradient_clip_val", "1.0"]
     changes += ["--model.mixup=0.2", "--model.cutmix=1.0", "--model.erasing=0.1", "--model.color_jitter=0.1"]
-    assert start(monkeypatch, "--run", task, *changes) == 0
+    assert start(monkeypatch, "--run", task, "--log.report", "true", *changes) == 0
     metrics = summary(task)["metrics"]
     evaluation = json.loads(Path("runs", task, "evaluation/test.json").read_text())
     page = Path("runs", task, "report.html").read_text()
@@ -415,7 +416,8 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(project: Path, monkeypatch: py
     assert start(monkeypatch, "--run", "w", "--trainer.max_epochs", "1", *arguments) == 0
     first = values(wandb_records("w"), "history")["trainer/global_step"]
     time.sleep(1.1)  # W&B names a segment by the second of its begin
-    assert start(monkeypatch, "--resume", "w", "--trainer.max_epochs", "2", config=None) == 0
+    again = ["--trainer.max_epochs", "2", "--log.report", "true"]
+    assert start(monkeypatch, "--resume", "w", *again, config=None) == 0
     segments = sorted(Path("runs/w/wandb").glob("offline-run-*"))
     identity = Path("runs/w/wandb-id.txt").read_text().strip()
     assert len(segments) == 2 and all(segment.name.endswith(f"-{identity}") for segment in segments)
@@ -423,7 +425,7 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(project: Path, monkeypatch: py
     assert next(r.run.run_id for r in records if r.HasField("run")) == identity
     assert values(records, "history")["trainer/global_step"] > first
     assert values(records, "summary")["train/images_seen"] == summary("w")["images_seen"] == 2 * 96
-    assert summary("w")["changed_on_resume"] == {"trainer.max_epochs": 2}
+    assert summary("w")["changed_on_resume"] == {"trainer.max_epochs": 2, "log.report": True}
     assert "--trainer.max_epochs 2" in Path("runs/w/report.html").read_text()
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, segments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -596,7 +598,7 @@ def test_a_run_folder_that_is_moved_meanwhile_is_said(
 def test_another_python_than_the_projects_is_one_sentence() -> None:
     """`python train.py` in place of `uv run train.py`: that Python has nothing installed."""
     command = [sys.executable, "-I", "-S", str(PROJECT / "train.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "uv run train.py" in done.stderr
 
 
@@ -610,7 +612,7 @@ def test_a_terminal_that_is_closed_saves(project: Path) -> None:
         time.sleep(0.01)
     os.close(master)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=300) == 75 and summary("left")["status"] == "stopped"
+    assert process.wait(timeout=900) == 75 and summary("left")["status"] == "stopped"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` starts a command
     try:
         assert signal.SIGHUP not in machine.stop_signals()

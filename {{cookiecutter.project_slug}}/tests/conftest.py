@@ -26,4 +26,4 @@ def settings(dataset: Path) -> dict[str, Any]:
     given = yaml.safe_load((PROJECT / "configs" / "sample.yaml").read_text())
     given["data"] |= {"path": str(dataset), "global_batch_size": 10, "fraction": 1.0}
     given["trainer"] |= {"max_epochs": 3, "log_every_n_steps": 1, "enable_progress_bar": False}
-    return {**given, "log": {"wandb": False}}
+    return {**given, "log": {"wandb": False, "report": False}}

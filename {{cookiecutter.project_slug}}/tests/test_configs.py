@@ -42,7 +42,8 @@ def test_a_head_trains_on_features(dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset, tmp_path / "data")
     embed = ["-m", PACKAGE, "embed", "small_cnn", "data", "--weights", "none", "--image-size", "28"]
     probe = [str(PROJECT / "train.py"), "--config", str(PROJECT / "configs" / "probe.yaml"), "--data.path", "data"]
-    probe += ["--data.global_batch_size", "10", "--trainer.max_epochs", "1", "--log.wandb", "false"]
+    probe += ["--data.global_batch_size", "10", "--trainer.max_epochs", "1"]
+    probe += ["--log.wandb", "false", "--log.report", "false"]
     for command in (embed, probe):
         done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -135,6 +135,8 @@ class WorkerSpec:
 class DecodeWorker:
     """The trainer's end. `begin` an epoch, `receive` its batches, `free` each slot once its rows were used."""
 
+    python = sys.executable  # what runs the other end
+
     def __init__(self, job: WorkerSpec) -> None:
         self.busy = False  # in the middle of an epoch
         self._side = job.crop.size
@@ -150,7 +152,7 @@ class DecodeWorker:
                 " take smaller images or batches"
             ) from None
         self._socket, there = socket.socketpair()
-        command = [sys.executable, "-m", __name__, str(there.fileno()), str(file)]
+        command = [self.python, "-m", __name__, str(there.fileno()), str(file)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)  # inherited, for until it ignores them
         self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))

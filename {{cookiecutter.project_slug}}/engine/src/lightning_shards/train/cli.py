@@ -220,9 +220,8 @@ class TrainingCLI(LightningCLI):
         folder, goes_on = (self.resumed, True) if self.resumed else choose(self.config.run)
         if goes_on:
             self._metrics = earlier_metrics(folder)
-        return Run(
-            folder, yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True), goes_on, self.describe, stop
-        )
+        config = yaml.safe_dump(self.asked, sort_keys=False, allow_unicode=True)
+        return Run(folder, config, goes_on, self.describe, stop, with_report=self.config.log.report)
 
     def _model_settings(self) -> dict[str, Any]:
         """What the model's constructor got, as plain values."""

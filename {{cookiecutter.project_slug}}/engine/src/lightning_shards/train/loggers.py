@@ -28,12 +28,15 @@ class LogSettings:
         wandb: log to Weights & Biases: online where a key is found (`wandb login`, WANDB_API_KEY), else into the run's
             folder, from where `wandb sync` sends it later.
         tensorboard: write TensorBoard files into the run's folder too.
+        report: write report.html when the run ends. It takes two seconds, which count in a sweep of short runs; the
+            command `report` makes it of any run later.
         project: W&B project; null: the name of the current folder.
         entity: W&B team or user; null: the account's default.
     """
 
     wandb: bool = True
     tensorboard: bool = False
+    report: bool = True
     project: str | None = None
     entity: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -48,6 +49,7 @@ class Run:
         describe: what the summary says.
         stop: notes signals, as long as the run is in use.
         outcome: status of a training that ends without an error.
+        with_report: write report.html at its end.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class Run:
     describe: Callable[[], dict[str, Any]]
     stop: StopRequest = field(default_factory=StopRequest)
     outcome: str = "done"
+    with_report: bool = True
     _summary: bytes | None = None  # of the attempt before
     _written: dict[str, Any] = field(default_factory=dict)  # in the summary of this one
 
@@ -177,20 +180,22 @@ class Run:
             say(f"{config} cannot be used ({why}): the summary does not say what was changed on a resume", sys.stderr)
         self._written = content
         self._put(content)
-        page: Path | None = None
-        try:
-            from ..reporting import report  # and matplotlib with it, for which no start should wait
-
-            page = report.write(self.folder)
-        except Exception as defect:  # the training is what counts, and its figures are saved
-            why = f"{type(defect).__name__}: {defect}"
-            say(printable(f"{self.folder}/report.html could not be made: {why}"), sys.stderr)
-        wandb_logger.finish(content, page, failed=status == "failed")
+        wandb_logger.finish(content, self._report_page() if self.with_report else None, failed=status == "failed")
         again = f"Go on with: uv run train.py --resume {self.folder.name}"
         if status == "stopped":
             say(f"\nStopped; everything is saved. {again}")
         if status == "budget":
             say(f"\nStopped at {self.stop.budget}; everything is saved. {_with_more(again, self.stop.budget)}")
+
+    def _report_page(self) -> Path | None:
+        try:
+            from ..reporting import report  # and matplotlib with it, for which no start should wait
+
+            return report.write(self.folder)
+        except Exception as defect:  # the training is what counts, and its figures are saved
+            why = f"{type(defect).__name__}: {defect}"
+            say(printable(f"{self.folder}/report.html could not be made: {why}"), sys.stderr)
+            return None
 
     def changed(self) -> dict[str, Any]:
         """Settings with which this attempt went on that differ from those in `config.yaml`."""
@@ -201,6 +206,8 @@ class Run:
 
     def report(self) -> str:
         """What a person wants to know at the end, as `summary.json` has it; empty on ranks other than zero."""
+        made = f"{self.folder}/report.html"
+        to_make = f"uv run python -m lightning_shards report {shlex.quote(self.folder.name)}"
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return ""
         summary = self._written
@@ -218,7 +225,7 @@ class Run:
             ("skipped samples", str(summary["skipped"])),
             ("hardware", summary["hardware"]),
             ("files", f"{self.folder}/"),
-            ("report", f"{self.folder}/report.html"),
+            ("report", made if self.with_report else to_make),
         ]
         width = max(20, *(len(name) for name, _ in rows))
         return "\n" + "\n".join(f"  {name:<{width}} {value}" for name, value in rows)
