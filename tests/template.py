@@ -5,12 +5,17 @@ Everything goes through the commands a person would type (cookiecutter, make, uv
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from warm import WarmPython
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "{{cookiecutter.project_slug}}"
@@ -60,10 +65,20 @@ def succeed(command: list[str] | str, where: Path, *, timeout: float = 600, env:
     return said
 
 
+@cache
+def baker() -> str:
+    """The Python that bakes: importing cookiecutter takes half of a bake's time."""
+    folder = TemporaryDirectory(prefix="baker-")
+    server = WarmPython(sys.executable, Path(folder.name), ("cookiecutter.cli",))
+    atexit.register(folder.cleanup)
+    atexit.register(server.stop)
+    return str(server.path)
+
+
 def cookiecutter(answers: dict[str, str], template: Path = ROOT) -> list[str]:
     """The command that bakes with these answers and asks nothing."""
     given = [f"{name}={value}" for name, value in answers.items()]
-    return [sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", str(template), *given]
+    return [baker(), "-m", "cookiecutter", "--no-input", "--default-config", str(template), *given]
 
 
 def bake(where: Path, **answers: str) -> Path:
