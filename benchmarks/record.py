@@ -43,7 +43,7 @@ def train(folder: Path, run: str, *settings: str) -> dict[str, Any]:
     shutil.rmtree(folder / "runs" / run, ignore_errors=True)
     project = Path.cwd()
     command = [sys.executable, str(project / "train.py"), "--run", run, "--prices", seen_from(folder, "prices.yaml")]
-    command += ["--log.wandb", "false", "--trainer.enable_progress_bar", "false", *settings]
+    command += ["--log.wandb", "false", "--log.report", "true", "--trainer.enable_progress_bar", "false", *settings]
     paths = os.pathsep.join(filter(None, (str(project / "src"), os.environ.get("PYTHONPATH", ""))))
     began = time.monotonic()
     done = subprocess.run(

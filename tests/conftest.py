@@ -57,7 +57,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.fixture(scope="session")
 def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The Python that runs the tests, for starts of train.py and of commands that are not killed."""
+    """The Python that runs the tests, for starts of train.py and of commands."""
     server = WarmPython(sys.executable, tmp_path_factory.mktemp("warm"))
     yield str(server.path)
     server.stop()

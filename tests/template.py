@@ -1,6 +1,7 @@
 """What the tests share: where the template is, how a project is baked from it, how a command is run.
 
-Everything goes through the commands a person would type (cookiecutter, make, uv), in a process of its own.
+Everything goes through the commands a person would type (cookiecutter, make, uv), in a process of its own; only that
+bakes start warm (`warm`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def succeed(command: list[str] | str, where: Path, *, timeout: float = 600, env:
 def baker() -> str:
     """The Python that bakes: importing cookiecutter takes half of a bake's time."""
     folder = TemporaryDirectory(prefix="baker-")
-    server = WarmPython(sys.executable, Path(folder.name), ("cookiecutter.cli",))
+    # cookiecutter takes note of the home when it is imported, and keeps the last answers there
+    server = WarmPython(sys.executable, Path(folder.name), ("cookiecutter.cli",), HOME=folder.name)
     atexit.register(folder.cleanup)
     atexit.register(server.stop)
     return str(server.path)
@@ -99,10 +101,9 @@ def set_up(project: Path, folder: Path) -> None:
 
     To compile it anew takes half a minute of both cores, and is done by the README's commands, which a test runs.
     """
-    program = folder / "uv"
-    program.write_text(
-        '#!/bin/sh\nfor word; do shift; [ "$word" = --compile-bytecode ] || set -- "$@" "$word"; done\nexec uv "$@"\n'
-    )
+    program, uv = folder / "uv", os.environ.get("UV", "uv")  # `uv run` says where it lies
+    without = 'for word; do shift; [ "$word" = --compile-bytecode ] || set -- "$@" "$word"; done'
+    program.write_text(f'#!/bin/sh\n{without}\nexec "{uv}" "$@"\n')
     program.chmod(0o755)
     succeed(["make", "setup", f"UV={program}"], project, timeout=1200)
     ours, theirs = (

@@ -3,6 +3,7 @@
 Importing torch and Lightning takes four seconds of computing, half of what a short training takes. A server of the same
 environment imports them once, and nothing of the engine's or the team's; each start is a fork of it, with the caller's
 arguments, folder, variables and open files. Signals go through, but for SIGKILL, which reaches the fork a moment later.
+On Linux only: elsewhere the stand-in is the environment's own Python.
 """
 
 from __future__ import annotations
@@ -53,23 +54,33 @@ os._exit(status)
 
 
 class WarmPython:
-    """The server of one environment, with `libraries` imported. `path` is what to call in place of its Python."""
+    """The server of one environment, with `libraries` imported. `path` is what to call in place of its Python.
 
-    def __init__(self, python: str, folder: Path, libraries: Sequence[str] = LIBRARIES) -> None:
+    Args:
+        python: the environment's.
+        folder: where the stand-in and the server's socket lie.
+        libraries: modules that the server imports.
+        variables: what the server has in its environment while it does, besides this process's.
+    """
+
+    def __init__(self, python: str, folder: Path, libraries: Sequence[str] = LIBRARIES, **variables: str) -> None:
+        self.path = Path(python)
+        self._server: subprocess.Popen[bytes] | None = None
+        if sys.platform != "linux":
+            return
         folder.mkdir(parents=True, exist_ok=True)
         address, self.path = folder / "socket", folder / "python"
-        self._server = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), str(address), *libraries],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        command = [python, str(Path(__file__).resolve()), str(address), *libraries]
+        environment = {**os.environ, **variables}
+        self._server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._server.stdout and self._server.stdout.readline() == b"ready\n", "the server has not started"
         self.path.write_text(CLIENT.format(python=python, address=str(address)))
         self.path.chmod(0o755)
 
     def stop(self) -> None:
-        self._server.terminate()
-        self._server.wait()
+        if self._server:
+            self._server.terminate()
+            self._server.wait()
 
 
 def serve(address: str, libraries: Sequence[str]) -> None:
@@ -93,10 +104,13 @@ def serve(address: str, libraries: Sequence[str]) -> None:
 def _attend(caller: socket.socket) -> None:
     """Start what the caller asks for, tell it the process and how that has ended; without the caller, kill it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, sent, _, _ = socket.recv_fds(caller, 8, 64)
+    head, sent, _, _ = socket.recv_fds(caller, 8, 253)  # as many as can be sent
     length, start = int.from_bytes(head), b""
     while len(start) < length:
-        start += caller.recv(length - len(start))
+        part = caller.recv(length - len(start))
+        if not part:
+            os._exit(1)  # the caller was killed in the middle of it
+        start += part
     arguments, folder, environment, files = json.loads(start)
     if not (process := os.fork()):
         caller.close()

@@ -89,12 +89,13 @@ def write_dataset(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_decoding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def warm_decoding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A decoding process starts in a tenth of its time, also those of trainings in processes that are forked."""
     imports = ("lightning_shards.data.decoded_rows", "lightning_shards.data.embedded_rows")  # and all that they import
     server = WarmPython(sys.executable, tmp_path_factory.mktemp("warm-decoding"), imports)
     os.environ[WARM_DECODING] = DecodeWorker.python = str(server.path)
-    yield sys.executable
+    yield
+    del os.environ[WARM_DECODING]
     DecodeWorker.python = sys.executable
     server.stop()
 

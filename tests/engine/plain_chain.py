@@ -22,6 +22,7 @@ class PlainChain(Chain):
     """
 
     longest = 0.3  # from its first step on a training takes a second
+    timed = 0.2  # share of the strikes that fall at a random time
 
     def __init__(self, context: Any, data: Path, folder: Path, seed: int, number: int, door: str, kind: str) -> None:
         super().__init__(context, folder, seed, number)
@@ -55,7 +56,7 @@ class PlainChain(Chain):
         return [json.dumps({"door": self.door, "data": data, "epochs": self.epochs, "workers": workers})], ranks
 
     def _moments(self, number: int, devices: int) -> list[starts.Strike]:
-        if self.random.random() < 0.2:
+        if self.random.random() < self.timed:
             return []
         moment = self.random.choice([*starts.PLAIN_MOMENTS, "forward", "step"])
         rank = 0 if moment in ("save", "fsync", "rename") else self.random.randrange(devices)

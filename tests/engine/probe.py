@@ -13,7 +13,6 @@ import pytest
 import torch
 import train
 import yaml
-from lightning_shards.reporting import report
 from lightning_shards.train.cli import TrainingCLI
 
 from .conftest import write_dataset
@@ -110,7 +109,7 @@ def write(folder: Path) -> None:
 
 
 def attempt(monkeypatch: pytest.MonkeyPatch, capfd: Any, *arguments: str, resume: bool = False) -> Seen:
-    """Start train.py in the current folder, as the run `tried`; no report is made, which would take most of the time.
+    """Start train.py in the current folder, as the run `tried`.
 
     An exception that would reach the user as a traceback is raised.
     """
@@ -127,7 +126,6 @@ def attempt(monkeypatch: pytest.MonkeyPatch, capfd: Any, *arguments: str, resume
         begin += ["--run", "tried"]
     with monkeypatch.context() as patch:
         patch.setattr(TrainingCLI, "start", start)
-        patch.setattr(report, "write", lambda folder: None)
         patch.setattr(sys, "argv", ["train.py", *begin, *arguments])
         capfd.readouterr()
         try:

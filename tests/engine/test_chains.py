@@ -46,6 +46,7 @@ def test_nothing_is_lost_or_repeated(
     context: Any, data: Path, tmp_path: Path, number: int, door: str, kind: str
 ) -> None:
     chain = PlainChain(context, data, tmp_path / "chain", 0, number, door, kind)
+    chain.timed = 0  # strikes at chosen moments fall on any machine
     chain.play()
     assert (chain.lost, chain.repeated, chain.wrong) == (0, 0, []), " ".join(chain.story)
     assert chain.attempts > 1

@@ -1,4 +1,5 @@
-"""A rank that dies ends all ranks within a minute, says so, leaves nothing behind, and its run goes on.
+"""A rank that dies ends all ranks, long before their waiting for it would: it is said, nothing stays behind, and the
+run goes on.
 
 Rank zero is forked, Lightning's launcher starts rank one from it as it does for a user. What happens to a host under
 torchrun is in `test_hosts`.

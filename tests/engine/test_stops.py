@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import Timer
-from lightning_shards.reporting import report
 from lightning_shards.train.ledger import read
 from team.model import ImageModel
 
@@ -16,13 +15,7 @@ from .recorder import PLAIN
 from .test_train import ledger, project, start, summary  # noqa: F401  (`project` is a fixture)
 
 STEPS = 12  # of an epoch of 96 images with a global batch of 8
-pytestmark = pytest.mark.usefixtures("project", "no_report")
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a report says is tested elsewhere."""
-    monkeypatch.setattr(report, "write", lambda folder: None)
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

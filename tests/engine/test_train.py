@@ -108,7 +108,7 @@ def test_a_run_learns_and_leaves_everything_behind(project: Path, monkeypatch: p
     }
     kept = {"best.ckpt", "last.ckpt", "step-000000024.ckpt", "step-000000036.ckpt"}
     assert {f.name for f in (folder / "checkpoints").iterdir()} == kept
-    assert list((folder / "tensorboard").glob("events*"))
+    assert list((folder / "tensorboard").glob("events*")) and not (folder / "report.html").exists()
     told = summary("first")
     assert (told["status"], told["images_seen"], told["epochs"], told["skipped"]) == ("done", 3 * 96, 3, 0)
     assert told["metrics"]["test/accuracy"] > 0.9 and told["metrics"]["val/accuracy"] > 0.9

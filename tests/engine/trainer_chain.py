@@ -36,7 +36,7 @@ class TrainerChain(Chain):
         self.settings: dict[str, Any] = {
             "ledger": True,
             "save_every_minutes": self.minutes,
-            "log": {"wandb": False, "report": False},
+            "log": {"wandb": False, "report": number % 4 == 0},
             "data": {
                 "path": str(data / str(which)),
                 "global_batch_size": self.batch,

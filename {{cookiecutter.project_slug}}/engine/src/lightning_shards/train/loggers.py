@@ -22,14 +22,14 @@ from .wandb_logger import Wandb
 
 @dataclass
 class LogSettings:
-    """Which loggers a run has, beside metrics.csv and those of trainer.logger.
+    """What a run writes beside metrics.csv, and to which loggers beside those of trainer.logger.
 
     Args:
         wandb: log to Weights & Biases: online where a key is found (`wandb login`, WANDB_API_KEY), else into the run's
             folder, from where `wandb sync` sends it later.
         tensorboard: write TensorBoard files into the run's folder too.
-        report: write report.html when the run ends. It takes two seconds, which count in a sweep of short runs; the
-            command `report` makes it of any run later.
+        report: write report.html when the run ends. Without it, a run ends a second or two earlier, which counts in
+            a sweep of short ones; the command `report` makes it of any run later.
         project: W&B project; null: the name of the current folder.
         entity: W&B team or user; null: the account's default.
     """

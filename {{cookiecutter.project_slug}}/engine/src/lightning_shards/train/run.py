@@ -163,7 +163,7 @@ class Run:
 
     @rank_zero_only
     def _write(self, status: str, error: str | None) -> None:
-        """`summary.json` and `report.html`, then W&B, which may have to wait for a network."""
+        """`summary.json` and, if it is wanted, `report.html`; then W&B, which may have to wait for a network."""
         config = self.folder / "config.yaml"
         content: dict[str, Any] = {"status": status, "began": None, **self.describe()}
         content |= {"error": error} if error else {}
@@ -180,7 +180,7 @@ class Run:
             say(f"{config} cannot be used ({why}): the summary does not say what was changed on a resume", sys.stderr)
         self._written = content
         self._put(content)
-        wandb_logger.finish(content, self._report_page() if self.with_report else None, failed=status == "failed")
+        wandb_logger.finish(content, self._report_page(), failed=status == "failed")
         again = f"Go on with: uv run train.py --resume {self.folder.name}"
         if status == "stopped":
             say(f"\nStopped; everything is saved. {again}")
@@ -188,6 +188,11 @@ class Run:
             say(f"\nStopped at {self.stop.budget}; everything is saved. {_with_more(again, self.stop.budget)}")
 
     def _report_page(self) -> Path | None:
+        """Write `report.html`, or remove an earlier attempt's, which would tell of another end."""
+        if not self.with_report:
+            with suppress(OSError):
+                (self.folder / "report.html").unlink()
+            return None
         try:
             from ..reporting import report  # and matplotlib with it, for which no start should wait
 
@@ -206,10 +211,9 @@ class Run:
 
     def report(self) -> str:
         """What a person wants to know at the end, as `summary.json` has it; empty on ranks other than zero."""
-        made = f"{self.folder}/report.html"
-        to_make = f"uv run python -m lightning_shards report {shlex.quote(self.folder.name)}"
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return ""
+        to_make = f"uv run python -m lightning_shards report {shlex.quote(self.folder.name)}"
         summary = self._written
         metrics = {name: value for name, value in summary["metrics"].items() if name.startswith(("test/", "val/"))}
         chosen = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
@@ -225,7 +229,7 @@ class Run:
             ("skipped samples", str(summary["skipped"])),
             ("hardware", summary["hardware"]),
             ("files", f"{self.folder}/"),
-            ("report", made if self.with_report else to_make),
+            ("report", f"{self.folder}/report.html" if self.with_report else to_make),
         ]
         width = max(20, *(len(name) for name, _ in rows))
         return "\n" + "\n".join(f"  {name:<{width}} {value}" for name, value in rows)
