@@ -62,11 +62,11 @@ def missing() -> str:
     return f"not installed: {', '.join(absent)} (Debian: slurm-wlm munge)" if absent else ""
 
 
-def until(true: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until it is; an AssertionError with `what` when it is not after so long."""
-    end = time.monotonic() + seconds
+def until(true: Callable[[], bool], what: str) -> None:
+    """Wait until it is; an AssertionError with `what` when it is not after PATIENCE."""
+    end = time.monotonic() + PATIENCE
     while not true():
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+        assert time.monotonic() < end, f"waited {PATIENCE:.0f} s for {what}"
         time.sleep(0.3)
 
 
@@ -86,11 +86,11 @@ class Cluster:
             self._start(
                 "munged", "--force", "--foreground", f"--key-file={self.folder}/munge.key", *self._munge_files()
             )
-            until((self.folder / "munge.socket").exists, PATIENCE, "munged")
+            until((self.folder / "munge.socket").exists, "munged")
             self._start("slurmctld", "-D", "-c")
             for node in NODES:
                 self.start_node(node)
-            until(lambda: all(state == "idle" for state in self._states().values()), PATIENCE, "the nodes")
+            until(lambda: all(state == "idle" for state in self._states().values()), "the nodes")
         except BaseException:
             self.stop()
             raise
@@ -138,7 +138,7 @@ class Cluster:
 
     def repair_node(self, node: str) -> None:
         self.start_node(node)
-        until(lambda: self._states()[node] in ("idle", "mixed", "allocated"), PATIENCE, f"{node} to come back")
+        until(lambda: self._states()[node] in ("idle", "mixed", "allocated"), f"{node} to come back")
 
     def _states(self) -> dict[str, str]:
         lines = self.call("sinfo", "-h", "-N", "-o", "%N %T", check=False).splitlines()

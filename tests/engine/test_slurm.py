@@ -23,7 +23,7 @@ from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.order import WindowedOrder
 from lightning_shards.train.ledger import read
 
-from . import PATIENCE, proofs
+from . import proofs
 from .cluster import Cluster, blocks, missing, until
 from .conftest import write_dataset
 from .in_place import PROJECT
@@ -76,7 +76,7 @@ class Job:
             return true()
 
         try:
-            until(reached, PATIENCE, what)
+            until(reached, what)
         except AssertionError as error:
             raise AssertionError(f"job {self.id} {self.cluster.job(self.id)}: {error}\n{self.log[-4000:]}") from None
 
