@@ -147,7 +147,9 @@ class Cluster:
     # -- jobs
     def call(self, *command: str, where: Path | None = None, check: bool = True) -> str:
         """What one of Slurm's commands says."""
-        done = subprocess.run(command, cwd=where, env=self.environment, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(
+            command, cwd=where, env=self.environment, capture_output=True, text=True, timeout=PATIENCE
+        )
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
 

@@ -22,7 +22,7 @@ from lightning_shards.data.tar_index import ShardIndex
 from lightning_shards.data.worker import DecodeWorker
 from warm import WarmPython
 
-from . import WARM_DECODING
+from . import PATIENCE, WARM_DECODING
 from .in_place import PROJECT
 from .servers import Web
 
@@ -121,7 +121,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, warm_python: str) -> Path:
     (folder / "c.yaml").write_text(yaml.safe_dump(settings))
     environment = {**os.environ, "WANDB_MODE": "offline"}
     command = [warm_python, str(PROJECT / "train.py"), "--config", "c.yaml", "--run", "first"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "runs/first/report.html" in done.stdout.splitlines()[-1], "what is printed ends with the report"
     return folder

@@ -29,7 +29,7 @@ from lightning_shards.train.trained_model import best_model
 from team.model import ImageModel
 from torch import Tensor, nn
 
-from . import own_fields
+from . import PATIENCE, own_fields
 from .conftest import write_dataset
 from .in_place import PROJECT
 
@@ -699,7 +699,9 @@ def test_nothing_deprecated_is_called(folder: Path) -> None:
         "warnings.filterwarnings('error', category=DeprecationWarning, message='.*instantiate.*')\n"
         "TrainingCLI(ImageModel, args=['--config', 'small.yaml', '--model.backbone', 'small_cnn'])"
     )
-    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0 and "instantiate_classes" not in done.stderr, done.stderr[-2000:]
 
 

@@ -21,6 +21,7 @@ from team.model import ImageModel
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
+from . import PATIENCE
 from .test_inference import call
 from .test_train import project, spawn, start, summary, weights
 
@@ -251,7 +252,7 @@ def test_checkpoints_without_a_temperature_do_all_that_they_did(
 def test_two_ranks_fit_what_one_measures(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """Of 21 samples, which two ranks share with padding."""
     process = spawn(project, "--run", "two", "--trainer.max_epochs", "1", "--trainer.devices", "2", *SLOW)
-    _, err = process.communicate(timeout=900)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     told = summary("two")["metrics"]
     assert temperature("two", "best") == pytest.approx(told["val/temperature"]) != 1

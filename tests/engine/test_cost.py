@@ -28,6 +28,7 @@ from lightning_shards.errors import InputError
 from lightning_shards.train import cost_tracker, progress
 from lightning_shards.train import throughput as speed
 
+from . import PATIENCE
 from .in_place import PROJECT
 from .test_train import ledger, project, start, summary
 
@@ -334,7 +335,7 @@ def test_all_ranks_stop_at_the_same_step(project: Path, monkeypatch: pytest.Monk
         [sys.executable, "ticking.py", *arguments, "--max_hours", str(60 / 3600)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0 and "--resume two --max_hours" in done.stdout, done.stderr[-3000:]
     told = summary("two")

@@ -22,7 +22,7 @@ from lightning_shards.train import flags
 from lightning_shards.train.flags import FLAGS
 from team.model import ImageModel
 
-from . import probe, starts
+from . import PATIENCE, probe, starts
 from .probe import STEPS, TEST, VAL, Seen, attempt
 from .starts import Strike
 from .test_train import ledger
@@ -327,9 +327,9 @@ def test_a_shortened_epoch_is_owed_to_a_resume_on_any_devices(folder: Path, name
     begin = ["--config", "small.yaml", "--run", "cut", "--ledger", "true", *flag(max_epochs="3", **{name: "3"})]
     begin += ["--model.backbone", "small_cnn", "--save_every_minutes", "0.00001"]
     killed = starts.Forked(context, folder, begin, strikes=[Strike("batch", 6)])
-    assert starts.wait(killed, 900) == [-signal.SIGKILL]
+    assert starts.wait(killed, PATIENCE) == [-signal.SIGKILL]
     again = ["--resume", "cut", "--data.micro_batch_size", "1"]
-    assert starts.wait(starts.Forked(context, folder, again, devices=2), 900) == [0, 0]
+    assert starts.wait(starts.Forked(context, folder, again, devices=2), PATIENCE) == [0, 0]
     summary = json.loads(Path("runs/cut/summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["images_seen"]) == ("done", 9, 36)
     steps = ledger("cut")

@@ -24,6 +24,7 @@ from lightning_shards.packing.pack import PackOptions, pack
 from lightning_shards.train.datamodule import ShardDataModule
 from team import __main__ as commands
 
+from . import PATIENCE
 from .in_place import PACKAGE, PROJECT
 from .samples import class_files, write_tree
 from .servers import Web
@@ -275,7 +276,7 @@ def test_a_source_that_is_interrupted_leaves_nothing(
     while not under_way(priced, moment) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(number)
-    _, err = process.communicate(timeout=900)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and err.splitlines()[-1] == "stopped; nothing was written", err[-2000:]
     assert not list(priced.glob(".forecast-*"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from . import PATIENCE
 from .conftest import write_dataset
 from .in_place import PROJECT
 
@@ -23,7 +24,7 @@ def code(page: str) -> str:
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
     write_dataset(tmp_path / "data" / "mine")
     (tmp_path / "page.py").write_text(code(page))
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -32,6 +33,6 @@ def test_it_works_in_a_notebook(tmp_path: Path) -> None:
     pytest.importorskip("ipykernel")
     write_dataset(tmp_path / "data" / "mine")
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code("notebook.md"))])
-    nbclient.NotebookClient(book, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(book, timeout=PATIENCE, resources={"metadata": {"path": str(tmp_path)}}).execute()
     (answer,) = [one for one in book.cells[0].outputs if one.output_type == "execute_result"]
     assert any(colour in answer["data"]["text/plain"] for colour in ("red", "green", "blue"))

@@ -28,6 +28,7 @@ from lightning_shards.train.trained_model import best_model
 from team import __main__ as commands
 from team.model import ImageModel
 
+from . import PATIENCE
 from .conftest import NAMES, encoded, picture, write_dataset
 from .in_place import PACKAGE, PROJECT
 from .samples import write_tree
@@ -215,7 +216,7 @@ def test_ctrl_c_breaks_off_a_download(run: Path, web: Web, warm_python: str) -> 
     while not web.gets["test/000000.tar"] and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=900)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and said.splitlines()[-1] == "stopped; nothing was written"
     assert not list(Path().glob("x.csv*"))
 
@@ -229,7 +230,7 @@ def test_a_full_disk_is_one_sentence(run: Path, arguments: list[str]) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=PATIENCE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY)),
     )
     assert process.returncode == 1 and "Traceback" not in process.stderr
@@ -245,7 +246,7 @@ def test_a_reader_that_goes_away_is_no_failure(run: Path, warm_python: str) -> N
     assert process.stdout and process.stderr
     assert process.stdout.readline() == "path,predicted,score,error\n"
     process.stdout.close()
-    assert process.wait(900) == 0 and "Traceback" not in process.stderr.read()
+    assert process.wait(PATIENCE) == 0 and "Traceback" not in process.stderr.read()
     process.stderr.close()
 
 
@@ -261,7 +262,7 @@ print(json.dumps([names, scores.tolist()]))
 def alone(code: str) -> str:
     """What a program prints that does not import this project."""
     code += f"\nimport sys\nassert not [name for name in sys.modules if name.startswith({PACKAGE!r})]"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -32,6 +32,7 @@ from lightning_shards.errors import InputError, RunError
 from lightning_shards.files import write_durably
 from lightning_shards.runs.checkpoints import is_whole
 
+from . import PATIENCE
 from .conftest import encoded
 from .in_place import PROJECT
 from .servers import Web
@@ -112,7 +113,7 @@ def test_a_machine_without_what_linux_alone_has_packs_trains_and_predicts(tmp_pa
 
     def run(*command: str) -> str:
         done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
         return done.stdout
@@ -131,7 +132,7 @@ def test_an_environment_that_lacks_a_part_of_a_library_is_one_sentence(tmp_path:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch.nn'] = None")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
     train = [sys.executable, str(PROJECT / "train.py"), "--run", "r"]
-    done = subprocess.run(train, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(train, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr[-2000:]
     assert (
         "error: this environment is not whole (No module named 'torch.nn" in done.stderr
@@ -366,7 +367,7 @@ def test_a_certificate_of_ones_own_is_trusted_where_a_variable_names_it(
         others = {variable: value for variable, value in os.environ.items() if variable != "SSL_CERT_FILE"}
         environment = {**others, name: str(certificate)}
         done = subprocess.run(
-            [sys.executable, "-c", code, url], env=environment, capture_output=True, text=True, timeout=900
+            [sys.executable, "-c", code, url], env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.stdout == "single_label\n", done.stderr[-2000:]
 

@@ -18,7 +18,7 @@ from lightning_shards.train.ledger import read
 from lightning_shards.train.own_callbacks import OBEYED, REFUSED
 from team.model import ImageModel
 
-from . import probe, starts
+from . import PATIENCE, probe, starts
 from .probe import Seen, attempt
 from .starts import Strike
 from .test_flags import BARE, flag, folder  # noqa: F401  (a fixture)
@@ -184,10 +184,10 @@ def test_a_users_checkpoints_mislead_no_resume(tmp_path: Path, every: int) -> No
     arguments += ["--model.backbone", "small_cnn", "--save_every_minutes", "0.00001" if every == 5 else "10"]
     arguments += added("ModelCheckpoint", save_last="true", every_n_train_steps=every)
     killed = starts.Forked(context, tmp_path, arguments, strikes=[Strike("batch", 6)])
-    assert starts.wait(killed, 900) == [-signal.SIGKILL]
+    assert starts.wait(killed, PATIENCE) == [-signal.SIGKILL]
     assert (tmp_path / f"runs/cut/ModelCheckpoint/epoch={every // 4}-step={every}.ckpt").exists()
     again = ["--resume", "cut", "--trainer.callbacks", "null"]
-    assert starts.wait(starts.Forked(context, tmp_path, again), 900) == [0]
+    assert starts.wait(starts.Forked(context, tmp_path, again), PATIENCE) == [0]
     summary = yaml.safe_load((tmp_path / "runs/cut/summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["images_seen"]) == ("done", 8, 2 * 16)
     last: dict[tuple[int, int], list[int]] = {}

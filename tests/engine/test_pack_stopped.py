@@ -18,6 +18,7 @@ import pytest
 from lightning_shards.errors import RunError
 from lightning_shards.packing.pack import pack
 
+from . import PATIENCE
 from .in_place import PACKAGE
 from .samples import KEEP, class_files, command, fingerprint, folders_of, jpeg, write_tree
 
@@ -49,7 +50,7 @@ def test_killed_in_the_middle_the_same_command_finishes(
         os.killpg(process.pid, number)  # as a terminal does: the workers get it too
     else:
         process.send_signal(number)
-    stderr = process.communicate(timeout=900)[1]
+    stderr = process.communicate(timeout=PATIENCE)[1]
     assert not (tmp_path / "d").exists()
     if number == signal.SIGKILL:
         assert process.returncode == -9

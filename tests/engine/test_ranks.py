@@ -13,7 +13,7 @@ from lightning_shards.data.order import WindowedOrder
 from lightning_shards.train.evaluate import evaluate
 from team.model import ImageModel, schedule
 
-from . import proofs, starts
+from . import PATIENCE, proofs, starts
 from .conftest import write_dataset
 from .recorder import PLAIN, losses, rates, rows, weights
 from .test_train import SMALL
@@ -46,7 +46,7 @@ class Trainings:
         given = ["--resume", name] if run.exists() else ["--config", "c.yaml", "--run", name]
         given += ["--data.micro_batch_size", str(micro), *arguments]
         started = starts.Forked(self.context, self.folder, given, devices, strikes)
-        statuses = starts.wait(started, 900)
+        statuses = starts.wait(started, PATIENCE)
         wanted = {-strikes[0].number if strikes[0].number == 9 else 75} if strikes else {0}
         assert set(statuses) == wanted, (statuses, (self.folder / "output-0.log").read_text()[-3000:])
         return run

@@ -20,6 +20,7 @@ from lightning_shards.reporting import charts, numbers, report
 from team import __main__ as commands
 from team.model import ImageModel
 
+from . import PATIENCE
 from .conftest import NAMES, picture
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -264,7 +265,7 @@ def browse(folder: Path, page: Path, *options: str) -> tuple[list[str], list[str
         *("--enable-logging=stderr", "--v=0", f"--log-net-log={log}", f"--user-data-dir={folder / 'profile'}"),
         *(*options, page.as_uri()),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     console = re.findall(r"CONSOLE[^\]]*\] \"(.*)\", source", done.stderr)
     content = log.read_text()

@@ -20,7 +20,7 @@ import yaml
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.order import Order, WindowedOrder
 
-from . import proofs, starts
+from . import PATIENCE, proofs, starts
 from .in_place import PROJECT
 from .starts import Strike
 from .test_train import SMALL
@@ -58,7 +58,7 @@ class Trial:
         micro = batch // devices // accumulation
         arguments += ["--data.global_batch_size", str(batch), "--data.micro_batch_size", str(micro)]
         started = starts.Forked(self.context, self.folder, arguments, devices, strikes)
-        statuses = starts.wait(started, 900)
+        statuses = starts.wait(started, PATIENCE)
         if None in statuses:
             started.send(KILL)
         assert None not in statuses, "it hangs"
@@ -158,5 +158,5 @@ def test_start_methods(tmp_path: Path, dataset: Path, method: str) -> None:
     """In a process of its own: this one may have threads, which a fork would lose."""
     call = f"import sys; from {__name__} import *; {killed_as_two_and_finished_as_three.__name__}(*sys.argv[1:])"
     command = [sys.executable, "-c", call, method, str(tmp_path), str(dataset)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -15,6 +15,8 @@ from lightning_shards.reporting import numbers
 from lightning_shards.reporting.table import COLUMNS
 from team import __main__ as commands
 
+from . import PATIENCE
+
 
 @pytest.fixture
 def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -138,7 +140,7 @@ def test_it_needs_no_torch(project: Path) -> None:
     """So that the table is there at once."""
     code = "from lightning_shards.reporting import table; table.render(table.rows())"
     code = f"import sys; {code}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.strip() == "False", done.stderr
 
 

@@ -16,6 +16,7 @@ from lightning_shards.data import Batch, Crop, Image, ShardLoader, ShardSamples,
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.train.datamodule import ShardDataModule
 
+from . import PATIENCE
 from .conftest import write_dataset
 
 CROP = Crop(16)
@@ -259,7 +260,7 @@ def test_works_with_the_base_dependencies_alone(dataset: Path, tmp_path: Path) -
     script = tmp_path / "uses.py"
     script.write_text(BLOCKED + USES)
     command = [sys.executable, str(script), str(dataset / "train"), "images"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -17,6 +17,7 @@ import yaml
 from team.objectives import OBJECTIVES
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
+from . import PATIENCE
 from .conftest import write_dataset
 from .in_place import PROJECT
 
@@ -85,7 +86,7 @@ def test_an_agent_runs_a_trial(tmp_path: Path, server: str) -> None:
         "WANDB_AGENT_DISABLE_FLAPPING": "true",
     }
     command = [sys.executable, "-m", "wandb", "agent", "team/project/s"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and Sweeps.given == ["trial"], done.stdout[-2000:] + done.stderr[-4000:]
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "wandb-id.txt").read_text().strip() == "trial"

@@ -18,6 +18,8 @@ from lightning_shards import entry
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.terminal import plain_lines, printable, say, show
 
+from . import PATIENCE
+
 EVIL = "a\x1b]0;title\x07\x1b[2J\u202eb\r\n\x9b31mc\x00\u2028\ud800"
 
 
@@ -86,5 +88,5 @@ with command():
 def test_streams_that_are_closed_lead_nowhere(tmp_path: Path) -> None:
     """As `>&-` leaves them: they are no streams without methods, nor the file that is opened next."""
     script = 'exec "$0" -c "$1" <&- >&- 2>&-'
-    done = subprocess.run(["sh", "-c", script, sys.executable, STARTED_WITH_NOTHING], cwd=tmp_path, timeout=900)
+    done = subprocess.run(["sh", "-c", script, sys.executable, STARTED_WITH_NOTHING], cwd=tmp_path, timeout=PATIENCE)
     assert done.returncode == 0 and (tmp_path / "file").read_text() == "whole"

@@ -30,6 +30,7 @@ from lightning_shards.train.parser import SHOWN_IN_HELP
 from team.model import ImageModel
 from wandb.proto import wandb_internal_pb2
 
+from . import PATIENCE
 from .conftest import write_dataset
 from .in_place import PROJECT
 from .servers import WandbServer
@@ -428,7 +429,7 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(project: Path, monkeypatch: py
     assert summary("w")["changed_on_resume"] == {"trainer.max_epochs": 2, "log.report": True}
     assert "--trainer.max_epochs 2" in Path("runs/w/report.html").read_text()
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, segments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "2 run(s)" in done.stdout + done.stderr, done.stderr
 
 
@@ -571,7 +572,7 @@ def test_a_training_goes_on_without_wandb(project: Path) -> None:
     found = [p for p in Path("/proc").iterdir() if p.name.isdigit() and is_helper(p, process.pid)]
     for helper in found:
         os.kill(int(helper.name), signal.SIGTERM)
-    _, err = process.communicate(timeout=900)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and found, err
     assert err.count("W&B gets no more of this attempt") == 1, err
     told = summary("w")
@@ -598,7 +599,7 @@ def test_a_run_folder_that_is_moved_meanwhile_is_said(
 def test_another_python_than_the_projects_is_one_sentence() -> None:
     """`python train.py` in place of `uv run train.py`: that Python has nothing installed."""
     command = [sys.executable, "-I", "-S", str(PROJECT / "train.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "uv run train.py" in done.stderr
 
 
@@ -612,7 +613,7 @@ def test_a_terminal_that_is_closed_saves(project: Path) -> None:
         time.sleep(0.01)
     os.close(master)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=900) == 75 and summary("left")["status"] == "stopped"
+    assert process.wait(timeout=PATIENCE) == 75 and summary("left")["status"] == "stopped"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` starts a command
     try:
         assert signal.SIGHUP not in machine.stop_signals()
@@ -629,7 +630,7 @@ def test_sigterm_saves_and_the_resume_ends_the_same(project: Path, monkeypatch: 
     while not (lines.exists() and len(lines.read_text().splitlines()) > 30) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=900)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, err
     assert "--resume cut" in out and summary("cut")["status"] == "stopped"
     stopped = summary("cut")["images_seen"]
@@ -657,7 +658,7 @@ def test_two_ranks_killed_and_one_goes_on(project: Path, monkeypatch: pytest.Mon
     while not all(p.exists() and len(p.read_text().splitlines()) > 20 for p in paths) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
-    _, err = process.communicate(timeout=900)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL, err
     assert start(monkeypatch, "--resume", "two", "--trainer.devices", "1", config=None) == 0
     two, one = ledger("two"), ledger("one")
