@@ -48,7 +48,7 @@ def train() -> None:
         ends.append(time.perf_counter())
 
     class Linear(torch.nn.Module):
-        def __init__(self, outputs: int) -> None:
+        def __init__(self, outputs: int, widths: tuple[int, ...]) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(3, outputs)
 

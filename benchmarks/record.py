@@ -26,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from baked import package
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS, PAGE = ROOT / "records", ROOT / "docs" / "records.md"
 WHOLE = "data/fashion-mnist"  # what a config names as its dataset, to be made here
@@ -41,28 +43,42 @@ def train(folder: Path, run: str, *settings: str) -> dict[str, Any]:
     Paths are given as seen from there: what the run says of itself names no folder of this machine.
     """
     shutil.rmtree(folder / "runs" / run, ignore_errors=True)
-    project = Path.cwd()
-    command = [sys.executable, str(project / "train.py"), "--run", run, "--prices", seen_from(folder, "prices.yaml")]
+    command = [str(Path("train.py").absolute()), "--run", run, "--prices", seen_from(folder, "prices.yaml")]
     command += ["--log.wandb", "false", "--log.report", "true", "--trainer.enable_progress_bar", "false", *settings]
-    paths = os.pathsep.join(filter(None, (str(project / "src"), os.environ.get("PYTHONPATH", ""))))
     began = time.monotonic()
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": paths},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    done = python(folder, *command)
     seconds = time.monotonic() - began
     told = folder / "runs" / run / "summary.json"
     summary = json.loads(told.read_text()) if told.exists() else {"status": "failed"}
     if done.returncode or summary["status"] != "done":
         raise SystemExit(
-            f"the training {run} ended with {done.returncode}, {summary['status']}:\n{done.stdout[-2000:]}"
+            f"the training {run} ended with {done.returncode}, {summary['status']}:\n"
+            f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
     return {**summary, "wall": seconds}
+
+
+def mirrored(folder: Path, run: str, metric: str) -> float | None:
+    """The metric of a run, averaged over each image and its mirror image; None where that is refused, as for digits."""
+    done = python(folder, "-m", package(), "evaluate", run, "--flip", "--json")
+    if done.returncode == 2:
+        return None
+    done.check_returncode()
+    return round(json.loads(done.stdout)[metric], 6)
+
+
+def python(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of the project in `folder`."""
+    paths = os.pathsep.join(filter(None, (str(Path("src").absolute()), os.environ.get("PYTHONPATH", ""))))
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
 
 
 def seen_from(folder: Path, path: str | Path) -> str:
@@ -105,6 +121,7 @@ def row(config: Path, seed: int, folder: Path, share: float) -> dict[str, Any]:
     return {
         "seed": seed,
         "value": round(told["metrics"][metric], 6),
+        "mirrored": mirrored(folder, f"seed-{seed}", metric),
         "seconds": round(told["wall"], 1),
         "sample_images": round(told["wall"] * statistics.fmean(rates)),
         "sample_images_per_second": [round(rate) for rate in rates],
@@ -172,13 +189,16 @@ def cells(config: Path, rows: list[dict[str, Any]]) -> str:
 
     values = [100 * one["value"] for one in rows]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    spread += f" ({', '.join(f'{value:.2f}' for value in values)})"
+    if all(one.get("mirrored") is not None for one in rows):
+        spread += f"; {100 * mean('mirrored'):.2f}% with mirror images"
     kept, day = rows[0], max(one["day"] for one in rows)
     energy = f"{mean('kwh'):.3f}" if all(one["kwh"] is not None for one in rows) else ""
     cost = f"{mean('cost'):.4f} {kept['currency']}" if all(one["cost"] is not None for one in rows) else ""
     place = f"../records/{config.parent.name}"
     return (
         f"| [{title(config)}]({place}/config.yaml) ([report]({place}/report.html), [rows]({place}/record.json))"
-        f" | {statistics.fmean(values):.2f}%{spread} ({', '.join(f'{value:.2f}' for value in values)})"
+        f" | {statistics.fmean(values):.2f}%{spread}"
         f" | {', '.join(str(one['seed']) for one in rows)} | {mean('seconds') / 60:.1f}"
         f" | {mean('sample_images') / 1e6:.2f} | {energy} | {cost} | {kept['hardware']} | {day} |"
     )

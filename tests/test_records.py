@@ -75,12 +75,14 @@ def test_a_record_is_made(project: Path, warm_python_of_project: str, tmp_path: 
     succeed(command, project, env=warm)
     (row,) = json.loads(config.with_name("record.json").read_text())["rows"]
     assert row["seed"] == 4 and row["images_seen"] == 960 and row["metric"] == "test/accuracy" and 0 < row["value"] < 1
+    assert abs(row["mirrored"] - row["value"]) < 0.2 and row["mirrored"] > 0
     rate = sum(row["sample_images_per_second"]) / 2
     assert row["sample_images"] == pytest.approx(row["seconds"] * rate, rel=0.01)
     report = config.with_name("report.html").read_text()
     assert "</html>" in report and str(project) not in report + json.dumps(row), "a record names no folder of a machine"
     line = record.cells(config, [row])
-    assert f"{100 * row['value']:.2f}% ({100 * row['value']:.2f})" in line and f"{row['seconds'] / 60:.1f}" in line
+    assert f"{100 * row['value']:.2f}% ({100 * row['value']:.2f}); {100 * row['mirrored']:.2f}% with mirror" in line
+    assert f"{row['seconds'] / 60:.1f}" in line
 
     assert "seed 4 is there already" in succeed(command, project, env=warm)
     config.write_text(TINY.format(epochs=2))

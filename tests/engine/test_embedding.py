@@ -301,7 +301,7 @@ def test_a_training_on_features_is_forecast(project: Path, monkeypatch: Any, cap
 
 
 @pytest.mark.parametrize(
-    "name", ["small_cnn", "convnext_tiny", "vit_b_16", "swin_t", "densenet121", "maxvit_t", "vgg11"]
+    "name", ["small_cnn", "small_cnn_wide", "convnext_tiny", "vit_b_16", "swin_t", "densenet121", "maxvit_t", "vgg11"]
 )
 def test_features_of_every_family_are_what_the_last_layer_sees(name: str) -> None:
     with torch.device("meta"):

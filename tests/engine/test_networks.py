@@ -66,6 +66,14 @@ def test_files_of_published_weights(files: Path, name: str, file: str, mean: lis
         assert all(torch.equal(own[k], v) for k, v in state.items() if k in own and not k.startswith(("fc", "class")))
 
 
+def test_the_wide_small_network_is_larger_where_a_convolution_is_cheap() -> None:
+    """In its later stages, whose maps are small; it is never asked for other images than the narrow one."""
+    narrow, wide = (backbones.build(name, 10, 28) for name in ("small_cnn", "small_cnn_wide"))
+    sizes = [sum(weight.numel() for weight in net.parameters()) for net in (narrow, wide)]
+    assert sizes == [288_746, 1_083_370]
+    assert all(wide(torch.zeros(2, 3, side, side)).shape == (2, 10) for side in (8, 20, 28))
+
+
 def test_the_size_that_weights_were_trained_at(files: Path) -> None:
     """What `embed` takes where it is given none."""
     for name, size in (("resnet18", 224), ("efficientnet_v2_s", 384), ("timm/resnet10t", 176), ("small_cnn", None)):

@@ -52,9 +52,9 @@ class ImageModel(ShardModule):
         task: single_label, multi_label, regression, segmentation or detection; comes from the dataset.
         image_size: side of the images, in pixels; comes from data.image_size.
         fields: shape of a row of each field of a sample; comes from the dataset.
-        backbone: small_cnn, any classification network of torchvision (resnet50, vit_b_16, ...) or of timm (timm/NAME);
-            for data.features, in place of images: linear or mlp; for masks: small_unet, fcn_*, deeplabv3_*, lraspp_*;
-            for boxes: small_detector, fasterrcnn_*, fcos_*, retinanet_*, ssd*.
+        backbone: small_cnn, small_cnn_wide, any classification network of torchvision (resnet50, ...) or of timm
+            (timm/NAME); for data.features, in place of images: linear or mlp; for masks: small_unet, fcn_*,
+            deeplabv3_*, lraspp_*; for boxes: small_detector, fasterrcnn_*, fcos_*, retinanet_*, ssd*.
         weights: what to start from: `imagenet`, a checkpoint or another file of weights, or null for random weights.
         pretrained: mean, std, image_size of the images that the weights were trained on; null: what the weights say.
         drop_path: stochastic depth: the last block is left out so often in training; null: as the network has it.
