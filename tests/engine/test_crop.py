@@ -235,15 +235,19 @@ def test_each_thread_uses_its_memory_again() -> None:
     height=st.integers(1, 300),
     width=st.integers(1, 300),
     seed=st.integers(0, 1000),
+    ratio=st.sampled_from([(3 / 4, 4 / 3), (1.0, 1.0)]),
     extension=st.sampled_from([".jpg", ".png"]),
 )
-def test_crops_lie_inside_and_cover_what_was_asked(height: int, width: int, seed: int, extension: str) -> None:
-    crop = Crop(32, scale=(0.3, 0.9))
+def test_crops_lie_inside_and_cover_what_was_asked(
+    height: int, width: int, seed: int, ratio: tuple[float, float], extension: str
+) -> None:
+    crop = Crop(32, (0.3, 0.9), ratio)
     draws = np.random.default_rng(seed).random(crop.draws)
     top, left, h, w = crop.box(height, width, draws)
     assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h >= 1 and w >= 1
     if min(height, width) > 30 and 0.8 < height / width < 1.25:
         assert 0.27 < h * w / (height * width) < 0.93 and 0.7 < w / h < 1.4
+    assert w == h or ratio != (1.0, 1.0), "square, whatever the image is"
     for choice in (draws, None):
         out = np.zeros((32, 32, 3), np.uint8)
         crop(cv2.imencode(extension, np.full((height, width, 3), 7, np.uint8))[1].tobytes(), choice, out)

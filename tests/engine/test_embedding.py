@@ -209,7 +209,10 @@ def test_a_pass_over_features_is_exact_on_any_ranks(embedded: Path, monkeypatch:
 
 
 def test_views_are_random_crops_of_training_images_and_others_have_the_centre(project: Path, monkeypatch: Any) -> None:
-    assert call(monkeypatch, "embed", "first", "colours", "--name", "crops", "--views", 4, "--batch-size", 10) == 0
+    views = ("--views", 4, "--crop-ratio", 0.8, 1.2, "--batch-size", 10)
+    assert call(monkeypatch, "embed", "first", "colours", "--name", "crops", *views) == 0
+    told = (project / "colours/crops.embedding.json").read_text()
+    assert '"ratio":[0.8,1.2]' in "".join(told.split())
     stored = np.load(next((project / "colours/train").glob("000000.tar.crops-*.npy")))["values"]
     assert stored.shape == (17, 4, 128) and not (stored[:, :1] == stored[:, 1:]).all()
     val = np.load(next((project / "colours/val").glob("*.crops-*.npy")))["values"]
@@ -359,6 +362,7 @@ def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, argumen
         (["--data.features", "features", "--model.backbone", "small_cnn"], "takes images, not features"),
         (["--data.features", "features", "--model.mixup", "0.2"], "model.mixup changes images"),
         (["--data.features", "features", "--data.crop_scale", "[0.5, 1]"], "data.crop_scale changes images"),
+        (["--data.features", "features", "--data.crop_ratio", "[1, 1]"], "data.crop_ratio changes images"),
         (["--data.features", "features", "--data.flip", "0"], "data.flip changes images"),
         (["--data.features", "null"], "takes features: name some in data.features"),
         (["--data.features", "features", "--data.mixture", "{colours: 1, ./colours/../colours: 1}"], "mixture"),

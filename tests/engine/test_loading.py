@@ -192,6 +192,7 @@ def test_an_error_in_a_thread_is_raised_and_threads_end(dataset: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"global_batch_size": 97}, {"global_batch_size": 0}, {"fraction": 0.0}, {"crop_scale": (0.9, 0.1)}, {"workers": 0},
+     {"crop_ratio": (2, 1)}, {"crop_ratio": (0, 1)}, {"crop_ratio": (1, 1e9)}, {"crop_ratio": (1,)},
      {"eval_crop": 0.0}, {"path": "nowhere"}, {"fraction": 0.1, "global_batch_size": 90}],
 )  # fmt: skip
 def test_bad_settings_are_one_sentence(dataset: Path, change: dict) -> None:

@@ -37,6 +37,9 @@ def add(commands: Any) -> None:
     )
     add("--eval-crop", type=float, metavar="SHARE", help="of the shorter side that the centre is (the run's, or 0.875)")
     add("--crop-scale", type=float, nargs=2, metavar="SHARE", help="of the image, random crops (the run's, or 0.25 1)")
+    add(
+        "--crop-ratio", type=float, nargs=2, metavar="R", help="width / height, random crops (the run's, or 3/4 to 4/3)"
+    )
     add("--flip", type=float, metavar="P", help="probability that a random crop is mirrored (the run's, or 0.5)")
     add("--seed", type=int, default=0, help="of random crops (%(default)s)")
     add("--batch-size", type=int, default=256, help="images at a time (%(default)s)")

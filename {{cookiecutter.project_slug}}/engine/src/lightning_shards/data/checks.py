@@ -28,6 +28,7 @@ _RULES: dict[str, Rule] = {
     "fraction eval_crop": ("above 0 and at most 1", lambda x: 0 < float(x) <= 1),
     "flip max_skipped_fraction": ("between 0 and 1", lambda x: 0 <= x <= 1),
     "crop_scale": ("two numbers above 0 and at most 1, the smaller first", lambda x: 0 < x[0] <= x[1] <= 1),
+    "crop_ratio": ("two numbers from 0.1 to 10, the smaller first", lambda x: 0.1 <= x[0] <= x[1] <= 10),
 }
 _RULE_OF = {name: rule for names, rule in _RULES.items() for name in names.split()}
 

@@ -16,6 +16,7 @@ from .decode import DecodeError, Pixels, check_mask_size, decode_jpeg, decode_ot
 # reductions up to which linear interpolation will do: as it is, of pixels that are blurred once, or twice
 LINEAR, TWICE, BLURRED = 1.25, 2.2, 3.0
 WHOLE = 96  # pixels of a side up to which a JPEG is decoded at its own size, whoever keeps it
+CROP_SETTINGS = {"crop_scale": "scale", "crop_ratio": "ratio", "flip": "flip", "eval_crop": "center"}  # parts of a Crop
 
 
 @dataclass(frozen=True)

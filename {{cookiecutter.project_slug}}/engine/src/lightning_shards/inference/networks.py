@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from ..data.checks import check_settings
-from ..data.crop import Crop
+from ..data.crop import CROP_SETTINGS, Crop
 from ..data.dataset import TARGET_FIELDS, Dataset
 from ..data.embedding import FEATURES, TEACHER
 from ..data.fields import resolve_fields
@@ -27,7 +27,6 @@ from .embed import Embedder, Look
 
 RANDOM = "none"  # in place of weights
 Classes = tuple[type[LightningModule], type[ShardDataModule]]
-CROPS = {"eval_crop": "center", "crop_scale": "scale", "flip": "flip"}  # option -> part of a Crop
 
 
 def embedder(
@@ -46,10 +45,10 @@ def embedder(
         options["scores"],
     )
     size = options["image_size"] or int(model.hparams.get("image_size") or 224)
-    given = {name: settings.get(name) if options[name] is None else options[name] for name in CROPS}
+    given = {name: settings.get(name) if options[name] is None else options[name] for name in CROP_SETTINGS}
     check_settings({"image_size": size, "workers": options["workers"], "seed": options["seed"], **given}, "--")
     check_settings({"batch_size": options["batch_size"]}, "--")
-    crop = Crop(size, **{CROPS[name]: value for name, value in given.items() if value is not None})
+    crop = Crop(size, **{CROP_SETTINGS[name]: value for name, value in given.items() if value is not None})
     look = Look(crop, options["views"], options["seed"], options["batch_size"], options["workers"])
     return Embedder(
         model,

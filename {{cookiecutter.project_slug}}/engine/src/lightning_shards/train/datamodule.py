@@ -14,7 +14,7 @@ from .. import machine
 from ..data.cache import Cache
 from ..data.checks import check_settings
 from ..data.class_numbers import class_counts, classes_of, numbers_file
-from ..data.crop import Crop
+from ..data.crop import CROP_SETTINGS, Crop
 from ..data.decoded import DecodedPlan
 from ..data.embedding import FEATURES, Embedded, Embedding, embedded_fields
 from ..data.fields.base import in_plane, row_shape
@@ -58,6 +58,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         window_samples: samples that are mixed with each other at a time.
         window_bytes: the same in bytes; null: 4 GiB, at most a quarter of the memory where the run began.
         crop_scale: share of the image that a training crop covers, from and to.
+        crop_ratio: width / height of a training crop before it is made square, from and to; [1, 1] distorts nothing.
         flip: probability of a mirrored image in training.
         eval_crop: share of the shorter side that validation and test look at, from the centre.
         max_skipped_fraction: end the run when more samples than this share of a split cannot be decoded.
@@ -94,6 +95,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         window_samples: int = 1 << 20,
         window_bytes: int | None = None,
         crop_scale: tuple[float, float] = (0.25, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         eval_crop: float = 0.875,
         max_skipped_fraction: float = 0.01,
@@ -111,7 +113,8 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.workers, self.seed = workers, seed
         self.max_skipped_fraction = max_skipped_fraction
-        self.crop = Crop(image_size, scale=(crop_scale[0], crop_scale[1]), flip=flip, center=eval_crop)
+        scale, ratio = (crop_scale[0], crop_scale[1]), (crop_ratio[0], crop_ratio[1])
+        self.crop = Crop(image_size, scale, ratio, flip, center=eval_crop)
         if features:
             self._check_crop_is_usual()
         if size_schedule is not None:
@@ -266,7 +269,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
 
     def _check_crop_is_usual(self) -> None:
         usual = Crop(self.crop.size)
-        for setting, name in {"crop_scale": "scale", "flip": "flip", "eval_crop": "center"}.items():
+        for setting, name in CROP_SETTINGS.items():
             if getattr(self.crop, name) != getattr(usual, name):
                 raise InputError(f"data.{setting} changes images, and data.features takes their place: leave it out")
 
