@@ -242,7 +242,8 @@ def test_a_pass_that_is_killed_loses_nothing(small: Path) -> None:
     begun = list(small.glob("train/*.partial"))
     spec, plan = plan_of(small)
     written = sum(int((np.load(path, mmap_mode="r")["there"] > 0).sum()) for path in begun)
-    assert len(begun) == 4 and written >= 4 * 8
+    whole = list(small.glob("train/*.npy"))  # by a machine that decodes faster than the batches are taken
+    assert len(begun) + len(whole) == 4 and (whole or written >= 4 * 8)
     assert all(map(same, passes(small, 2), right))
     fill(small)
     assert all(plan.open(shard) for shard in spec.dataset.splits["train"])
