@@ -47,9 +47,9 @@ def small(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def opened(path: Path | str, **others: Any) -> Iterator[ShardLoader]:
+def opened(path: Path | str, batch: int = 8, **others: Any) -> Iterator[ShardLoader]:
     about = {"crop": CROP, "workers": 2, "max_skipped_fraction": 0.5, "decoded_bytes": ENOUGH}
-    loader = ShardLoader(path, 8, **{**about, **others})
+    loader = ShardLoader(path, batch, **{**about, **others})
     yield loader
     loader.close()
 
@@ -232,9 +232,9 @@ def test_any_damage_behind_the_header_is_found_or_harmless(tmp_path_factory: Any
 
 def test_a_pass_that_is_killed_loses_nothing(small: Path) -> None:
     right = passes(small, 2, decoded_bytes=0)
-    with opened(small) as loader:
+    with opened(small, batch=2) as loader:  # so that what is made ahead does not reach to the end of the pass
         batches = iter(loader)
-        for _ in range(4):
+        for _ in range(20):
             next(batches)
         for process in loader._epochs._decoding:  # type: ignore[union-attr]
             os.kill(process._process.pid, signal.SIGKILL)
@@ -242,8 +242,7 @@ def test_a_pass_that_is_killed_loses_nothing(small: Path) -> None:
     begun = list(small.glob("train/*.partial"))
     spec, plan = plan_of(small)
     written = sum(int((np.load(path, mmap_mode="r")["there"] > 0).sum()) for path in begun)
-    whole = list(small.glob("train/*.npy"))  # by a machine that decodes faster than the batches are taken
-    assert len(begun) + len(whole) == 4 and (whole or written >= 4 * 8)
+    assert len(begun) == 4 and written >= 4 * 8
     assert all(map(same, passes(small, 2), right))
     fill(small)
     assert all(plan.open(shard) for shard in spec.dataset.splits["train"])
