@@ -188,17 +188,17 @@ def cells(config: Path, rows: list[dict[str, Any]]) -> str:
         return statistics.fmean(one[name] for one in rows)
 
     values = [100 * one["value"] for one in rows]
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    spread += f" ({', '.join(f'{value:.2f}' for value in values)})"
+    right = f"{statistics.fmean(values):.2f}%" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    right += f" ({', '.join(f'{value:.2f}' for value in values)})"
     if all(one.get("mirrored") is not None for one in rows):
-        spread += f"; {100 * mean('mirrored'):.2f}% with mirror images"
+        right += f"; {100 * mean('mirrored'):.2f}% with mirror images"
     kept, day = rows[0], max(one["day"] for one in rows)
     energy = f"{mean('kwh'):.3f}" if all(one["kwh"] is not None for one in rows) else ""
     cost = f"{mean('cost'):.4f} {kept['currency']}" if all(one["cost"] is not None for one in rows) else ""
     place = f"../records/{config.parent.name}"
     return (
         f"| [{title(config)}]({place}/config.yaml) ([report]({place}/report.html), [rows]({place}/record.json))"
-        f" | {statistics.fmean(values):.2f}%{spread}"
+        f" | {right}"
         f" | {', '.join(str(one['seed']) for one in rows)} | {mean('seconds') / 60:.1f}"
         f" | {mean('sample_images') / 1e6:.2f} | {energy} | {cost} | {kept['hardware']} | {day} |"
     )
