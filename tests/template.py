@@ -23,6 +23,7 @@ PROJECT = ROOT / "{{cookiecutter.project_slug}}"
 DEFAULT = "lightning-shards-demo"
 PACKAGE = "lightning_shards_demo"
 NOTHING: Mapping[str, str] = {}
+PATIENCE = 1800  # seconds for a command to end: on the slowest machine, only what hangs takes longer
 _MADE = shutil.ignore_patterns(".git", "build", ".venv", ".uv", "uv.lock", "__pycache__", ".*_cache", ".hypothesis")
 
 
@@ -43,9 +44,7 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     return kept | {"NO_COLOR": "1", "COLUMNS": "200", "WANDB_MODE": "offline", "PYTHONUNBUFFERED": "1"} | dict(more)
 
 
-def run(
-    command: list[str] | str, where: Path, *, timeout: float = 600, env: Mapping[str, str] = NOTHING
-) -> subprocess.CompletedProcess[str]:
+def run(command: list[str] | str, where: Path, *, env: Mapping[str, str] = NOTHING) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder, with nothing to read; a string is a line of shell."""
     return subprocess.run(
         command if isinstance(command, list) else ["bash", "-euo", "pipefail", "-c", command],
@@ -54,13 +53,13 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=PATIENCE,
     )
 
 
-def succeed(command: list[str] | str, where: Path, *, timeout: float = 600, env: Mapping[str, str] = NOTHING) -> str:
+def succeed(command: list[str] | str, where: Path, *, env: Mapping[str, str] = NOTHING) -> str:
     """Run a command that must end with status 0; return what it printed."""
-    done = run(command, where, timeout=timeout, env=env)
+    done = run(command, where, env=env)
     said = done.stdout + done.stderr
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{said[-6000:]}"
     return said
@@ -105,7 +104,7 @@ def set_up(project: Path, folder: Path) -> None:
     without = 'for word; do shift; [ "$word" = --compile-bytecode ] || set -- "$@" "$word"; done'
     program.write_text(f'#!/bin/sh\n{without}\nexec "{uv}" "$@"\n')
     program.chmod(0o755)
-    succeed(["make", "setup", f"UV={program}"], project, timeout=1200)
+    succeed(["make", "setup", f"UV={program}"], project)
     ours, theirs = (
         Path(root) / "lib" / f"python3.{sys.version_info.minor}" for root in (sys.prefix, project / ".venv")
     )
@@ -113,7 +112,7 @@ def set_up(project: Path, folder: Path) -> None:
         place = theirs / compiled.relative_to(ours)
         if place.parent.exists() and not place.exists():
             shutil.copytree(compiled, place)
-    succeed(["make", "data/sample/dataset.json", f"UV={program}"], project, timeout=1200)
+    succeed(["make", "data/sample/dataset.json", f"UV={program}"], project)
 
 
 def stand_in_for_uv(folder: Path, project: Path, more: str = "") -> Path:

@@ -58,7 +58,7 @@ def fresh(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = bake(tmp_path_factory.mktemp("how-to") / "bakes")
     succeed(["cp", "-al", str(project / ".venv"), str(project / "uv.lock"), "."], made)
     keep_a_tenth(made / "sample" / "fashion-mnist-10k.zip")
-    succeed("make data/sample/dataset.json", made, timeout=1200)
+    succeed("make data/sample/dataset.json", made)
     return made
 
 
@@ -115,7 +115,7 @@ def test_page_works_as_it_stands(page: Path, fresh: Path, warm: str, tmp_path: P
         elif to_run:
             ran += 1
             path_with_uv = f"{uv.parent}:{environment({})['PATH']}"
-            print(succeed(text, project, timeout=900, env={"PATH": path_with_uv})[-1500:])
+            print(succeed(text, project, env={"PATH": path_with_uv})[-1500:])
     assert ran, "a page has a command that shows that it works"
     checked = run([sys.executable, "-m", "ruff", "check", "--no-cache", "src", "train.py"], project)
     assert checked.returncode == 0, checked.stdout

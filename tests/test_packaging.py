@@ -42,7 +42,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(PROJECT / "engine", folder / "engine", ignore=litter)
     succeed(["uv", "venv", "--quiet", "--python", sys.executable, "env"], folder)
-    succeed(["uv", "pip", "install", "--quiet", "--python", "env", "./engine"], folder, timeout=1200)
+    succeed(["uv", "pip", "install", "--quiet", "--python", "env", "./engine"], folder)
     return folder
 
 

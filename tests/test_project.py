@@ -30,7 +30,7 @@ def with_its_source(project: Path) -> dict[str, str]:
 
 
 def test_default_project_passes_its_own_tests(project: Path) -> None:
-    said = succeed("make test", project, timeout=1800)
+    said = succeed("make test", project)
     lines = re.findall(r"^=* ?(\d+ passed.*?) ?=*$", said, flags=re.MULTILINE)
     assert len(lines) == 1 and "skipped" not in lines[0], said[-3000:]
 
@@ -58,7 +58,7 @@ def test_other_tasks_pack_their_sample_and_learn(
     epochs, part = ("1", "1.0") if composed else ("2", "0.25")
     train = ["train.py", "--run", "short", "--trainer.max_epochs", epochs, "--data.fraction", part]
     train += ["--log.wandb", "false"]
-    succeed([warm_python_of_project, *train], other, timeout=600, env=environment)
+    succeed([warm_python_of_project, *train], other, env=environment)
     metrics = json.loads((other / "runs/short/summary.json").read_text())["metrics"]
     assert metrics.get("test/average_precision", 1) > 0.8 and metrics.get("test/r2", 1) > 0.5, metrics
     if "test/mean_iou" in metrics:

@@ -34,7 +34,7 @@ def test_demo_of_the_template(clone: Path) -> None:
     sample.write_text(sample.read_text().replace("max_epochs: 8", "max_epochs: 1"))
     commands = blocks(clone / "README.md")
     assert commands and commands[0].startswith("make demo")
-    said = succeed(commands[0], clone, timeout=900)
+    said = succeed(commands[0], clone)
     print(said[-3000:])
     (summary,) = (clone / "build" / DEFAULT / "runs").glob("*/summary.json")
     figures = json.loads(summary.read_text())

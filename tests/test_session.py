@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from template import ROOT, environment, run
+from template import PATIENCE, ROOT, environment, run
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def session(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 def test_person_who_answers(session: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
     """Typed answers count, empty ones take the default, and braces typed by a person are refused as well."""
     typed = ["Cat's \\ café", "", "", "", "", "2", "", "64", "3", "1", "", "", "2", "y", "n"]
-    out, err = session().communicate("\n".join(typed) + "\n", timeout=900)
+    out, err = session().communicate("\n".join(typed) + "\n", timeout=PATIENCE)
     (project,) = (tmp_path / "bakes").iterdir()
     assert project.name == "cat-s-cafe", out + err
     assert "BSD 3-Clause" in (project / "LICENSE").read_text()
@@ -53,7 +53,7 @@ def test_person_who_answers(session: Callable[[], subprocess.Popen[str]], tmp_pa
 
 def test_person_who_types_template_syntax(session: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
     process = session()
-    _, err = process.communicate("Cats {{ x }}\ncats\n" + "\n" * 13, timeout=900)
+    _, err = process.communicate("Cats {{ x }}\ncats\n" + "\n" * 13, timeout=PATIENCE)
     assert process.returncode == 1 and "project_name has" in err and "type it without" in err
     assert list((tmp_path / "bakes").iterdir()) == []
 
@@ -69,7 +69,7 @@ def test_interrupt_leaves_nothing(session: Callable[[], subprocess.Popen[str]], 
         assert letter, seen
         seen += letter
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=900)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert list((tmp_path / "bakes").iterdir()) == []
 

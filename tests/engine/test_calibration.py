@@ -315,6 +315,8 @@ def test_the_report_says_what_the_bins_say() -> None:
     found, _ = told(unscaled=BINS, fitted_here=False, link="sigmoid")
     assert "Over 40 labels, the probabilities are off by 13.8%" in found["text"]
     assert "with temperature" not in found["chart"]
+    unfitted, _ = told(unscaled=BINS, scaled=BINS, temperature=1.0, fitted_here=False, link="softmax")
+    assert "temperature" not in unfitted["text"] + unfitted["chart"], "no validation has fitted one"
     assert reliability.of(RunFiles(Path("runs/one"))) == {}, "an older run has none"
 
 

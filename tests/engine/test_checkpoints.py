@@ -57,6 +57,14 @@ def test_the_last_few_stay(folder: Path) -> None:
     assert epoch(folder / "step-000000034.ckpt") == (2, 80)
 
 
+def test_a_copy_without_times_goes_on_from_the_furthest(folder: Path) -> None:
+    """What a checkpoint says of its place decides, and no file's time: here the oldest is the youngest file."""
+    (folder / "last.ckpt").unlink()
+    for age, path in enumerate(sorted(folder.glob("step-*.ckpt"))):
+        os.utime(path, (1e9 - 100 * age,) * 2)
+    assert newest(folder) == folder / "step-000000036.ckpt"
+
+
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
 def test_a_damaged_one_is_never_chosen(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, damage: Any) -> None:
     """The run goes on from the one before, and everything after it is trained again."""

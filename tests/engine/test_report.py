@@ -122,6 +122,14 @@ def test_the_command_makes_the_same_page_again(copy: Path, monkeypatch: pytest.M
     assert not list(copy.glob("*.tmp"))
 
 
+def test_a_run_without_a_validation_has_no_column_of_it(copy: Path) -> None:
+    assert "<th>train</th><th>val</th><th>test</th>" in report.render(report.read(copy))
+    metrics = told(copy, "summary.json")["metrics"]
+    kept = {name: value for name, value in metrics.items() if not name.startswith("val/")}
+    change(copy, "summary.json", metrics=kept)
+    assert "<th>train</th><th>test</th>" in report.render(report.read(copy))
+
+
 def test_what_is_no_run_is_one_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     Path("runs/notes").mkdir()
     Path("other").mkdir()

@@ -35,7 +35,8 @@ _RULE_OF = {name: rule for names, rule in _RULES.items() for name in names.split
 
 def check_settings(settings: Mapping[str, Any], prefix: str = "") -> None:
     """Raise InputError for the first of `settings` whose value is outside its range. None is always right, and so is
-    a name without a rule."""
+    a name without a rule. The sentence has `prefix` before the name; with "--", as an option is written.
+    """
     for name, value in settings.items():
         if value is None or name not in _RULE_OF:
             continue
@@ -45,7 +46,8 @@ def check_settings(settings: Mapping[str, Any], prefix: str = "") -> None:
         except (TypeError, ValueError, IndexError):
             right = False
         if not right:
-            raise InputError(f"{prefix}{name} is {value!r}, it must be {rule}")
+            shown = name.replace("_", "-") if prefix == "--" else name
+            raise InputError(f"{prefix}{shown} is {value!r}, it must be {rule}")
 
 
 def refuse_unknown(of: type, unknown: Mapping[str, Any]) -> None:

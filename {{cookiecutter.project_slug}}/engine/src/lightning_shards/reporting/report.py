@@ -54,6 +54,7 @@ def render(run: RunFiles) -> str:
         comment_end_string="#]",
     )
     found, calibration = findings.of(run), reliability.of(run)  # before `missing` is read: they may add to it
+    splits, metrics = result.metrics(run)
     return environment.get_template("report.html").render(
         run=run,
         name=printable(run.folder.name),
@@ -64,7 +65,8 @@ def render(run: RunFiles) -> str:
         else "",
         subtitle=_subtitle(run),
         headline=result.headline(run),
-        metrics=result.metrics(run),
+        splits=splits,
+        metrics=metrics,
         neighbours=result.neighbours(run),
         tiles=_tiles(run),
         learning=_learning(run),

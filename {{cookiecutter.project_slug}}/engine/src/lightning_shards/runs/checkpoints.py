@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,41 @@ FORMAT = 1
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint in `folder` to go on from, the first whole one of `last.ckpt` and the ones before it; None: none.
+    """The checkpoint in `folder` to go on from: `last.ckpt`, or of the whole ones that which saw the most; None: none.
 
     Says which are passed over. Raises InputError where there are some and none will do.
     """
-    files = [path for path in folder.glob("*.ckpt") if path.is_file()]
-    found = sorted(files, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime_ns))
-    passed: dict[int, str] = {}
-    for path in reversed(found):
-        if path.stat().st_ino in passed:
+    passed: dict[Path, str] = {}
+    for path in _latest_first(folder):
+        if any(path.samefile(other) for other in passed):  # a second name
             continue
         if not (reason := _unfit(path)):
             return path
-        passed[path.stat().st_ino] = reason
+        passed[path] = reason
         if not rank():
             say(f"{path} {reason}; looking for one before it", sys.stderr)
-    foreign = next((path for path in reversed(found) if passed[path.stat().st_ino] != _DAMAGED), None)
+    foreign = next((path for path, reason in passed.items() if reason != _DAMAGED), None)
     if foreign:
         state(foreign)  # raises, with the reason
     if passed:
         raise InputError(f"{folder} has no checkpoint that can be read: restore one, or start a new run")
     return None
+
+
+def _latest_first(folder: Path) -> Iterator[Path]:
+    """`last.ckpt`, and then the others, read only where that will not do. A copied file's time says nothing."""
+    files = {path for path in folder.glob("*.ckpt") if path.is_file()}
+    last = folder / "last.ckpt"
+    if last in files:
+        yield last
+    yield from sorted(files - {last}, key=lambda path: (_images_seen(path), path.name), reverse=True)
+
+
+def _images_seen(checkpoint: Path) -> int:
+    try:
+        return int(state(checkpoint)["images_seen"])
+    except InputError:
+        return -1
 
 
 _DAMAGED = "is damaged"
