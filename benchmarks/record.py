@@ -4,7 +4,7 @@
     python benchmarks/record.py --table                          # docs/records.md anew, from records/
 
 A folder of `records/` is one record: `config.yaml`, `record.json` with a row for each seed, and the `report.html` of
-the first. Seeds that are there already are not trained again, so a long record may be made in several sittings; those
+the first, which gives the interval over those that were trained in the same folder. Seeds that are there already are not trained again, so a long record may be made in several sittings; those
 of another config, hardware or dataset are never mixed with them. Machines, and hours on a shared one, differ in speed:
 the sample run is trained just before and just behind each seed, and its rate in that hour is in the row.
 """
@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import date
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def row(config: Path, seed: int, folder: Path, share: float) -> dict[str, Any]:
     paths = ("--config", seen_from(folder, config), "--data.path", seen_from(folder, data))
     told = train(folder, f"seed-{seed}", *paths, "--seed_everything", str(seed))
     rates = [before, sample_rate(folder, share)]
-    metric = f"test/{told['monitor']}"
+    metric, ended = f"test/{told['monitor']}", datetime.now(UTC)
     return {
         "seed": seed,
         "value": round(told["metrics"][metric], 6),
@@ -126,7 +126,8 @@ def row(config: Path, seed: int, folder: Path, share: float) -> dict[str, Any]:
         "sample_images": round(told["wall"] * statistics.fmean(rates)),
         "sample_images_per_second": [round(rate) for rate in rates],
         **{name: told[name] for name in ("images_seen", "images_per_second", "kwh", "cost", "currency")},
-        "day": date.today().isoformat(),
+        "day": ended.date().isoformat(),
+        "ended": ended.isoformat(timespec="minutes"),
         "config": digest(config),
         "dataset": told["dataset"]["fingerprint"],
         "metric": metric,
@@ -167,9 +168,15 @@ def make(config: Path, seeds: list[int], share: float) -> None:
         temporary = record.with_suffix(".new")
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         temporary.replace(record)
-        if new is rows[0]:
-            shutil.copyfile(folder / "runs" / f"seed-{seed}" / "report.html", config.with_name("report.html"))
+        keep_report(folder, f"seed-{rows[0]['seed']}", config.with_name("report.html"))
         print(f"seed {seed}: {new['value']:.4f} in {new['seconds'] / 60:.1f} minutes", flush=True)
+
+
+def keep_report(folder: Path, run: str, place: Path) -> None:
+    """Make the report of a run anew, now that there are more beside it, and copy it; the old one stays if it is gone."""
+    if (report := folder / "runs" / run / "report.html").exists():
+        python(folder, "-m", package(), "report", run).check_returncode()
+        shutil.copyfile(report, place)
 
 
 def shown(path: Path) -> str:
@@ -211,7 +218,7 @@ def table(records: Path = RECORDS) -> str:
         record = config.with_name("record.json")
         if record.exists():
             rows = json.loads(record.read_text())["rows"]
-            done.append((max(one["day"] for one in rows), cells(config, rows)))
+            done.append((max(one["ended"] for one in rows), cells(config, rows)))
         else:
             waiting.append(f"- {title(config)}: `make record CONFIG=records/{config.parent.name}/config.yaml`")
     lines = [COLUMNS, re.sub("[^|]+", "---", COLUMNS), *(line for _, line in sorted(done, reverse=True))]

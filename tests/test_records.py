@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -33,6 +34,21 @@ trainer:
 
 def test_the_table_is_that_of_the_records() -> None:
     assert record.page_with_table() == record.PAGE.read_text(), "python benchmarks/record.py --table"
+
+
+def test_the_newest_record_comes_first(tmp_path: Path) -> None:
+    """Also of two that were made on one day, whatever their names."""
+    for name, ended in (
+        ("b", "2026-01-02T10:00+00:00"),
+        ("a", "2026-01-02T09:00+00:00"),
+        ("c", "2025-12-30T11:00+00:00"),
+    ):
+        shutil.copytree(record.RECORDS / "fashion-cheapest", tmp_path / name)
+        told = json.loads((tmp_path / name / "record.json").read_text())
+        told["rows"] = [row | {"ended": ended} for row in told["rows"]]
+        (tmp_path / name / "record.json").write_text(json.dumps(told))
+    lines = record.table(tmp_path).splitlines()[2:]
+    assert [re.search(r"records/(\w)/", line)[1] for line in lines] == ["b", "a", "c"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.parent.name)
@@ -84,7 +100,8 @@ def test_a_record_is_made(project: Path, warm_python_of_project: str, tmp_path: 
     assert f"{100 * row['value']:.2f}% ({100 * row['value']:.2f}); {100 * row['mirrored']:.2f}% with mirror" in line
     assert f"{row['seconds'] / 60:.1f}" in line
 
-    assert "seed 4 is there already" in succeed(command, project, env=warm)
+    assert "seed 4 is there already" in succeed([*command, "5"], project, env=warm)
+    assert "2 seeds: mean" in config.with_name("report.html").read_text(), "of the first seed, made anew"
     config.write_text(TINY.format(epochs=2))
     refused = run(command, project, env=warm)
     assert refused.returncode == 1 and "is of another config.yaml" in refused.stderr
