@@ -137,6 +137,21 @@ def test_a_run_learns_and_leaves_everything_behind(project: Path, monkeypatch: p
     assert summary("first") == told
 
 
+def test_an_evaluation_computes_in_what_the_run_was_told_to(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it gives the run's own test again; what this device cannot, and what nothing can, is told apart."""
+    assert start(monkeypatch, "--run", "r", "--trainer.precision", "bf16-mixed") == 0
+    own = summary("r")["metrics"]["test/loss"]
+    assert evaluate(ImageModel, Path("runs/r"))["test/loss"] == pytest.approx(own, rel=1e-6)
+    config = Path("runs/r/config.yaml")
+    text = config.read_text()
+    config.write_text(text.replace("bf16-mixed", "16-mixed"))
+    elsewhere = evaluate(ImageModel, Path("runs/r"))["test/loss"]  # of a run that was trained on a GPU
+    assert elsewhere == pytest.approx(own, rel=0.05) and elsewhere != pytest.approx(own, rel=1e-6)
+    config.write_text(text.replace("bf16-mixed", "17-mixed"))
+    with pytest.raises(InputError, match="17-mixed"):
+        evaluate(ImageModel, Path("runs/r"))
+
+
 @pytest.mark.parametrize("task", ["multi_label", "regression"])
 def test_the_other_tasks_learn(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     root = write_dataset(tmp_path / task, task=task)
@@ -207,6 +222,8 @@ BAD = [
     (["--resum", "last"], "resum is no setting; did you mean resume?"),
     (["--data.global_batch_size", "many"], "global_batch_size"),
     (["--model.backbone", "resnet19"], "resnet18"),
+    (["--model.backbone", "timm/resnet180"], "was meant"),
+    (["--model.backbone", "vit_b_16", "--data.size_schedule", "{8: 0.5}"], "vit_b_16 cannot take the 8 pixels of"),
     (["--data.path", "nowhere"], "no packed dataset"),
     (["--data.global_batch_size", "97"], "larger than the training set"),
     (["--data.micro_batch_size", "3"], "6 or 9 would do"),

@@ -13,6 +13,7 @@ from ..errors import InputError
 from . import hardware
 from .datamodule import ShardDataModule
 from .eval_metrics import EvalPass
+from .explain import refused_by_lightning
 from .mirror import look_twice
 from .trained_model import best_model
 
@@ -59,22 +60,29 @@ def evaluate(
     hardware.quiet()
     device = hardware.accelerator(config["trainer"]["accelerator"])  # or the CPU, where that is all there is
     hardware.prepare(device)
-    trainer = Trainer(
-        accelerator=device,
-        devices=1,
-        precision=hardware.precision(device),  # type: ignore[arg-type]
-        logger=False,
-        callbacks=[EvalPass()],
-        enable_progress_bar=bar,
-        enable_checkpointing=False,
-        default_root_dir=folder,
-        use_distributed_sampler=False,
-    )
+    with refused_by_lightning():
+        trainer = Trainer(
+            accelerator=device,
+            devices=1,
+            precision=_precision(config["trainer"].get("precision"), device),
+            logger=False,
+            callbacks=[EvalPass()],
+            enable_progress_bar=bar,
+            enable_checkpointing=False,
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+        )
     run = trainer.validate if split == "val" else trainer.test
     found = dict(run(model, datamodule=data, verbose=False)[0])
     if mirrored and not mirrored.calls:
         raise InputError(f"the model {model_class.__name__} does not call its forward to be measured: leave out --flip")
     return found
+
+
+def _precision(asked: Any, device: str) -> Any:
+    """What the run was told to compute in, so that its own test is measured again; else what the device is fast at."""
+    only_on_gpus = str(asked).startswith("16") and device == "cpu"
+    return hardware.precision(device) if asked is None or only_on_gpus else asked
 
 
 def batch_size(settings: dict[str, Any]) -> int:
