@@ -155,6 +155,15 @@ def test_answers_are_used(baked: tuple[dict[str, str], Path]) -> None:
     assert set(settings["tool"]["uv"]["sources"]) == {"lightning-shards", *with_torch}
 
 
+def test_configs_are_short_and_say_what_each_setting_is(baked: tuple[dict[str, str], Path]) -> None:
+    configs = {name: text.splitlines() for name, text in text_files(baked[1]).items() if name.startswith("configs/")}
+    assert len(configs) >= 4
+    for name, lines in configs.items():
+        assert len(lines) < 40 and all(len(line) <= 120 for line in lines), name
+        silent = [line for line in lines if re.match(r" *\w+: *[^ #]", line) and "  # " not in line]
+        assert not silent, f"{name}: {silent}"
+
+
 def test_options_not_asked_for_leave_nothing(baked: tuple[dict[str, str], Path]) -> None:
     answers, project = baked
     files = text_files(project)

@@ -29,6 +29,16 @@ def with_its_source(project: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def test_the_model_learns_two_batches_by_heart(project: Path, warm_python_of_project: str, tmp_path: Path) -> None:
+    """What configs/debug.yaml is for; where the time went is told beside."""
+    over = [f"--config={project / 'configs' / name}" for name in ("sample.yaml", "debug.yaml")]
+    over += ["--data.path", str(project / "data" / "sample"), "--run", "by-heart", "--log.report", "false"]
+    succeed([warm_python_of_project, str(project / "train.py"), *over], tmp_path)
+    folder = tmp_path / "runs" / "by-heart"
+    assert json.loads((folder / "summary.json").read_text())["metrics"]["train/loss"] < 0.01
+    assert list((folder / "profile").iterdir())
+
+
 def test_default_project_passes_its_own_tests(project: Path) -> None:
     said = succeed("make test", project)
     lines = re.findall(r"^=* ?(\d+ passed.*?) ?=*$", said, flags=re.MULTILINE)
