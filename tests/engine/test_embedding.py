@@ -366,6 +366,8 @@ def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, argumen
         (["--data.features", "features", "--data.crop_ratio", "[1, 1]"], "data.crop_ratio changes images"),
         (["--data.features", "features", "--data.flip", "0"], "data.flip changes images"),
         (["--data.features", "null"], "takes features: name some in data.features"),
+        (["--data.features", "features", "--model.trained_blocks", "0"], "model.trained_blocks"),
+        (["--data.features", "features", "--model.backbone", "mlp", "--model.layer_decay", "0.5"], "model.layer_decay"),
         (["--data.features", "features", "--data.mixture", "{colours: 1, ./colours/../colours: 1}"], "mixture"),
     ],
 )
@@ -373,8 +375,10 @@ def test_bad_input_of_a_training(
     embedded: Path, monkeypatch: Any, capfd: Any, arguments: list[str], sentence: str
 ) -> None:
     monkeypatch.chdir(embedded)
+    capfd.readouterr()
     assert start(monkeypatch, "--run", "bad", *arguments) == 2
-    assert sentence in capfd.readouterr().err and not Path("runs/bad").exists()
+    (said,) = capfd.readouterr().err.splitlines()
+    assert sentence in said and not Path("runs/bad").exists()
 
 
 def of_another_dataset(project: Path) -> None:
@@ -408,8 +412,10 @@ def test_what_does_not_fit_is_never_read(
     project: Path, monkeypatch: Any, capfd: Any, damage: Callable[[Path], None]
 ) -> None:
     damage(project)
+    capfd.readouterr()
     assert start(monkeypatch, "--run", "bad", "--data.features", "features") == 2
-    assert "embed" in capfd.readouterr().err and not Path("runs/bad").exists()
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "embed" in said and not Path("runs/bad").exists()
     again = ["embed", "first", "colours"]
     if damage not in (without_an_array, with_a_cut_array):
         assert call(monkeypatch, *again) == 2 and "embed again with --force" in capfd.readouterr().err

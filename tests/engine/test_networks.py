@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import timm
@@ -134,6 +135,18 @@ def test_timm_without_a_network_says_which_file_to_get(monkeypatch: pytest.Monke
         find_weights(f"timm/{bare}", "imagenet")
 
 
+def test_torchvision_without_a_network_says_which_file_to_put_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    with pytest.raises(InputError, match=rf"cannot fetch http.*resnet18-.*put that file into {tmp_path}.*FILE"):
+        model(backbone="resnet18", weights="imagenet")
+
+
 def test_timm_from_its_hub(files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From the hub's folder on this machine, laid out as the hub's client does."""
     import huggingface_hub.constants
@@ -184,8 +197,11 @@ def test_a_run_carries_on_what_its_weights_expect(
             assert start(monkeypatch, "--run", "b", *best, "--trainer.max_epochs", "1") == 0
             assert "the weights were trained" not in capfd.readouterr().out
     before = sorted(Path("runs").iterdir())
-    for bad in (["--model.weights", str(files / "resnet34.pth")], ["--model.backbone", "timm/resnet180"]):
-        assert start(monkeypatch, "--run", "c", "--model.backbone", "resnet18", *bad) == 2
+    capfd.readouterr()
+    of_another = ["--model.backbone", "resnet18", "--model.weights", str(files / "resnet34.pth")]
+    assert start(monkeypatch, "--run", "c", *of_another) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "resnet34" in said, said
     assert sorted(Path("runs").iterdir()) == before, "nothing is written"
 
 

@@ -64,7 +64,7 @@ FLAGS: dict[str, Flag] = {
     "strategy": Flag("obeyed", "`auto` or `ddp`: a run's checkpoints are whole, for any number of devices"),
     "devices": Flag("obeyed", "under torchrun and srun their number is known from the launcher"),
     "num_nodes": Flag("obeyed", "under torchrun and srun it is known from the launcher"),
-    "precision": Flag("obeyed", "null: what the hardware is fast at"),
+    "precision": Flag("obeyed", "null: bfloat16 or float16 mixed on a CUDA GPU, else float32"),
     "logger": Flag("obeyed", "added to the run's own; false leaves metrics.csv alone, which the report is made of"),
     "callbacks": Flag("obeyed", "added to the run's own; see the table of callbacks"),
     "fast_dev_run": Flag(
