@@ -4,9 +4,10 @@
     python benchmarks/record.py --table                          # docs/records.md anew, from records/
 
 A folder of `records/` is one record: `config.yaml`, `record.json` with a row for each seed, and the `report.html` of
-the first, which gives the interval over those that were trained in the same folder. Seeds that are there already are not trained again, so a long record may be made in several sittings; those
-of another config, hardware or dataset are never mixed with them. Machines, and hours on a shared one, differ in speed:
-the sample run is trained just before and just behind each seed, and its rate in that hour is in the row.
+the first, which gives the interval over those that were trained in the same folder. Seeds that are there already are
+not trained again, so a long record may be made in several sittings; those of another config, hardware or dataset are
+never mixed with them. Machines, and hours on a shared one, differ in speed: the sample run is trained just before and
+just behind each seed, and its rate in that hour is in the row.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def make(config: Path, seeds: list[int], share: float) -> None:
 
 
 def keep_report(folder: Path, run: str, place: Path) -> None:
-    """Make the report of a run anew, now that there are more beside it, and copy it; the old one stays if it is gone."""
+    """Make the report of a run anew, beside those that came since, and copy it; without the run the old one stays."""
     if (report := folder / "runs" / run / "report.html").exists():
         python(folder, "-m", package(), "report", run).check_returncode()
         shutil.copyfile(report, place)
