@@ -159,18 +159,18 @@ def make(config: Path, seeds: list[int], share: float) -> None:
     for seed in seeds:
         if any(one["seed"] == seed for one in rows):
             print(f"seed {seed} is there already", flush=True)
-            continue
-        new = row(config, seed, folder, share)
-        if rows and (other := [name for name in SAME if rows[0][name] != new[name]]):
-            raise SystemExit(f"{record} is of another {', '.join(other)}: copy the config into a new folder")
-        rows = sorted([*rows, new], key=lambda one: one["seed"])
-        made = " ".join(str(one["seed"]) for one in rows)
-        content = {"command": f"make record CONFIG={shown(config)} SEEDS='{made}'", "rows": rows}
-        temporary = record.with_suffix(".new")
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        temporary.replace(record)
+        else:
+            new = row(config, seed, folder, share)
+            if rows and (other := [name for name in SAME if rows[0][name] != new[name]]):
+                raise SystemExit(f"{record} is of another {', '.join(other)}: copy the config into a new folder")
+            rows = sorted([*rows, new], key=lambda one: one["seed"])
+            made = " ".join(str(one["seed"]) for one in rows)
+            content = {"command": f"make record CONFIG={shown(config)} SEEDS='{made}'", "rows": rows}
+            temporary = record.with_suffix(".new")
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.replace(record)
+            print(f"seed {seed}: {new['value']:.4f} in {new['seconds'] / 60:.1f} minutes", flush=True)
         keep_report(folder, f"seed-{rows[0]['seed']}", config.with_name("report.html"))
-        print(f"seed {seed}: {new['value']:.4f} in {new['seconds'] / 60:.1f} minutes", flush=True)
 
 
 def keep_report(folder: Path, run: str, place: Path) -> None:

@@ -100,8 +100,12 @@ def test_a_record_is_made(project: Path, warm_python_of_project: str, tmp_path: 
     assert f"{100 * row['value']:.2f}% ({100 * row['value']:.2f}); {100 * row['mirrored']:.2f}% with mirror" in line
     assert f"{row['seconds'] / 60:.1f}" in line
 
-    assert "seed 4 is there already" in succeed([*command, "5"], project, env=warm)
-    assert "2 seeds: mean" in config.with_name("report.html").read_text(), "of the first seed, made anew"
+    runs = project / "data" / "records" / "tiny" / "runs"
+    shutil.copytree(runs / "seed-4", runs / "seed-5")
+    settings = runs / "seed-5" / "config.yaml"
+    settings.write_text(settings.read_text().replace("seed_everything: 4", "seed_everything: 5"))
+    assert "seed 4 is there already" in succeed(command, project, env=warm)
+    assert "2 seeds: mean" in config.with_name("report.html").read_text(), "made anew, now that there is another"
     config.write_text(TINY.format(epochs=2))
     refused = run(command, project, env=warm)
     assert refused.returncode == 1 and "is of another config.yaml" in refused.stderr
