@@ -126,8 +126,12 @@ def test_a_run_without_a_validation_has_no_column_of_it(copy: Path) -> None:
     assert "<th>train</th><th>val</th><th>test</th>" in report.render(report.read(copy))
     metrics = told(copy, "summary.json")["metrics"]
     kept = {name: value for name, value in metrics.items() if not name.startswith("val/")}
-    change(copy, "summary.json", metrics=kept)
-    assert "<th>train</th><th>test</th>" in report.render(report.read(copy))
+    change(copy, "summary.json", metrics=kept | {"test/temperature": 1.5})
+    page = report.render(report.read(copy))
+    assert "<th>train</th><th>test</th>" in page and "<th>temperature</th>" in page
+    change(copy, "summary.json", metrics=kept | {"test/temperature": 1.0})
+    page = report.render(report.read(copy))
+    assert "<th>calibration error</th>" in page and "<th>temperature</th>" not in page and "unscaled</th>" not in page
 
 
 def test_what_is_no_run_is_one_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -33,10 +33,13 @@ def metrics(run: RunFiles) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The splits of which the summary has something; and of each metric its name and a value of each split."""
     found = run.summary.get("metrics", {})
     splits = [split for split in ("train", "val", "test") if any(name.startswith(f"{split}/") for name in found)]
+    hidden = {"skipped", "learning_rate"}
+    if all(found.get(f"{split}/temperature", 1.0) == 1.0 for split in splits):  # none was fitted
+        hidden |= {"temperature", "calibration_error_unscaled"}
     names = dict.fromkeys(name.partition("/")[2] for name in found if name.startswith(("val/", "test/", "train/")))
     rows = []
     for name in names:
-        if name not in ("skipped", "learning_rate") and not name.startswith("iou/"):  # the classes have a table
+        if name not in hidden and not name.startswith("iou/"):  # the classes have a table
             values = [found.get(f"{split}/{name}") for split in splits]
             rows.append((numbers.title(name), ["" if v is None else numbers.metric(name, v) for v in values]))
     return splits, rows
