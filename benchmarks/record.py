@@ -118,7 +118,7 @@ def row(config: Path, seed: int, folder: Path, share: float) -> dict[str, Any]:
     paths = ("--config", seen_from(folder, config), "--data.path", seen_from(folder, data))
     told = train(folder, f"seed-{seed}", *paths, "--seed_everything", str(seed))
     rates = [before, sample_rate(folder, share)]
-    metric, ended = f"test/{told['monitor']}", datetime.now(UTC)
+    metric = f"test/{told['monitor']}"
     return {
         "seed": seed,
         "value": round(told["metrics"][metric], 6),
@@ -127,8 +127,7 @@ def row(config: Path, seed: int, folder: Path, share: float) -> dict[str, Any]:
         "sample_images": round(told["wall"] * statistics.fmean(rates)),
         "sample_images_per_second": [round(rate) for rate in rates],
         **{name: told[name] for name in ("images_seen", "images_per_second", "kwh", "cost", "currency")},
-        "day": ended.date().isoformat(),
-        "ended": ended.isoformat(timespec="minutes"),
+        "ended": datetime.now(UTC).isoformat(timespec="minutes"),
         "config": digest(config),
         "dataset": told["dataset"]["fingerprint"],
         "metric": metric,
@@ -170,14 +169,18 @@ def make(config: Path, seeds: list[int], share: float) -> None:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
             temporary.replace(record)
             print(f"seed {seed}: {new['value']:.4f} in {new['seconds'] / 60:.1f} minutes", flush=True)
-        keep_report(folder, f"seed-{rows[0]['seed']}", config.with_name("report.html"))
+        keep_report(folder, rows[0], config.with_name("report.html"))
 
 
-def keep_report(folder: Path, run: str, place: Path) -> None:
-    """Make the report of a run anew, beside those that came since, and copy it; without the run the old one stays."""
-    if (report := folder / "runs" / run / "report.html").exists():
-        python(folder, "-m", package(), "report", run).check_returncode()
-        shutil.copyfile(report, place)
+def keep_report(folder: Path, first: dict[str, Any], place: Path) -> None:
+    """Make the report of a row's run anew, beside those that came since, and copy it; the old one stays where the run
+    is gone, or is of another training of that seed."""
+    run = folder / "runs" / f"seed-{first['seed']}"
+    told = run / "summary.json"
+    metrics = json.loads(told.read_text()).get("metrics", {}) if told.exists() else {}
+    if round(metrics.get(first["metric"], -1), 6) == first["value"]:
+        python(folder, "-m", package(), "report", run.name).check_returncode()
+        shutil.copyfile(run / "report.html", place)
 
 
 def shown(path: Path) -> str:
@@ -200,7 +203,7 @@ def cells(config: Path, rows: list[dict[str, Any]]) -> str:
     right += f" ({', '.join(f'{value:.2f}' for value in values)})"
     if all(one.get("mirrored") is not None for one in rows):
         right += f"; {100 * mean('mirrored'):.2f}% with mirror images"
-    kept, day = rows[0], max(one["day"] for one in rows)
+    kept, day = rows[0], max(one["ended"] for one in rows)[:10]
     energy = f"{mean('kwh'):.3f}" if all(one["kwh"] is not None for one in rows) else ""
     cost = f"{mean('cost'):.4f} {kept['currency']}" if all(one["cost"] is not None for one in rows) else ""
     place = f"../records/{config.parent.name}"

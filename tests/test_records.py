@@ -106,6 +106,11 @@ def test_a_record_is_made(project: Path, warm_python_of_project: str, tmp_path: 
     settings.write_text(settings.read_text().replace("seed_everything: 4", "seed_everything: 5"))
     assert "seed 4 is there already" in succeed(command, project, env=warm)
     assert "2 seeds: mean" in config.with_name("report.html").read_text(), "made anew, now that there is another"
+    told = runs / "seed-4" / "summary.json"
+    told.write_text(told.read_text().replace(str(json.loads(told.read_text())["metrics"][row["metric"]]), "0.99"))
+    shutil.rmtree(runs / "seed-5")
+    succeed(command, project, env=warm)
+    assert "2 seeds: mean" in config.with_name("report.html").read_text(), "the old one: this run is another training"
     config.write_text(TINY.format(epochs=2))
     refused = run(command, project, env=warm)
     assert refused.returncode == 1 and "is of another config.yaml" in refused.stderr

@@ -18,15 +18,17 @@ from {{ cookiecutter.package_name }}.model import ImageModel
 from .conftest import PROJECT
 
 PACKAGE = "{{ cookiecutter.package_name }}"
-OTHERS = ("many_gpus.yaml", "probe.yaml")  # which go with another config, and with features
+OTHERS = ("debug.yaml", "many_gpus.yaml", "probe.yaml")  # which go over another config, or with features
 ALONE = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml") if path.name not in OTHERS)
 
 
+@pytest.mark.parametrize("over", [(), ("debug.yaml",)], ids=["alone", "debug"])
 @pytest.mark.parametrize("name", ALONE)
-def test_config_makes_a_model(name: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_makes_a_model(
+    name: str, over: tuple[str, ...], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    names = ["sample.yaml", name] if name == "debug.yaml" else [name]  # which is laid over another
-    given = [part for one in names for part in ("--config", str(PROJECT / "configs" / one))]
+    given = [part for one in (name, *over) for part in ("--config", str(PROJECT / "configs" / one))]
     given += ["--data.path", str(dataset), "--data.global_batch_size", "12"]
     given += ["--data.micro_batch_size", "12", "--model.weights", "null"]
     if name == "scratch_long.yaml" and not find_spec("timm"):  # an extra

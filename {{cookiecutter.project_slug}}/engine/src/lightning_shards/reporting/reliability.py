@@ -18,7 +18,7 @@ def of(run: RunFiles) -> dict[str, str]:
         return {}
     try:
         labels, scaled = found["link"] == "sigmoid", found.get("scaled")
-        if scaled == found["unscaled"]:  # no validation has fitted a temperature
+        if found.get("temperature") == 1.0:  # no validation has fitted one
             scaled = None
         before, after = _checked(found["unscaled"]), _checked(scaled) if scaled else None
         return {"text": _text(found, before, after, labels), "chart": charts.reliability(before, after, labels)}
