@@ -351,6 +351,44 @@ def test_a_model_of_targets_is_refused_where_there_are_none(folder: Path) -> Non
     assert not Path("runs").exists()
 
 
+class Pooled(Plain):
+    """Takes images of any size, and has no setting for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+
+
+class OtherNames(Pooled):
+    """Settings that mean something else than ours of these names."""
+
+    def __init__(
+        self,
+        image_size: int = 8,
+        backbone: dict[str, int] | None = None,
+        weights: list[float] | None = None,
+        pretrained: bool = True,
+    ) -> None:
+        super().__init__()
+        self.seen = image_size, backbone, weights, pretrained
+
+
+def test_a_model_may_mean_something_else_by_the_names_of_our_settings(folder: Path) -> None:
+    own = ["--model.weights", "[1.0, 0.5, 0.5]", "--model.backbone", "{depth: 4}", "--model.pretrained", "true"]
+    given = train(OtherNames, "--run", "given", *own)
+    assert given.model.seen == (16, {"depth": 4}, [1.0, 0.5, 0.5], True)
+    free = train(OtherNames, "--run", "free", "--data.image_size", "null", *own)
+    assert free.model.seen[0] == free.data.crop.size == 224
+    again = train(OtherNames, "--resume", "given", "--trainer.max_epochs", "2", "--model.weights", "[1.0, 0.5, 0.25]")
+    assert again.model.seen[2] == [1.0, 0.5, 0.25], "no weights to begin with, which a resume would do without"
+    kept = best_model(OtherNames, Path("runs/given"))[0]
+    assert kept.seen[2] == [1.0, 0.5, 0.25]
+    without = train(Pooled, "--run", "without", "--data.image_size", "null")
+    assert without.data.crop.size == 224
+    for run in ("free", "without"):
+        assert yaml.safe_load(Path("runs", run, "config.yaml").read_text())["data"]["image_size"] == 224
+
+
 # -- what the model decides
 def test_own_schedulers_and_groups_stay_as_they_are(folder: Path) -> None:
     cli = train(Scheduled, "--run", "one")

@@ -76,11 +76,37 @@ def test_the_wide_small_network_is_larger_where_a_convolution_is_cheap() -> None
 
 
 def test_the_size_that_weights_were_trained_at(files: Path) -> None:
-    """What `embed` takes where it is given none."""
-    for name, size in (("resnet18", 224), ("efficientnet_v2_s", 384), ("timm/resnet10t", 176), ("small_cnn", None)):
+    """What `embed` and a training take where they are given none."""
+    for name, size in (("resnet18", 224), ("efficientnet_v2_s", 384), ("timm/resnet10t", 176), ("small_cnn", 224)):
         assert image_size_of(name, "imagenet") == size
-    assert image_size_of("resnet18", None) is None
-    assert image_size_of("resnet18", str(files / "nowhere")) is None
+    assert image_size_of("efficientnet_v2_s") == image_size_of("efficientnet_v2_s", str(files / "nowhere")) == 224
+
+
+@pytest.mark.usefixtures("project")
+def test_a_training_takes_the_size_of_its_weights_where_it_is_given_none(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any, files: Path
+) -> None:
+    """`data.image_size null`: of published weights, of a run's, of what a person says of them; 224 without any."""
+
+    def size(run: str, *given: str) -> int:
+        arguments = ["--run", run, "--data.image_size", "null", "--data.fraction", "0.1", "--trainer.max_epochs", "1"]
+        assert start(monkeypatch, *arguments, *given) == 0
+        return int(yaml.safe_load(Path("runs", run, "config.yaml").read_text())["data"]["image_size"])
+
+    of = ["--model.backbone", "timm/resnet10t", "--model.weights"]
+    assert size("published", *of, str(files / "resnet10t.safetensors")) == 176
+    assert "data.image_size is" not in capfd.readouterr().out, "nothing to say where the sizes agree"
+    assert load_model("published", ImageModel).hparams["image_size"] == 176
+    assert size("told", *of, str(files / "resnet10t.safetensors"), "--model.pretrained", "{image_size: 48}") == 48
+    assert size("on", *of, "runs/told/checkpoints/best.ckpt") == 48
+    assert size("random") == 224
+    assert start(monkeypatch, "--resume", "told", "--data.image_size", "null", config=None) == 0
+    assert load_model("told", ImageModel).hparams["image_size"] == 48, "the same over a resume"
+    capfd.readouterr()
+    wrong = ["--run", "wrong", "--data.image_size", "null", "--model.pretrained", "{image_size: 0}"]
+    assert start(monkeypatch, *wrong) == 2 and not Path("runs/wrong").exists()
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "a number of pixels" in said, said
 
 
 def test_positions_are_interpolated_for_another_size(files: Path) -> None:

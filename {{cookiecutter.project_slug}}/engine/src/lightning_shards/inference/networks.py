@@ -22,6 +22,7 @@ from ..runs.folder import RUNS, find
 from ..train.contract import has_features, inputs, title
 from ..train.datamodule import ShardDataModule, as_set
 from ..train.trained_model import best_model, make, restore
+from ..vision.pretrained import USUAL_SIZE
 from ..vision.weights import image_size_of
 from .embed import Embedder, Look
 
@@ -44,7 +45,7 @@ def embedder(
         dataset,
         options["scores"],
     )
-    size = options["image_size"] or int(model.hparams.get("image_size") or 224)
+    size = options["image_size"] or int(model.hparams.get("image_size") or USUAL_SIZE)
     given = {name: settings.get(name) if options[name] is None else options[name] for name in CROP_SETTINGS}
     check_settings({"image_size": size, "workers": options["workers"], "seed": options["seed"], **given}, "--")
     check_settings({"batch_size": options["batch_size"]}, "--")
@@ -107,7 +108,7 @@ def _opened(
     given: dict[str, Any] = {
         "backbone": name,
         "weights": None if weights == RANDOM else weights,
-        "image_size": image_size or image_size_of(name, None if weights == RANDOM else weights) or 224,
+        "image_size": image_size or image_size_of(name, None if weights == RANDOM else weights),
     }
     task = "single_label" if dataset.task in ("", *TARGET_FIELDS) else dataset.task  # of images, whatever they are for
     given |= {"targets": list(dataset.targets) or ["none"], "task": task}

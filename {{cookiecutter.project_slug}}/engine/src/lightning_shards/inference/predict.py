@@ -18,6 +18,7 @@ from ..train import hardware
 from ..train.contract import inputs
 from ..train.evaluate import batch_size
 from ..vision.calibration import Calibration
+from ..vision.pretrained import USUAL_SIZE
 from .images import Images, batches
 from .squares import boxes, look_at, mask
 
@@ -63,7 +64,7 @@ def cutoffs(model: Any) -> list[float] | None:
 
 def image_size(model: Any, config: dict[str, Any]) -> int:
     """Side of the images that the model was trained on, in pixels."""
-    return int(model.hparams.get("image_size") or config["data"]["image_size"])
+    return int(model.hparams.get("image_size") or config["data"]["image_size"] or USUAL_SIZE)
 
 
 def _predictions(

@@ -22,6 +22,7 @@ from ..cost.prices import Prices
 from ..errors import InputError
 from ..runs.checkpoints import load, state
 from ..runs.files import earlier_metrics
+from ..vision.pretrained import USUAL_SIZE
 from . import cluster, contract, flags, hardware, knn, loggers, own_callbacks, resume_settings, summary, trainer_checks
 from .checkpoint_io import DurableCheckpointIO
 from .checkpoints import Checkpoints
@@ -40,6 +41,7 @@ from .run_name import choose
 from .settings import check, set_to_null, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
+from .trained_model import after_start
 
 
 class TrainingCLI(LightningCLI):
@@ -113,12 +115,15 @@ class TrainingCLI(LightningCLI):
         prices = Prices.read(file) if file.exists() or file != PRICES else None
         self.spending = CostTracker(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
         self.meter = Throughput(self.spending)
+        of_model = c.get("model") or {}  # one without settings
+        if c.data.get("image_size", 0) is None:  # what was taken in its place is written down
+            c.data.image_size = of_model.get("image_size") or USUAL_SIZE
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         goes_on = self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt"))
-        if self.resumed and goes_on and "weights" in (self.config.get("model") or {}):  # a model may have no settings
-            self.config.model.weights = None  # the checkpoint has newer ones
-            resume_settings.pretrained(self.config.model, self.resumed)
+        if self.resumed and goes_on and "weights" in of_model:
+            of_model.weights = after_start(of_model.weights)
+            resume_settings.pretrained(of_model, self.resumed)
         if found := cluster.layout():  # whoever started the ranks has decided, whatever the configs say
             cluster.check_flags(found, self._flags["devices"], self._flags["num_nodes"])
             self.config.trainer.num_nodes, self.config.trainer.devices = found

@@ -32,6 +32,7 @@ from ..data.trial import try_fields
 from ..data.worker import RING_SIZE, WorkerSpec
 from ..errors import InputError
 from ..terminal import say
+from ..vision.pretrained import USUAL_SIZE
 from .place import PlaceInOrder
 
 
@@ -43,7 +44,8 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         global_batch_size: images in one optimizer step, over all devices.
         micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
             Where it is smaller, gradients are accumulated.
-        image_size: side of the squares that the model sees, in pixels.
+        image_size: side of the squares that the model sees, in pixels; null: what the weights to start from were
+            trained on, else 224.
         size_schedule: smaller squares for the first epochs of the training, with their shares of it, such as
             {128: 0.4, 160: 0.3}; image_size comes last, and is what validation and test look at. null: always that.
         workers: decoding threads a device, in up to four processes; null: CPU cores / devices.
@@ -84,7 +86,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         path: str = "data/sample",
         global_batch_size: int = 256,
         micro_batch_size: int | None = None,
-        image_size: int = 224,
+        image_size: int | None = None,
         size_schedule: dict[int, float] | None = None,
         workers: int | None = None,
         seed: int = 0,
@@ -107,6 +109,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_settings(locals(), "data.")
+        image_size = image_size or USUAL_SIZE
         self.dataset, shares = open_mixture(path, mixture)
         resolved = resolve_fields(self.dataset, as_set(self, "fields"))
         self.sample_fields = embedded_fields(self.dataset, resolved, features, teacher)

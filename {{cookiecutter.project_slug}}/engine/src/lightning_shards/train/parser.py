@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import LightningEnum
 
 from ..errors import InputError
+from ..vision.weights import image_size_of
 from . import contract, loggers
 
 PRICES = Path("prices.yaml")
@@ -52,6 +54,8 @@ SHOWN_IN_HELP = [  # what most trainings touch, beside all that the model has; -
     "prices",
 ]
 
+# What tells of the weights; an own model may mean something else by these names.
+_OF_THE_WEIGHTS: dict[str, type] = {"backbone": str, "weights": str, "pretrained": dict}
 _WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -83,10 +87,18 @@ def add_settings(parser: LightningArgumentParser) -> None:
     parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
     known = {action.dest for action in parser._actions}
     if "model.image_size" in known:
-        parser.link_arguments("data.image_size", "model.image_size")
+        names = [name for name in _OF_THE_WEIGHTS if f"model.{name}" in known]
+        sources = ("data.image_size", *(f"model.{name}" for name in names))
+        parser.link_arguments(sources, "model.image_size", compute_fn=partial(_image_size, names))
     for name, source in contract.HANDED_OVER.items():
         if f"model.{name}" in known:
             parser.link_arguments(f"data.{source}", f"model.{name}", apply_on="instantiate")
+
+
+def _image_size(names: Sequence[str], given: int | None, *values: Any) -> int:
+    """`data.image_size`; where it is null, what the model's settings `names`, with these `values`, say."""
+    said = {name: value for name, value in zip(names, values, strict=True) if isinstance(value, _OF_THE_WEIGHTS[name])}
+    return image_size_of(**said) if given is None else given
 
 
 def plain(value: Any) -> Any:

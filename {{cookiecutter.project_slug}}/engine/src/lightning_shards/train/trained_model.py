@@ -35,7 +35,7 @@ class KeepSettings(L.Callback):
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings | {"weights": None} if "weights" in settings else settings
+        self.settings = settings | {"weights": after_start(settings["weights"])} if "weights" in settings else settings
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data: ShardDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -53,6 +53,12 @@ def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
     folder = Path(run)
     folder = folder if (folder / "config.yaml").is_file() else find(str(run))
     return restore(model_class, *_best(folder)).eval()
+
+
+def after_start(weights: Any) -> Any:
+    """The model's setting `weights` where a checkpoint has newer ones: no file to begin with. What is no text is an own
+    model's, which means something else by that name, and stays."""
+    return None if isinstance(weights, str) else weights
 
 
 def kept_setting(folder: Path, name: str) -> Any:

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1: what most weights expect
+USUAL_SIZE = 224  # side of the images, in pixels, that most weights were trained on
 
 
 @dataclass(frozen=True)

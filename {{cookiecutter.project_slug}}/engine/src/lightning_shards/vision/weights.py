@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from . import detection, segmentation, timm_models, torchvision_models, weight_files
-from .pretrained import Pretrained
+from .pretrained import USUAL_SIZE, Pretrained
 from .weight_fit import fit
 
 PUBLISHED = "imagenet"
@@ -72,13 +72,17 @@ def find_weights(name: str, weights: str | None) -> Weights | None:
     return Weights(name, weights, about, lambda network: _foreign(name, network, file.state))
 
 
-def image_size_of(name: str, weights: str | None) -> int | None:
-    """Side of the images, in pixels, that weights were trained on; None where it is not known, or there are none."""
+def image_size_of(backbone: str = "", weights: str | None = None, pretrained: Mapping[str, Any] | None = None) -> int:
+    """Side of the images, in pixels, that weights were trained on; 224 where it is not known, or there are none.
+
+    The arguments are the model's settings of these names.
+    """
     try:
-        found = find_weights(name, weights)
+        found = find_weights(backbone, weights)
+        about = (found.about if found else Pretrained()).updated(pretrained or {})
     except InputError:  # whoever loads them says why
-        return None
-    return found.about.image_size if found else None
+        about = Pretrained()
+    return about.image_size or USUAL_SIZE
 
 
 def _published(name: str) -> Weights:
