@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from lightning_shards.reporting import numbers
 from lightning_shards.reporting.table import COLUMNS
+from lightning_shards.runs.folder import find
 from team import __main__ as commands
 
 from . import PATIENCE
@@ -77,6 +79,26 @@ def test_rows_hold_what_differs_and_what_came_of_it(
     assert "does not say" in table["old"]["missing"][0] and "images_seen" in table["old"]["missing"][0]
     assert any("no YAML" in sentence for sentence in table["broken"]["missing"])
     assert any("config.yaml is not there" in sentence for sentence in table["empty"]["missing"])
+
+
+def test_the_last_run_is_the_one_that_began_last(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Whatever the times of files: a copy gives them anew, in any order."""
+    starts = {"first": "2026-05-02T10:00:00", "better": "2026-05-03T10:00:00", "old": "2026-05-01T10:00:00"}
+    again = {"at": "2026-05-09T10:00:00"}  # a resume is no begin
+    for place, (name, at) in enumerate(starts.items()):
+        lines = [json.dumps(row) + "\n" for row in ({"at": at}, again)]
+        Path("runs", name, "starts.jsonl").write_text("".join(lines[: 1 if name == "better" else 2]))
+        os.utime(Path("runs", name, "config.yaml"), (1e9 + place,) * 2)
+        summary = Path("runs", name, "summary.json")
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"began": None}))
+    os.utime("runs/broken/config.yaml", (1e9, 1e9))
+    assert find("last").name == "better"
+    assert [row["run"] for row in rows(monkeypatch, capsys, "--sort", "when")][:3] == ["better", "first", "old"]
+    for damaged in ("", "[]", "{}", '{"at": 3}', '{"at": "soon"}', '{"at": "2026-05-09T10:00:00'):
+        Path("runs/better/starts.jsonl").write_text(damaged)
+        assert find("last").name == "first", "the time of config.yaml, where nothing else is known"
+    Path("runs/old/starts.jsonl").write_text('{"at": "2026-06-01T10:00:00+00:00"}')
+    assert find("last").name == "old"
 
 
 def test_every_column_sorts(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

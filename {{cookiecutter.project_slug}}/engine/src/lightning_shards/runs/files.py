@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..yaml_text import parse_yaml
+from .folder import began
 from .metrics import Curves, curves, read_table
 from .values import LONGEST_TEXT, flat, is_count, is_number, plain
 
@@ -49,14 +50,10 @@ class RunFiles:
 
     @property
     def began(self) -> datetime | None:
-        """When the run began: what it wrote down, else the time of its first file."""
-        try:
-            return datetime.fromisoformat(str(self.summary["began"]))
-        except (KeyError, ValueError):
-            config = self.folder / "config.yaml"
-            with suppress(OSError, ValueError, OverflowError):  # the file's time may be anything
-                return datetime.fromtimestamp(config.stat().st_mtime)
-            return None
+        """When the run began: what its summary says, else its other files."""
+        with suppress(KeyError, ValueError):
+            return datetime.fromisoformat(str(self.summary["began"])).replace(tzinfo=None)
+        return began(self.folder)
 
     @property
     def status(self) -> str:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from ..errors import InputError
 
 RUNS = Path("runs")
+_LONGEST = 10_000  # characters of a line of starts.jsonl, which has five short values
+
+
+def began(folder: Path) -> datetime | None:
+    """When the run in `folder` began, in this machine's time: what `starts.jsonl` says of the first start, which a copy
+    keeps, else the time of `config.yaml`; None where neither is known."""
+    with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
+        with (folder / "starts.jsonl").open(errors="replace") as lines:
+            first = json.loads(lines.readline(_LONGEST))
+        return datetime.fromisoformat(first["at"]).replace(tzinfo=None)
+    with suppress(OSError, ValueError, OverflowError):  # a file's time may be anything
+        return datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime)
+    return None
 
 
 def find(name: str) -> Path:
@@ -15,7 +31,7 @@ def find(name: str) -> Path:
         folders = [folder for folder in RUNS.glob("*") if (folder / "config.yaml").is_file()]
         if not folders:
             raise InputError(f"there is no run in {RUNS}/ yet: start one with `uv run train.py`")
-        return max(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime_ns)
+        return max(folders, key=lambda folder: (began(folder) or datetime.min, folder.name))
     path = Path(name)
     folder = RUNS / checked(path.name if path.parent == RUNS else name)
     if not folder.is_dir():

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,7 @@ from ..errors import InputError
 from ..files import write_durably
 from ..runs.checkpoints import is_whole, newest
 from ..runs.files import skipped_samples
+from ..runs.folder import began
 from ..runs.values import flat
 from ..terminal import printable, say
 from ..yaml_text import parse_yaml
@@ -172,7 +172,8 @@ class Run:
                 say(f"{self.folder} was moved or removed: what came since is in a new folder of that name", sys.stderr)
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_durably(config, self.config.encode())
-            content["began"] = datetime.fromtimestamp(config.stat().st_mtime).isoformat(timespec="seconds")
+            when = began(self.folder)
+            content["began"] = when.isoformat(timespec="seconds") if when else None
             if changed := self.changed():
                 content["changed_on_resume"] = changed
         except OSError as trouble:  # the rest is told all the same
