@@ -382,11 +382,49 @@ def test_a_model_may_mean_something_else_by_the_names_of_our_settings(folder: Pa
     again = train(OtherNames, "--resume", "given", "--trainer.max_epochs", "2", "--model.weights", "[1.0, 0.5, 0.25]")
     assert again.model.seen[2] == [1.0, 0.5, 0.25], "no weights to begin with, which a resume would do without"
     kept = best_model(OtherNames, Path("runs/given"))[0]
-    assert kept.seen[2] == [1.0, 0.5, 0.25]
+    assert kept.seen == (16, {"depth": 4}, [1.0, 0.5, 0.25], True), "without hyperparameters of its own"
     without = train(Pooled, "--run", "without", "--data.image_size", "null")
     assert without.data.crop.size == 224
     for run in ("free", "without"):
         assert yaml.safe_load(Path("runs", run, "config.yaml").read_text())["data"]["image_size"] == 224
+
+
+class Fixed(ShardDataModule):
+    """A datamodule that decides what the settings usually do."""
+
+    def __init__(self, path: str, global_batch_size: int = 8) -> None:
+        super().__init__(path, global_batch_size, image_size=32, workers=1, seed=7)
+
+
+def test_a_datamodule_may_fix_what_the_settings_usually_decide(folder: Path) -> None:
+    settings = yaml.safe_load(Path("small.yaml").read_text())
+    settings["data"] = {"path": settings["data"]["path"]}
+    Path("small.yaml").write_text(yaml.safe_dump(settings))
+    cli = train(OtherNames, "--run", "one", datamodule_class=Fixed)
+    assert cli.data.crop.size == 32 and cli.data.seed == 7
+    assert isinstance(load_model(Path("runs/one"), OtherNames), OtherNames)
+
+
+class PartlyKept(Measured):
+    """Keeps a frozen part out of its checkpoints, and puts it back by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher, self.strict_loading = nn.Linear(2, 2).requires_grad_(False), False
+        self.put_back = 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("teacher.")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.put_back += 1
+
+
+def test_a_model_that_keeps_a_part_out_of_its_checkpoints_is_tested(folder: Path) -> None:
+    cli = train(PartlyKept, "--run", "one")
+    assert "test/accuracy" in summary("one")["metrics"] and cli.model.put_back == 1
+    assert load_model(Path("runs/one"), PartlyKept).put_back == 1
 
 
 # -- what the model decides

@@ -162,6 +162,11 @@ def test_nearest_neighbours_stand_beside_the_head(project: Path, monkeypatch: An
     assert summary("few")["resolved"] | {"knn_samples": 40, "knn_drawn": True} == summary("few")["resolved"]
     assert "the 20 nearest of 40 training samples, drawn by the seed" in Path("runs/few/report.html").read_text()
     assert 0 < summary("few")["metrics"]["val/knn_accuracy"] <= 1
+    balanced = ("--data.balance", "1.0", "--trainer.max_epochs", "1")
+    monkeypatch.setattr(knn, "MOST_ROWS", 100)
+    assert start(monkeypatch, "--run", "balanced", *features, *balanced) == 0
+    assert summary("balanced")["resolved"]["knn_samples"] == 96, "each once, however often a training shows it"
+    assert summary("balanced")["metrics"]["test/knn_accuracy"] == told["metrics"]["test/knn_accuracy"]
     of_images = ("--trainer.max_epochs", "1", "--model.backbone", "small_cnn", "--data.image_size", "16")
     assert start(monkeypatch, "--run", "images", *of_images) == 0
     assert not any("knn" in name for name in (*summary("images")["metrics"], *summary("images")["resolved"]))
@@ -191,6 +196,11 @@ def test_a_run_goes_on_with_the_features_that_it_began_with(project: Path, monke
     assert "is not what this run began with" in capfd.readouterr().err
     assert call(monkeypatch, "evaluate", "head") == 2
     assert "was embedded by another network" in capfd.readouterr().err
+    begun = ("--model.weights", "runs/head/checkpoints/best.ckpt")
+    assert start(monkeypatch, "--run", "next", *short, *begun) == 2
+    assert "of a run on features that another network made" in capfd.readouterr().err
+    assert call(monkeypatch, "embed", "first", "colours", "--force") == 0
+    assert start(monkeypatch, "--run", "next", *short, *begun) == 0
 
 
 def test_a_pass_over_features_is_exact_on_any_ranks(embedded: Path, monkeypatch: Any) -> None:
@@ -217,6 +227,10 @@ def test_views_are_random_crops_of_training_images_and_others_have_the_centre(pr
     assert stored.shape == (17, 4, 128) and not (stored[:, :1] == stored[:, 1:]).all()
     val = np.load(next((project / "colours/val").glob("*.crops-*.npy")))["values"]
     assert (val == np.load(next((project / "colours/val").glob("*.features-*.npy")))["values"]).all()
+    assert call(monkeypatch, "embed", "first", "colours", "--name", "crops", *views, "--views", 2, "--force") == 0
+    assert len(list(Path("colours").glob("*/*.crops-*.npy"))) == 6, "what has one view in both stays"
+    assert start(monkeypatch, "--run", "two", "--data.features", "crops", "--trainer.max_epochs", "1") == 0
+    assert call(monkeypatch, "embed", "first", "colours", "--name", "crops", *views, "--force") == 0
     chosen = []
     with (
         opened(features="crops", max_skipped_fraction=0.5) as one,
@@ -344,6 +358,8 @@ def test_another_transform_makes_another_embedding(embedded: Path, monkeypatch: 
         (["embed", "first", "colours", "--crop-scale", "0.8", "0.2"], "--crop-scale is .0.8, 0.2."),
         (["embed", "first", "colours", "--devices", "many"], "--devices many cannot be had here"),
         (["embed", "resnet18", "colours", "--weights", "nowhere.ckpt"], "there is no file nowhere.ckpt"),
+        (["embed", "first", "colours", "--image-size", "0"], "--image-size is 0"),
+        (["embed", "maxvit_t", "colours", "--weights", "none", "--image-size", "100"], "224 or a multiple"),
     ],
 )
 def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, arguments: list[str], sentence: str) -> None:
@@ -365,6 +381,7 @@ def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, argumen
         (["--data.features", "features", "--data.crop_scale", "[0.5, 1]"], "data.crop_scale changes images"),
         (["--data.features", "features", "--data.crop_ratio", "[1, 1]"], "data.crop_ratio changes images"),
         (["--data.features", "features", "--data.flip", "0"], "data.flip changes images"),
+        (["--data.features", "features", "--data.repeats", "2"], "data.features has one view of each"),
         (["--data.features", "null"], "takes features: name some in data.features"),
         (["--data.features", "features", "--model.trained_blocks", "0"], "model.trained_blocks"),
         (["--data.features", "features", "--model.backbone", "mlp", "--model.layer_decay", "0.5"], "model.layer_decay"),

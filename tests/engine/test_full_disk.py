@@ -123,21 +123,33 @@ def test_what_a_training_can_do_without_it_does_without(
     assert is_whole(Path("runs/r/checkpoints/best.ckpt")) and not list(Path("runs").rglob("*.tmp"))
 
 
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (OSError(errno.EIO, os.strerror(errno.EIO)), os.strerror(errno.EIO)),
+        (b"model: [", "while parsing a flow node"),
+        (b"", "it has no settings"),
+    ],
+)
 def test_a_config_that_cannot_be_read_at_the_end_costs_neither_summary_nor_report(
     project: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     capfd: Any,
+    found: Any,
+    why: str,
 ) -> None:
-    real, why = Path.read_bytes, os.strerror(errno.EIO)
+    real = Path.read_bytes
 
     def read_bytes(path: Path) -> bytes:
-        if path.name == "config.yaml" and is_whole(Path("runs/r/checkpoints/last.ckpt")):  # the training has been done
-            raise OSError(errno.EIO, why, str(path))
-        return real(path)
+        if path.name != "config.yaml" or not is_whole(Path("runs/r/checkpoints/last.ckpt")):
+            return real(path)
+        if isinstance(found, OSError):  # the training has been done
+            raise found
+        return bytes(found)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     assert start(monkeypatch, "--run", "r", "--trainer.max_epochs", "1", "--log.report", "true") == 0
-    said_once(capfd, f"runs/r/config.yaml cannot be used ({why})")
+    said_once(capfd, f"runs/r/config.yaml cannot be used ({why}")
     assert summary("r")["status"] == "done" and Path("runs/r/report.html").exists()
 
 

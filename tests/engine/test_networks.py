@@ -116,6 +116,19 @@ def test_positions_are_interpolated_for_another_size(files: Path) -> None:
         assert "pos_embed" not in net.note and net.backbone.get_parameter("pos_embed").shape[1] == (size // 16) ** 2 + 1
 
 
+def test_positions_of_an_own_run_are_interpolated_for_another_size(tmp_path: Path) -> None:
+    for name, positions in (("vit_b_16", "encoder.pos_embedding"), ("timm/vit_tiny_patch16_224", "pos_embed")):
+        before = model(backbone=name, image_size=64)
+        file = tmp_path / "own.ckpt"
+        kept = dict(before.hparams) | {"targets": [*TARGETS, "d"]}
+        torch.save({"state_dict": before.state_dict(), "hyper_parameters": kept}, file)
+        after = model(backbone=name, image_size=96, weights=str(file))
+        assert positions not in after.note
+        old, new = (net.backbone.get_parameter(positions) for net in (before, after))
+        assert new.shape[1] == 6**2 + 1 and torch.equal(new[:, 0], old[:, 0])
+        assert new[:, 1].sub(old[:, 1]).norm() < 0.7 * old[:, 1].norm()
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "sentences"),
     [
@@ -162,15 +175,22 @@ def test_timm_without_a_network_says_which_file_to_get(monkeypatch: pytest.Monke
 
 
 def test_torchvision_without_a_network_says_which_file_to_put_where(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: Path
 ) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise URLError("no route to host")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", offline)
-    with pytest.raises(InputError, match=rf"cannot fetch http.*resnet18-.*put that file into {tmp_path}.*FILE"):
+    said = rf"cannot fetch http.*resnet18-.*put that file into {tmp_path}.*FILE"
+    with pytest.raises(InputError, match=said):
         model(backbone="resnet18", weights="imagenet")
+    file = Path(torchvision.models.get_model_weights("resnet18").DEFAULT.url).name
+    for damaged in (b"", b"<html>log in first</html>", (files / "resnet18.pth").read_bytes()[:100_000]):
+        (tmp_path / "hub/checkpoints" / file).write_bytes(damaged)
+        with pytest.raises(InputError, match=said) as error:
+            model(backbone="resnet18", weights="imagenet")
+        assert "\n" not in str(error.value)
 
 
 def test_timm_from_its_hub(files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -247,6 +267,7 @@ def test_a_network_of_timm_is_exported(tmp_path: Path) -> None:
         ({"std": [0.5, 0.0, 0.5]}, "std above 0"),
         ({"std": [0.5, float("nan"), 0.5]}, "std above 0"),
         ({"image_size": 0}, "a number of pixels"),
+        ({"image_size": float("inf")}, "a number of pixels"),
         ({"means": HALF}, "model.pretrained has no means"),
     ],
 )

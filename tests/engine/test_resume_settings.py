@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,11 @@ from lightning_shards.data import order
 from lightning_shards.errors import InputError
 from lightning_shards.train import optimizer_state, resume_settings
 from lightning_shards.train.settings import value_of, with_files
+from lightning_shards.train.trained_model import best_model
+from team.model import ImageModel
 
+from . import PATIENCE
+from .test_inference import call
 from .test_train import project, start, summary  # noqa: F401  (`project` is a fixture)
 
 
@@ -54,6 +61,44 @@ def test_what_needs_a_new_run_is_refused_before_anything_is_written(
         error = capfd.readouterr().err
         assert all(part in error for part in said) and "Traceback" not in error
     assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
+
+
+@pytest.mark.usefixtures("project")
+def test_a_run_that_another_process_trains_is_left_alone(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """`last` is easily a run that is not yet done: two trainings would write over each other's files."""
+    assert start(monkeypatch, "--run", "a", "--trainer.max_epochs", "1") == 0
+    going_on = ["--resume", "last", "--trainer.max_epochs", "2"]
+    Path("runs/a/checkpoints/last.ckpt.1.tmp").touch()
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")}
+    hold = "import sys, fcntl; f = open(sys.argv[1], 'rb+'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True)"
+    command = [sys.executable, "-c", f"{hold}; sys.stdin.read()", "runs/a/config.yaml"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        capfd.readouterr()
+        assert start(monkeypatch, *going_on, config=None) == 2
+        assert "runs/a is being trained by another process" in capfd.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
+        other.communicate(timeout=PATIENCE)
+    assert start(monkeypatch, *going_on, config=None) == 0
+    assert not list(Path("runs/a").rglob("*.tmp"))
+
+
+@pytest.mark.usefixtures("project")
+def test_a_model_is_measured_as_its_last_attempt_measured_it(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """With the sizes and crops that a resume has changed, and without what only a training can have."""
+    of_training = ["--data.repeats", "2", "--data.image_size", "16", "--data.size_schedule", "{8: 0.5}"]
+    assert start(monkeypatch, "--run", "a", *of_training, "--trainer.max_epochs", "2") == 0
+    changed = ["--data.image_size", "20", "--data.eval_crop", "0.5", "--trainer.max_epochs", "4"]
+    assert start(monkeypatch, "--resume", "a", *changed, config=None) == 0
+    for flags, side in (([], 20), (["--data.image_size", "null"], 16)):
+        if flags:
+            assert start(monkeypatch, "--resume", "a", *flags, "--trainer.max_epochs", "6", config=None) == 0
+        assert best_model(ImageModel, Path("runs/a"))[1]["data"]["image_size"] == side
+        capfd.readouterr()
+        assert call(monkeypatch, "evaluate", "a", "--json") == 0
+        found, told = json.loads(capfd.readouterr().out), summary("a")["metrics"]
+        for name in ("test/accuracy", "test/loss"):
+            assert found[name] == pytest.approx(told[name], abs=1e-4), (name, side)
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])

@@ -288,13 +288,14 @@ class FirstLook:
         self._causes: list[str] | None = []
 
     def failed(self, error: DecodeError | KeyError, shard: ShardFile) -> None:
-        if self._causes is not None:
+        causes = self._causes  # which another thread may set to None meanwhile
+        if causes is not None:
             cause = ""
             if isinstance(error, KeyError):
                 cause = f"{error.args[0]}; the tars hold {', '.join(f'.{name}' for name in shard.extensions[:20])}"
             elif error.transform:
                 cause = f"{error.args[0]}, with every sample"
-            self._causes.append(cause)
+            causes.append(cause)
 
     def judge(self, proven: bool, last: bool) -> None:
         """Raises InputError where FIRST samples, or all of the epoch, failed and it is not they that are damaged."""

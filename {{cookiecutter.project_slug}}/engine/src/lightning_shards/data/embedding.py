@@ -88,12 +88,13 @@ class Embedding:
                 failed = error
         raise failed
 
-    def remove(self, dataset: Dataset) -> None:
-        """Remove its arrays."""
+    def remove(self, dataset: Dataset, successor: Embedding) -> None:
+        """Remove its arrays, but for those of splits that its `successor` has taken over as they are."""
         for split, shards in dataset.splits.items():
-            plan = self.plan(dataset, split)
-            for path in (path for shard in shards for path in plan.places(shard)):
-                path.unlink(missing_ok=True)
+            plan, next_plan = self.plan(dataset, split), successor.plan(dataset, split)
+            for shard in shards:
+                for path in {*plan.places(shard)}.difference(next_plan.places(shard)):
+                    path.unlink(missing_ok=True)
 
     @classmethod
     def find(cls, dataset: Dataset, name: str) -> Embedding | None:

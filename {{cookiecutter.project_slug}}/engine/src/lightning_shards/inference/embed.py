@@ -140,8 +140,14 @@ class Embedder:
 
     def _length(self) -> int:
         side = self.look.crop.size
-        with torch.inference_mode():
-            values = getattr(self.model, self._method)(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+        try:
+            with torch.inference_mode():
+                values = getattr(self.model, self._method)(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+        except Exception as error:  # whatever a network raises
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"the model cannot look at images of {side} pixels ({why}): give the --image-size that it was made for"
+            ) from None
         if not isinstance(values, Tensor) or values.ndim != 2 or not values.is_floating_point():
             raise InputError(f"the model's {self._method} of images are no table of numbers (B, F)")
         return values.shape[1]
@@ -207,7 +213,7 @@ class Embedder:
         if self.fabric.is_global_zero:
             self.embedding.save(self.dataset)
             if self._before not in (None, self.embedding):
-                self._before.remove(self.dataset)
+                self._before.remove(self.dataset, self.embedding)
         one = self.embedding
         about = {"dataset": str(self.dataset.root), "name": one.name, "network": dict(one.network)}
         return {**about, "length": one.length, "views": one.views, "bytes": self.bytes, "splits": splits}

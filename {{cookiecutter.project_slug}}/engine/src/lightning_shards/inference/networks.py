@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..runs.checkpoints import load
 from ..runs.folder import RUNS, find
 from ..train.contract import has_features, inputs, title
 from ..train.datamodule import ShardDataModule, as_set
-from ..train.trained_model import best_model, make, restore
+from ..train.trained_model import best_model, image_size_of_checkpoint, make, restore
 from ..vision.pretrained import USUAL_SIZE
 from ..vision.weights import image_size_of
 from .embed import Embedder, Look
@@ -45,7 +46,7 @@ def embedder(
         dataset,
         options["scores"],
     )
-    size = options["image_size"] or int(model.hparams.get("image_size") or USUAL_SIZE)
+    size = (settings.get("image_size") or USUAL_SIZE) if options["image_size"] is None else options["image_size"]
     given = {name: settings.get(name) if options[name] is None else options[name] for name in CROP_SETTINGS}
     check_settings({"image_size": size, "workers": options["workers"], "seed": options["seed"], **given}, "--")
     check_settings({"batch_size": options["batch_size"]}, "--")
@@ -98,7 +99,8 @@ def _opened(
 ) -> tuple[Any, dict[str, Any]]:
     path, (model_class, datamodule_class) = Path(name), classes
     if path.is_file():
-        return restore(model_class, load(path), path), {}
+        saved = load(path)
+        return restore(model_class, saved, path), {"image_size": image_size_of_checkpoint(saved)}
     if name == "last" or path.parent == RUNS or (RUNS / name).is_dir():
         model, config = best_model(model_class, find(name), datamodule_class)
         return model, config["data"]
@@ -114,6 +116,7 @@ def _opened(
     given |= {"targets": list(dataset.targets) or ["none"], "task": task}
     torch.manual_seed(0)
     try:
-        return make(model_class, {key: value for key, value in given.items() if key in known}), {}
-    except InputError as error:
-        raise InputError(f"{name!r} is no run and no checkpoint; as a backbone: {error}") from None
+        return make(model_class, {key: value for key, value in given.items() if key in known}), given
+    except Exception as error:  # of the team's constructor and of the parser, too
+        why = textwrap.shorten(str(error), 600, placeholder=" ...")
+        raise InputError(f"{name!r} is no run and no checkpoint; as a backbone: {why}") from None

@@ -50,9 +50,7 @@ class RunFiles:
 
     @property
     def began(self) -> datetime | None:
-        """When the run began: what its summary says, else its other files."""
-        with suppress(KeyError, ValueError):
-            return datetime.fromisoformat(str(self.summary["began"])).replace(tzinfo=None)
+        """When the run began."""
         return began(self.folder)
 
     @property
@@ -199,7 +197,13 @@ def _evaluation(run: RunFiles) -> dict[str, Any]:
 
 def earlier_metrics(folder: Path) -> dict[str, float]:
     """The metrics that an earlier attempt summed up; empty where there is no summary."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return _metrics(json.loads((folder / "summary.json").read_bytes())["metrics"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+    return {}
+
+
+def changed_on_resume(folder: Path) -> dict[str, Any]:
+    """The settings, by dotted names, with which the last attempt went on that differ from those in `config.yaml`."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return dict(json.loads((folder / "summary.json").read_bytes())["changed_on_resume"])
+    return {}

@@ -14,12 +14,14 @@ _LONGEST = 10_000  # characters of a line of starts.jsonl, which has five short 
 
 
 def began(folder: Path) -> datetime | None:
-    """When the run in `folder` began, in this machine's time: what `starts.jsonl` says of the first start, which a copy
-    keeps, else the time of `config.yaml`; None where neither is known."""
-    with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
-        with (folder / "starts.jsonl").open(errors="replace") as lines:
-            first = json.loads(lines.readline(_LONGEST))
-        return datetime.fromisoformat(first["at"]).replace(tzinfo=None)
+    """When the run in `folder` began, in this machine's time: what its first start or its summary has written down,
+    which a copy keeps, else the time of `config.yaml`; None where neither is known."""
+    for name, key in (("starts.jsonl", "at"), ("summary.json", "began")):
+        with suppress(OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError):
+            with (folder / name).open(errors="replace") as file:
+                text = file.readline(_LONGEST) if name.endswith("l") else file.read()
+            when = datetime.fromisoformat(json.loads(text)[key])
+            return when if when.tzinfo is None else when.astimezone().replace(tzinfo=None)
     with suppress(OSError, ValueError, OverflowError):  # a file's time may be anything
         return datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime)
     return None
@@ -31,7 +33,9 @@ def find(name: str) -> Path:
         folders = [folder for folder in RUNS.glob("*") if (folder / "config.yaml").is_file()]
         if not folders:
             raise InputError(f"there is no run in {RUNS}/ yet: start one with `uv run train.py`")
-        return max(folders, key=lambda folder: (began(folder) or datetime.min, folder.name))
+        return max(
+            folders, key=lambda folder: (began(folder) or datetime.min, (folder / "config.yaml").stat().st_mtime_ns)
+        )
     path = Path(name)
     folder = RUNS / checked(path.name if path.parent == RUNS else name)
     if not folder.is_dir():

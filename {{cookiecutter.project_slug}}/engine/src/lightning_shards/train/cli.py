@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from ..cost.prices import Prices
 from ..errors import InputError
 from ..runs.checkpoints import load, state
-from ..runs.files import earlier_metrics
+from ..runs.files import config_in, earlier_metrics
 from ..vision.pretrained import USUAL_SIZE
 from . import cluster, contract, flags, hardware, knn, loggers, own_callbacks, resume_settings, summary, trainer_checks
 from .checkpoint_io import DurableCheckpointIO
@@ -41,7 +41,7 @@ from .run_name import choose
 from .settings import check, set_to_null, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
-from .trained_model import after_start
+from .trained_model import after_start, check_head
 
 
 class TrainingCLI(LightningCLI):
@@ -116,8 +116,11 @@ class TrainingCLI(LightningCLI):
         self.spending = CostTracker(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
         self.meter = Throughput(self.spending)
         of_model = c.get("model") or {}  # one without settings
-        if c.data.get("image_size", 0) is None:  # what was taken in its place is written down
-            c.data.image_size = of_model.get("image_size") or USUAL_SIZE
+        if c.data.get("image_size", 0) is None:  # what is taken in its place is written down
+            before = config_in(self.resumed).get("data.image_size") if self.resumed else None
+            c.data.image_size = before or of_model.get("image_size") or USUAL_SIZE
+            if "image_size" in of_model:
+                of_model.image_size = c.data.image_size
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         goes_on = self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt"))
@@ -139,6 +142,7 @@ class TrainingCLI(LightningCLI):
             self.config_init = self.parser.instantiate(self.config)
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         contract.check_instance(self.model)
+        check_head((self.config.get("model") or {}).get("weights"), self.datamodule)
         contract.weigh_classes(self.model, self.datamodule)
         flags.shorten(self.datamodule, self.config.trainer)
         self.datamodule.plan_sizes(self.config.trainer.max_epochs)
@@ -232,7 +236,9 @@ class TrainingCLI(LightningCLI):
         """What the model's constructor got, as plain values."""
         known = {action.dest for action in self.parser._actions}
         handed = {name: source for name, source in contract.HANDED_OVER.items() if f"model.{name}" in known}
-        return self.asked.get("model", {}) | {name: getattr(self.datamodule, source) for name, source in handed.items()}
+        linked = {"image_size": self.config.model.image_size} if "model.image_size" in known else {}
+        given = {name: getattr(self.datamodule, source) for name, source in handed.items()}
+        return self.asked.get("model", {}) | linked | given
 
     def build_trainer(self, **changes: Any) -> Trainer:
         """The trainer of the settings, with `changes`."""
@@ -269,8 +275,11 @@ class TrainingCLI(LightningCLI):
         """Measure the best weights on the test split, if there is one and the model has a test_step."""
         if not self.data.dataset.splits.get("test") or not is_overridden("test_step", self.model):
             return
+        self.trainer.strategy.barrier()  # the first rank may be giving the best checkpoint its name
         if best := self.run.best_checkpoint:
-            self.model.load_state_dict(load(best)["state_dict"])
+            content = load(best)
+            self.model.on_load_checkpoint(content)
+            self.model.load_state_dict(content["state_dict"], strict=self.model.strict_loading)
         with self._explained():
             self.trainer.test(self.model, datamodule=self.data, verbose=False)
 

@@ -20,6 +20,7 @@ from ..data.embedding import FEATURES, Embedded, Embedding, embedded_fields
 from ..data.fields.base import in_plane, row_shape
 from ..data.fields.resolve import resolve_fields
 from ..data.loader import EpochLoader, SkipLog
+from ..data.order import Order
 from ..data.ranks import Ranks, find_ranks
 from ..data.repeats import Repeated
 from ..data.sampler import EvalSampler, TrainSampler
@@ -44,8 +45,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         global_batch_size: images in one optimizer step, over all devices.
         micro_batch_size: images in one forward on one device; null: the global batch divided by the devices.
             Where it is smaller, gradients are accumulated.
-        image_size: side of the squares that the model sees, in pixels; null: what the weights to start from were
-            trained on, else 224.
+        image_size: side of the squares that the model sees, in pixels; null: that of the weights, or 224.
         size_schedule: smaller squares for the first epochs of the training, with their shares of it, such as
             {128: 0.4, 160: 0.3}; image_size comes last, and is what validation and test look at. null: always that.
         workers: decoding threads a device, in up to four processes; null: CPU cores / devices.
@@ -119,7 +119,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         scale, ratio = (crop_scale[0], crop_scale[1]), (crop_ratio[0], crop_ratio[1])
         self.crop = Crop(image_size, scale, ratio, flip, center=eval_crop)
         if features:
-            self._check_crop_is_usual()
+            self._check_features(repeats)
         if size_schedule is not None:
             check_sizes(size_schedule, image_size)
             if features or not any(in_plane(field) for field in self.sample_fields.values()):
@@ -137,7 +137,7 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
             seed,
             fraction,
             window_samples,
-            window_bytes or None,
+            window_bytes,
             repeats=repeats,
         )
         self.order = self._recipe.make()
@@ -187,6 +187,10 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
             file = numbers_file(part, "train", classes_of(part, setting))
             counts += class_counts(file, part, "train", range(len(shards)))
         return counts.tolist()
+
+    def each_once(self) -> Order:
+        """An order of the training's samples in which each comes once, whatever data.balance and data.repeats say."""
+        return replace(self._recipe, balance=None, repeats=1).make()
 
     @property
     def features(self) -> Embedding | None:
@@ -270,7 +274,12 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
         """Time that this process has waited for training batches."""
         return self._loaders["train"].wait_seconds if "train" in self._loaders else 0.0
 
-    def _check_crop_is_usual(self) -> None:
+    def _check_features(self, repeats: int) -> None:
+        if repeats > 1 and self.features and self.features.views == 1:
+            raise InputError(
+                "data.repeats shows an image several times, cropped anew, and data.features has one view of each:"
+                " leave it out, or embed with --views"
+            )
         usual = Crop(self.crop.size)
         for setting, name in CROP_SETTINGS.items():
             if getattr(self.crop, name) != getattr(usual, name):

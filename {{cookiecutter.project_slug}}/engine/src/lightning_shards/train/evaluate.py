@@ -47,8 +47,9 @@ def evaluate(
         raise InputError(f"the model {model_class.__name__} has no {step}: it cannot be measured on the split {split}")
     mirrored = look_twice(model, config) if flip else None
     settings = config["data"]
-    alone = {"path": path or settings["path"], "fraction": 1.0, "mixture": None, "balance": None}
-    data = datamodule_class(**settings | alone | {"global_batch_size": 1})
+    of_training = {"fraction": 1.0, "mixture": None, "balance": None, "repeats": 1, "size_schedule": None}
+    alone = {name: value for name, value in of_training.items() if name in settings}
+    data = datamodule_class(**settings | alone | {"path": path or settings["path"], "global_batch_size": 1})
     check_targets(config["trained_on"], data)
     if (config["trained_on"].get("embedded") or {}) != identities(data.sample_fields):
         raise InputError(

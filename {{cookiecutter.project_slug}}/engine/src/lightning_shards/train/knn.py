@@ -43,7 +43,7 @@ def settings(data: ShardDataModule) -> dict[str, Any]:
     if data.task != "single_label" or not isinstance(features, Embedded) or not isinstance(target, Embedded):
         return {}
     held_out = max([data.dataset.samples(split) for split in ("val", "test") if data.dataset.splits.get(split)] or [1])
-    length, training = features.shape[0], len(data.order)
+    length, training = features.shape[0], len(data.each_once())
     most = min(MOST_ROWS, MOST_BYTES // (4 * length), int(MOST_PRODUCTS / (held_out * length)))
     rows = min(training, max(LEAST_ROWS, most))
     return {"knn_samples": rows, "knn_drawn": rows < training}
@@ -142,7 +142,7 @@ class NearestNeighbours(L.Callback):
         self._rows, data = None, trainer.datamodule  # type: ignore[attr-defined]
         if trainer.sanity_checking or split in self._found or not (how := settings(data)):
             return
-        features, classes = training_rows(data, drawn(data.order, how["knn_samples"], data.seed))
+        features, classes = training_rows(data, drawn(data.each_once(), how["knn_samples"], data.seed))
         if len(features):
             self._rows = features.to(model.device), classes.to(model.device)
             self._right = MeanMetric().to(model.device)

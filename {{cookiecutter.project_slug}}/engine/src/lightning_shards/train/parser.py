@@ -8,7 +8,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +83,25 @@ def add_settings(parser: LightningArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     parser.add_class_arguments(loggers.LogSettings, "log")
-    parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
     known = {action.dest for action in parser._actions}
-    if "model.image_size" in known:
+    if "data.seed" in known:  # an own datamodule may fix what it hands on
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+    if {"data.image_size", "model.image_size"} <= known:
         names = [name for name in _OF_THE_WEIGHTS if f"model.{name}" in known]
+
+        def size_of_the_weights(size: int | None, *values: Any) -> int:
+            return _image_size(dict(zip(names, values, strict=True))) if size is None else size
+
         sources = ("data.image_size", *(f"model.{name}" for name in names))
-        parser.link_arguments(sources, "model.image_size", compute_fn=partial(_image_size, names))
+        parser.link_arguments(sources, "model.image_size", compute_fn=size_of_the_weights)
     for name, source in contract.HANDED_OVER.items():
         if f"model.{name}" in known:
             parser.link_arguments(f"data.{source}", f"model.{name}", apply_on="instantiate")
 
 
-def _image_size(names: Sequence[str], given: int | None, *values: Any) -> int:
-    """`data.image_size`; where it is null, what the model's settings `names`, with these `values`, say."""
-    said = {name: value for name, value in zip(names, values, strict=True) if isinstance(value, _OF_THE_WEIGHTS[name])}
-    return image_size_of(**said) if given is None else given
+def _image_size(settings: dict[str, Any]) -> int:
+    """Side of the images that the weights in the model's `settings` were trained on."""
+    return image_size_of(**{name: v for name, v in settings.items() if isinstance(v, _OF_THE_WEIGHTS[name])})
 
 
 def plain(value: Any) -> Any:

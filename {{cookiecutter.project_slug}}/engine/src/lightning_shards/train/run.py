@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +23,14 @@ from ..cost.usage import Usage, duration
 from ..entry import rank
 from ..errors import InputError
 from ..files import write_durably
+from ..machine import lock
 from ..runs.checkpoints import is_whole, newest
 from ..runs.files import skipped_samples
 from ..runs.folder import began
 from ..runs.values import flat
 from ..terminal import printable, say
 from ..yaml_text import parse_yaml
-from . import wandb_logger
+from . import cluster, wandb_logger
 from .restart_guard import note_start
 from .run_name import VARIABLE, claim
 from .stop import Stopped, StopRequest
@@ -61,6 +62,7 @@ class Run:
     with_report: bool = True
     _summary: bytes | None = None  # of the attempt before
     _written: dict[str, Any] = field(default_factory=dict)  # in the summary of this one
+    _held: ExitStack = field(default_factory=ExitStack)  # keeps others from the folder
 
     @cached_property
     def last_checkpoint(self) -> Path | None:
@@ -83,6 +85,7 @@ class Run:
         try:
             self._create()
         except BaseException:
+            self._held.close()
             self.stop.__exit__(None, None, None)
             raise
         os.environ[VARIABLE] = self.folder.name
@@ -94,6 +97,7 @@ class Run:
             claim(self.folder, self.config)
         elif not os.access(self.folder, os.W_OK):
             raise InputError(f"the run's folder {self.folder} cannot be written")
+        self._hold()
         for litter in (
             f for name in ("*.tmp", "evaluation/*.tmp", "checkpoints/*.tmp") for f in self.folder.glob(name)
         ):
@@ -101,6 +105,15 @@ class Run:
         with suppress(OSError):  # there is none, or none that can be read
             self._summary = (self.folder / "summary.json").read_bytes()
             self._mark(status="unfinished")  # what holds if this attempt is killed
+
+    def _hold(self) -> None:
+        """Raise InputError where another process trains this run: the two would write over each other's files."""
+        with suppress(OSError):  # the file is read only
+            config = self._held.enter_context((self.folder / "config.yaml").open("rb+"))
+            if lock(config.fileno(), wait=False) is False and not cluster.goes_on():  # a scheduler ends one before
+                raise InputError(
+                    f"the run {self.folder} is being trained by another process: wait until it has ended, or stop it"
+                )
 
     def _mark(self, **changes: str) -> None:
         """Change what an earlier attempt has left in `summary.json`."""
@@ -143,6 +156,7 @@ class Run:
         try:
             self._finish(error)
         finally:
+            self._held.close()
             self.stop.__exit__(kind, error, traceback)
         if isinstance(error, SystemExit) and not isinstance(error, Stopped) and not error.code:
             raise SystemExit(1)  # somebody's callback left the process in the middle: that is no success
@@ -176,8 +190,8 @@ class Run:
             content["began"] = when.isoformat(timespec="seconds") if when else None
             if changed := self.changed():
                 content["changed_on_resume"] = changed
-        except OSError as trouble:  # the rest is told all the same
-            why = trouble.strerror or str(trouble)
+        except (OSError, ValueError) as trouble:  # the rest is told all the same
+            why = getattr(trouble, "strerror", None) or str(trouble)
             say(f"{config} cannot be used ({why}): the summary does not say what was changed on a resume", sys.stderr)
         self._written = content
         self._put(content)
@@ -204,10 +218,14 @@ class Run:
             return None
 
     def changed(self) -> dict[str, Any]:
-        """Settings with which this attempt went on that differ from those in `config.yaml`."""
-        first, now = (
-            dict(flat(parse_yaml(text))) for text in ((self.folder / "config.yaml").read_bytes(), self.config)
-        )
+        """Settings with which this attempt went on that differ from those in `config.yaml`.
+
+        Raises OSError or ValueError where that cannot be read.
+        """
+        first = parse_yaml((self.folder / "config.yaml").read_bytes())
+        if not isinstance(first, dict):
+            raise ValueError("it has no settings")
+        first, now = dict(flat(first)), dict(flat(parse_yaml(self.config)))
         return {name: value for name, value in now.items() if name in first and first[name] != value}
 
     def report(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from contextlib import suppress
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,25 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from ..data.checks import check_settings
-from ..data.embedding import identities
+from ..data.embedding import FEATURES, identities
 from ..errors import InputError
 from ..runs.checkpoints import load
+from ..runs.files import changed_on_resume
 from ..runs.folder import find
 from ..runs.values import is_count
+from ..vision.weights import PUBLISHED
 from .config_safety import check_names, read_settings
 from .datamodule import ShardDataModule
 from .parser import shorten
 from .run import Run
 
 SETTINGS = "model_settings"  # key of a checkpoint
+_FOLLOWED = (
+    "data.path",
+    "data.image_size",
+    "data.eval_crop",
+    "trainer.precision",
+)  # by whoever measures a trained model
 
 
 class KeepSettings(L.Callback):
@@ -56,9 +65,32 @@ def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
 
 
 def after_start(weights: Any) -> Any:
-    """The model's setting `weights` where a checkpoint has newer ones: no file to begin with. What is no text is an own
-    model's, which means something else by that name, and stays."""
-    return None if isinstance(weights, str) else weights
+    """The model's setting `weights` once it has some: null in place of `imagenet` or of a file to start from, which may
+    be gone by then. Anything else is an own model's, which means something else by that name, and stays."""
+    file = isinstance(weights, PathLike) or (isinstance(weights, str) and ("/" in weights or Path(weights).suffix))
+    return None if file or weights == PUBLISHED else weights
+
+
+def check_head(weights: Any, data: ShardDataModule) -> None:
+    """Raise InputError where a training on features would begin with `weights` of a head on another network's."""
+    if data.features is None or not weights or weights == PUBLISHED or after_start(weights) is not None:
+        return
+    kept: Any = None
+    with suppress(InputError):  # whoever loads them says why
+        kept = load(Path(weights)).get("embedded")
+    if isinstance(kept, dict) and kept.get(FEATURES) != identities(data.sample_fields)[FEATURES]:
+        raise InputError(
+            f"model.weights {weights} are of a run on features that another network made, or none, than those of"
+            f" data.features {data.features.name}: begin without them, or embed with the network of that run"
+        )
+
+
+def image_size_of_checkpoint(saved: dict[str, Any]) -> int | None:
+    """Side of the images, in pixels, that the model of a checkpoint was made for; None where it has no such setting."""
+    for kept in (saved.get("hyper_parameters"), saved.get(SETTINGS)):
+        if isinstance(kept, dict) and is_count(side := kept.get("image_size")):
+            return int(side)
+    return None
 
 
 def kept_setting(folder: Path, name: str) -> Any:
@@ -77,8 +109,9 @@ def best_model(
 ) -> tuple[Any, dict[str, Any]]:
     """The best weights of the run in `folder`, on the CPU, and the run's config; InputError where there are none yet.
 
-    What the config of an older version lacks in `data` has its default. Beside the settings it has `trained_on`: the
-    dataset's `task` and `targets`, and shape and dtype of a row of its `fields`.
+    What the config of an older version lacks in `data` has its default, and what a resume has changed in what the model
+    looks at is as the resume had it. Beside the settings it has `trained_on`: the dataset's `task` and `targets`, and
+    shape and dtype of a row of its `fields`.
     """
     saved, checkpoint = _best(folder)
     model = restore(model_class, saved, checkpoint)
@@ -86,6 +119,12 @@ def best_model(
     for section in ("data", "trainer"):
         if not isinstance(config.get(section), dict):
             raise InputError(f"{folder / 'config.yaml'} has no settings of {section}: it is of another program")
+    for name, value in changed_on_resume(folder).items():
+        section, _, setting = name.partition(".")
+        if name in _FOLLOWED:
+            config[section][setting] = value
+    if side := image_size_of_checkpoint(saved):
+        config["data"]["image_size"] = side
     config["data"] = _checked_data(config["data"], folder / "config.yaml", datamodule_class)
     config["trainer"] = {"accelerator": "auto"} | config["trainer"]
     config["trained_on"] = {
@@ -142,10 +181,12 @@ def restore(model_class: type[L.LightningModule], saved: dict[str, Any], checkpo
     check_names({name: value for name, value in given.items() if name not in plain}, checkpoint, model_class.__module__)
     try:
         if saved.get("hyper_parameters"):
-            return model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+            return model_class.load_from_checkpoint(
+                checkpoint, map_location="cpu", weights_only=True
+            )  # strict as it says
         model = make(model_class, saved.get(SETTINGS, {}))
         model.on_load_checkpoint(saved)
-        model.load_state_dict(saved["state_dict"])
+        model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
     except InputError:
         raise
     except Exception as error:  # of the team's constructor, of the parser, of load_state_dict

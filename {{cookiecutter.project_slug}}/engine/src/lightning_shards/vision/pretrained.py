@@ -49,7 +49,7 @@ class Pretrained:
             raise InputError(f"model.pretrained has no {', '.join(sorted(map(str, wrong)))}: it has {', '.join(known)}")
         try:
             values = vars(self) | {name: known[name](value) for name, value in given.items()}
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values = {"std": [0]}
         if min(values["std"]) <= 0:
             raise InputError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +69,10 @@ def find_weights(name: str, weights: str | None) -> Weights | None:
         size, kept = file.settings.get("image_size"), file.settings.get("pretrained")
         about = Pretrained().updated(kept or {})
         about = replace(about, image_size=size if isinstance(size, int) else about.image_size)
-        return Weights(name, weights, about, lambda _: file.state, str(file.settings.get("backbone") or "")[:80])
+        of = str(file.settings.get("backbone") or "")[:80]
+        return Weights(name, weights, about, lambda n: _in_form(name, n, file.state) if of == name else file.state, of)
     about = replace(_about(name, Path(weights).name), large_stem=True)
-    return Weights(name, weights, about, lambda network: _foreign(name, network, file.state))
+    return Weights(name, weights, about, lambda network: _in_form(name, network, file.state))
 
 
 def image_size_of(backbone: str = "", weights: str | None = None, pretrained: Mapping[str, Any] | None = None) -> int:
@@ -77,11 +80,12 @@ def image_size_of(backbone: str = "", weights: str | None = None, pretrained: Ma
 
     The arguments are the model's settings of these names.
     """
-    try:
+    about = Pretrained()
+    with suppress(InputError, OSError):  # whoever loads them says why
         found = find_weights(backbone, weights)
-        about = (found.about if found else Pretrained()).updated(pretrained or {})
-    except InputError:  # whoever loads them says why
-        about = Pretrained()
+        about = found.about if found else about
+    with suppress(InputError):
+        about = about.updated(pretrained or {})
     return about.image_size or USUAL_SIZE
 
 
@@ -103,11 +107,11 @@ def _fetch(name: str) -> Mapping[str, Tensor]:
     chosen = torchvision.models.get_model_weights(name).DEFAULT
     try:
         state: Mapping[str, Tensor] = chosen.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:  # urllib's errors too
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+    except Exception as error:  # urllib's, or of a file that is another, or damaged
+        folder, why = Path(torch.hub.get_dir()) / "checkpoints", textwrap.shorten(str(error), 200, placeholder=" ...")
         raise InputError(
-            f"model.weights: cannot fetch {chosen.url} ({error}); put that file into {folder}, or give it with"
-            " --model.weights FILE"
+            f"model.weights: cannot fetch {chosen.url} ({why or type(error).__name__}); put that file into {folder},"
+            " in place of what is there, or give it with --model.weights FILE"
         ) from None
     return state
 
@@ -119,8 +123,8 @@ def _encoder(network: nn.Module, state: Mapping[str, Tensor], part: str) -> Mapp
     return {key: value for key, value in named.items() if key in own}
 
 
-def _foreign(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Of a file of another program: as they are where they fit, else turned into the network's form."""
+def _in_form(name: str, network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """As they are where they fit, else turned into the network's form, as of another program or image size."""
     own = network.state_dict()
     if all(key in own and own[key].shape == value.shape for key, value in state.items()):
         return state
