@@ -86,15 +86,14 @@ def seen_from(folder: Path, path: str | Path) -> str:
     return os.path.relpath(path, folder)
 
 
-def sample_rate(folder: Path, share: float) -> float:
-    """Images/s of the project's default training, on this machine now; of three epochs of a share of its images."""
+def sample_run(folder: Path, share: float) -> dict[str, Any]:
+    """The summary of the project's default training, on this machine now: three epochs of a share of its images."""
     project = Path.cwd()
     if not (project / "data" / "sample" / "dataset.json").exists():
         pack = ["-m", "lightning_shards", "pack", "sample/fashion-mnist-10k.zip", "data/sample"]
         subprocess.run([sys.executable, *pack], check=True, stdout=subprocess.DEVNULL)
     paths = ("--config", seen_from(folder, "configs/sample.yaml"), "--data.path", seen_from(folder, "data/sample"))
-    told = train(folder, "sample", *paths, "--trainer.max_epochs", "3", "--data.fraction", str(share))
-    return float(told["images_per_second"])
+    return train(folder, "sample", *paths, "--trainer.max_epochs", "3", "--data.fraction", str(share))
 
 
 def dataset(config: str) -> Path:
@@ -111,13 +110,15 @@ def dataset(config: str) -> Path:
     return path
 
 
-def row(config: Path, seed: int, folder: Path, share: float) -> dict[str, Any]:
-    """Train one seed; what a record says of it."""
+def row(config: Path, seed: int, folder: Path, share: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Train one seed; what a record says of it, which has `rows` already."""
     data = dataset(config.read_text())
-    before = sample_rate(folder, share)
+    before = sample_run(folder, share)
+    if rows and before["hardware"] != rows[0]["hardware"]:  # which is better known before the hours than behind them
+        raise SystemExit(f"this is {before['hardware']}, the record is of {rows[0]['hardware']}: copy the config")
     paths = ("--config", seen_from(folder, config), "--data.path", seen_from(folder, data))
     told = train(folder, f"seed-{seed}", *paths, "--seed_everything", str(seed))
-    rates = [before, sample_rate(folder, share)]
+    rates = [float(one["images_per_second"]) for one in (before, sample_run(folder, share))]
     metric = f"test/{told['monitor']}"
     return {
         "seed": seed,
@@ -159,7 +160,7 @@ def make(config: Path, seeds: list[int], share: float) -> None:
         if any(one["seed"] == seed for one in rows):
             print(f"seed {seed} is there already", flush=True)
         else:
-            new = row(config, seed, folder, share)
+            new = row(config, seed, folder, share, rows)
             if rows and (other := [name for name in SAME if rows[0][name] != new[name]]):
                 raise SystemExit(f"{record} is of another {', '.join(other)}: copy the config into a new folder")
             rows = sorted([*rows, new], key=lambda one: one["seed"])

@@ -30,6 +30,7 @@ def test_a_setting_of_the_page_is_taken(
     monkeypatch.chdir(tmp_path)
     base = ["--config", str(PROJECT / "configs" / f"{config}.yaml"), "--data.path", str(dataset)]
     base += ["--data.global_batch_size", "12", "--data.micro_batch_size", "12", "--data.image_size", "224"]
+    base += ["--model.trained_blocks", "0"] if "--model.thaw_after" in given else []
     base += ["--model.weights", "null", "--model.backbone", "convnext_tiny"]  # it has blocks, and drops some
     assert TrainingCLI(ImageModel, args=[*base, *(part.replace("N", "2") for part in given)]).model
 

@@ -7,6 +7,7 @@ frozen may change at any step, and on a resume.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -18,8 +19,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
+from ..errors import InputError
 from ..vision.blocks import modules
 from .module import ShardModule
+
+_LAST = math.nextafter(1.0, 0.0)  # progress of a last step
 
 
 class Freezing(L.Callback):
@@ -32,6 +36,12 @@ class Freezing(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Before ranks agree on what they send. Where a resume begins is not known yet, so as at the begin."""
         if stage == "fit" and isinstance(pl_module, ShardModule):
+            first, last = ({id(one) for one in pl_module.frozen(progress)} for progress in (0.0, _LAST))
+            if first != last and pl_module.hparams.get("optimizer") == "lamb":
+                raise InputError(
+                    "model.optimizer lamb corrects its first steps by one count for all parameters, so those that"
+                    " model.thaw_after adds would begin with steps too large: take adamw, or leave model.thaw_after out"
+                )
             self._freeze(pl_module, pl_module.frozen(0.0))
 
     def on_train_batch_start(
