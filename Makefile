@@ -94,7 +94,8 @@ gpu: bake  ## what only an NVIDIA GPU can tell, in under 10 minutes; GPU="--help
 SEEDS := 0 1 2
 record: named bake  ## what an accuracy costs: CONFIG=records/NAME/config.yaml with several SEEDS="0 1 2"
 	@$(IN_BAKE) setup
-	@config="$$(realpath "$(CONFIG)")"; cd $(BAKE) && "$(UV_THERE)" run --quiet python ../../benchmarks/record.py --config "$$config" --seeds $(SEEDS)
+	@config="$$(realpath "$(CONFIG)")"; extra="$$(grep -oE -m 1 'timm/|optimizer: lamb' "$$config" | sed 's/.*/--extra timm/')"; \
+	cd $(BAKE) && "$(UV_THERE)" run --quiet $$extra python ../../benchmarks/record.py --config "$$config" --seeds $(SEEDS)
 
 format: | uv  ## put the code in order: the template's own, the engine and the team's package
 	@$(RUN) ruff check --fix-only --quiet $(CODE) '$(PROJECT)/engine'

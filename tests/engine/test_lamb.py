@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import yaml
 
 from . import starts
 from .starts import Strike
+from .test_inference import call
 from .test_resume import Trial
-from .test_train import project, start  # noqa: F401  (`project` is a fixture)
+from .test_train import project, start, summary  # noqa: F401  (`project` is a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,19 @@ def test_without_timm_it_is_one_sentence_and_nothing_is_written(monkeypatch: pyt
     error = capfd.readouterr().err
     assert error.strip().endswith("uv sync --extra timm") and error.count("\n") == 1
     assert set(Path().rglob("runs/a/*")) == set() and set(Path().iterdir()) == before
+
+
+@pytest.mark.usefixtures("project")
+def test_the_long_config_is_trained_and_measured(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """All at once that it puts together, with small images, batches and a small network."""
+    small = ["--config", "small.yaml", "--data.global_batch_size", "12", "--data.micro_batch_size", "6"]
+    small += ["--data.size_schedule", "{8: 0.3, 12: 0.3}", "--trainer.max_epochs", "4"]
+    assert start(monkeypatch, *small, "--run", "long", config="configs/scratch_long.yaml") == 0
+    asked = yaml.safe_load(Path("runs/long/config.yaml").read_text())
+    wanted = {"optimizer": "lamb", "loss": "binary_cross_entropy", "rand_augment": [2, 21], "mixup": 0.1, "cutmix": 1.0}
+    assert {name: asked["model"][name] for name in wanted} == wanted
+    assert asked["data"]["repeats"] == 3 and asked["ema_decay"] == 0.9998
+    capfd.readouterr()
+    assert call(monkeypatch, "evaluate", "long", "--json") == 0
+    found, told = json.loads(capfd.readouterr().out), summary("long")["metrics"]
+    assert found["test/loss"] == pytest.approx(told["test/loss"], abs=1e-4)

@@ -135,7 +135,7 @@ def test_positions_of_an_own_run_are_interpolated_for_another_size(tmp_path: Pat
         ("resnet34", "resnet18.pth", ("80 are missing (layer1.2.conv1.weight,", "another backbone, resnet18")),
         ("resnet18", "resnet34.pth", ("are not the network's", "another backbone, resnet34")),
         ("resnet50", "resnet18.pth", ("are of another shape", "another backbone, resnet18")),
-        ("timm/resnet18", "resnet10t.safetensors", ("are missing", "another backbone")),
+        ("timm/resnet18", "resnet10t.safetensors", ("are missing", "another backbone, timm/resnet10t")),
         ("resnet18", "nowhere.pth", ("there is no file",)),
         ("resnet18", __file__, ("is no checkpoint",)),
         ("timm/resnet18d0", None, ("timm/resnet18d",)),

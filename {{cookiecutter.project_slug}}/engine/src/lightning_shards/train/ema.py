@@ -14,7 +14,8 @@ from ..vision.calibration import Calibration
 
 
 class WeightEMA(WeightAveraging):
-    """Exponential moving average of weights and buffers: validation, test and `best.ckpt` use it, training does not.
+    """Exponential moving average of weights and buffers: validation, test and `best.ckpt` use it, training does not
+    (Polyak & Juditsky, 1992; Tarvainen & Valpola, 2017, Mean teachers).
 
     After optimizer step n, average = d x average + (1 - d) x weights with d = min(decay, (1 + n) / (10 + n)), so that
     an early average is not of the first, random weights (as in TensorFlow's ExponentialMovingAverage). Checkpoints

@@ -50,6 +50,11 @@ def build(name: str, outputs: int, image_size: int, drop_path: float | None = No
     return network
 
 
+def names() -> list[str]:
+    """The networks that timm has, without PREFIX."""
+    return list(_timm().list_models())
+
+
 def published(name: str) -> Any:
     """timm's description of the network and of its published weights. Raises InputError for one that it has not."""
     timm = _timm()

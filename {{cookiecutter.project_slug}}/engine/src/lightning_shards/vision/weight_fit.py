@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torchvision
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import torchvision_models
+from . import timm_models, torchvision_models
 from .blocks import blocks
 
 _STATISTICS = ("running_mean", "running_var")  # buffers without which a network does not compute the same
@@ -49,7 +50,7 @@ def fit(
     absent, unlike = ([key for key in keys if key not in loose] for keys in (missing, other))
     more = [key for key in state if key not in own and not key.startswith(_HEADS) and not key.endswith(_NO_PARAMETERS)]
     if absent or unlike or (more and of != name):
-        probably = of if of and of != name else "" if of else probable(state)
+        probably = of if of and of != name else "" if of else probable(state) or _by_name(name, source)
         raise InputError(
             f"model.weights: {source} does not fit {name}, which has {len(own)} tensors:"
             f" {_told(absent, unlike, more, own, state)}; it is probably of another backbone"
@@ -81,6 +82,14 @@ def _few(texts: list[str]) -> str:
 
 def _shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "a number"
+
+
+def _by_name(name: str, source: str) -> str:
+    """The network by whose name the file `source` is called; empty: none is known. Of timm's, where `name` is one."""
+    prefix = timm_models.PREFIX if name.startswith(timm_models.PREFIX) else ""
+    names = timm_models.names() if prefix else torchvision_models.names()
+    called = max((one for one in names if Path(source).name.startswith(one)), key=len, default="")
+    return prefix + called if called and prefix + called != name else ""
 
 
 def probable(state: Mapping[str, Tensor]) -> str:
