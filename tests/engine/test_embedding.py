@@ -20,6 +20,7 @@ import torch
 import yaml
 from lightning_shards.data import Crop, Dataset, ShardLoader
 from lightning_shards.data.array_file import IN_TAR, MISSING
+from lightning_shards.data.batch import Batch
 from lightning_shards.data.embedding import Embedding
 from lightning_shards.data.fields import dataset_fields
 from lightning_shards.data.order import WindowedOrder
@@ -31,7 +32,9 @@ from lightning_shards.train import knn
 from lightning_shards.train.trained_model import load_model
 from lightning_shards.vision import last_layer
 from team import backbones
+from team.augment import Mix
 from team.model import ImageModel
+from team.objectives import OBJECTIVES
 
 from .conftest import write_dataset
 from .in_place import PACKAGE, PROJECT
@@ -297,6 +300,46 @@ def test_the_teacher_comes_beside_the_image_kept_decoded_or_not(embedded: Path, 
         file.unlink()
 
 
+def test_a_pupil_learns_what_its_teacher_says(project: Path, monkeypatch: Any) -> None:
+    """Of mixed images, too; and it is measured and predicts as any other model."""
+    learns = ("--data.teacher", "teacher", "--model.backbone", "small_cnn", "--data.image_size", "16")
+    learns += ("--model.distillation", "1.0", "--model.mixup", "0.2", "--trainer.max_epochs", "8")
+    assert start(monkeypatch, "--run", "pupil", *learns) == 0
+    pupil, said = load_model("pupil", ImageModel), rows("teacher", teacher="teacher")
+    with torch.inference_mode():
+        guesses = {number: int(pupil.scores(image[None]).argmax()) for number, image in rows("image").items()}
+    same = [guesses[number] == int(values.argmax()) for number, values in said.items()]
+    assert sum(same) / len(same) > 0.9
+    assert call(monkeypatch, "evaluate", "pupil") == 0 and call(monkeypatch, "export", "pupil", "pupil.pt2") == 0
+
+
+def test_a_teacher_that_says_the_target_teaches_the_target() -> None:
+    logits, classes = torch.randn(4, 3), torch.tensor([0, 2, 1, 2])
+    sure = torch.nn.functional.one_hot(classes, 3).float()
+    for task, loss, targets in (
+        ("single_label", "cross_entropy", classes),
+        ("single_label", "binary_cross_entropy", classes),
+        ("multi_label", None, sure),
+        ("regression", None, sure),
+    ):
+        objective = OBJECTIVES[task](3, 0.0, loss)
+        torch.testing.assert_close(objective.taught(logits, sure), objective.losses(logits, targets))
+    model = ImageModel(["a", "b", "c"], fields={"teacher": [3]}, backbone="small_cnn", image_size=16, distillation=0.25)
+    fields, ids = {"target": classes, "teacher": sure.flip(1).half()}, torch.arange(4)
+    batch = Batch(fields, ids, ids, torch.ones(4, dtype=torch.bool))
+    mix = Mix(classes.roll(1), torch.tensor([0.5, 1.0, 0.25, 0.75]))
+    entropy = torch.nn.functional.cross_entropy
+    for part, share in ((0, 0.25), (1, 0.0)):
+        model.train(part == 0)
+        hard = mix.share * entropy(logits, classes, reduction="none")
+        hard += (1 - mix.share) * entropy(logits, classes.roll(1), reduction="none")
+        soft = mix.share * entropy(logits, sure.flip(1), reduction="none")
+        soft += (1 - mix.share) * entropy(logits, sure.flip(1).roll(1, 0), reduction="none")
+        torch.testing.assert_close(model.losses(logits, batch, mix), (1 - share) * hard + share * soft)
+    with pytest.raises(InputError, match=r"not for segmentation"):
+        ImageModel(["a", "b"], "segmentation", 16, {"teacher": [2]}, "small_unet", distillation=0.5)
+
+
 def test_the_forecast_writes_nothing(project: Path, monkeypatch: Any, capfd: Any) -> None:
     before = sorted(project.rglob("*"))
     given = ("embed", "first", "colours", "--name", "new", "--forecast", "--seconds", 0.3, "--images", "1M")
@@ -376,6 +419,9 @@ def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, argumen
     [
         (["--data.features", "other"], "colours has no embedding 'other'"),
         (["--data.teacher", "other", "--model.backbone", "small_cnn"], "colours has no embedding 'other'"),
+        (["--data.teacher", "teacher", "--model.backbone", "small_cnn"], "give both, or neither"),
+        (["--model.distillation", "0.5", "--model.backbone", "small_cnn"], "give both, or neither"),
+        (["--model.distillation", "2", "--model.backbone", "small_cnn"], "model.distillation is 2.0, it must be"),
         (["--data.features", "features", "--model.backbone", "small_cnn"], "takes images, not features"),
         (["--data.features", "features", "--model.mixup", "0.2"], "model.mixup changes images"),
         (["--data.features", "features", "--data.crop_scale", "[0.5, 1]"], "data.crop_scale changes images"),

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning_shards.data.batch import Batch
@@ -28,7 +28,7 @@ from lightning_shards.errors import InputError
 from lightning_shards.train import EvalMetrics, ShardModule
 from lightning_shards.train.optimizers import lamb
 from lightning_shards.vision import depth, last_layer
-from lightning_shards.vision.augmentation import check_changes
+from lightning_shards.vision.augmentation import check_changes, partners
 from lightning_shards.vision.calibration import Calibration
 from lightning_shards.vision.detection import Detector
 from lightning_shards.vision.fine_tuning import FineTuning
@@ -70,6 +70,7 @@ class ImageModel(ShardModule):
         loss: of one class an image: cross_entropy, or binary_cross_entropy, which asks for each class by itself
             (Wightman et al., 2021); of masks: cross_entropy_dice or cross_entropy; null: the first, or the only one.
         label_smoothing: share of the target that is spread over all classes.
+        distillation: share of the loss that is the distance from data.teacher (Hinton et al., 2015); 0 is off.
         class_weights: what classes count in the loss, by name, 1 for others; or how far to even them out, 0 to 1.
         mixup: alpha of the shares in which two images of a micro-batch are blended in training; 0 is off.
         cutmix: alpha of the share of an image that a box of another one replaces; with mixup, either of them.
@@ -110,6 +111,7 @@ class ImageModel(ShardModule):
         warmup: float = 0.05,
         loss: Literal["cross_entropy", "binary_cross_entropy", "cross_entropy_dice"] | None = None,
         label_smoothing: float = 0.0,
+        distillation: float = 0.0,
         class_weights: float | dict[str, float] | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -130,6 +132,7 @@ class ImageModel(ShardModule):
             ("momentum", momentum, 0 < momentum < 1, "above 0 and below 1"),
             ("warmup", warmup, 0 <= warmup <= 1, "between 0 and 1"),
             ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1"),
+            ("distillation", distillation, 0 <= distillation <= 1, "between 0 and 1"),
             ("mixup", mixup, 0 <= mixup <= 10, "between 0 and 10"),
             ("cutmix", cutmix, 0 <= cutmix <= 10, "between 0 and 10"),
             ("erasing", erasing, 0 <= erasing <= 1, "between 0 and 1"),
@@ -140,6 +143,10 @@ class ImageModel(ShardModule):
         self.save_hyperparameters(ignore=["weights"])
         self.objective: Task = OBJECTIVES[task](len(targets), label_smoothing, loss)
         self.objective.weigh(class_weights, targets)
+        if distillation and not hasattr(self.objective, "taught"):
+            raise InputError(f"model.distillation is for what is said of an image as a whole, not for {task}")
+        if bool(distillation) != ("teacher" in (fields or {})):
+            raise InputError("model.distillation learns from data.teacher: give both, or neither")
         self.monitor, self.mode = self.objective.monitor, self.objective.mode  # what picks the best weights
         self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
         self.calibration = Calibration(self.objective.link, calibrate, len(targets), thresholds)
@@ -201,6 +208,12 @@ class ImageModel(ShardModule):
         losses = self.objective.losses(outputs, self.objective.target_of(batch))
         if mix is not None:
             losses = torch.lerp(self.objective.losses(outputs, mix.targets), losses, mix.share)
+        if self.training and (share := self.hparams["distillation"]):
+            teacher, objective = batch["teacher"].float(), cast(Any, self.objective)
+            taught = objective.taught(outputs, teacher)
+            if mix is not None:
+                taught = torch.lerp(objective.taught(outputs, partners(teacher)), taught, mix.share)
+            losses = torch.lerp(losses, taught, share)
         return torch.where(batch.valid, losses, 0.0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

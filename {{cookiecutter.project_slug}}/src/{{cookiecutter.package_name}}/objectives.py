@@ -35,6 +35,12 @@ class SingleLabel(tasks.SingleLabel):
             losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smooth)
         return losses if weights is None else losses * weights[targets]
 
+    def taught(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """Distance of each row, float (B,), from a teacher's scores, float (B, T)."""
+        if self.loss == "binary_cross_entropy":
+            return F.binary_cross_entropy_with_logits(logits, teacher, reduction="none").mean(dim=1)
+        return F.cross_entropy(logits, teacher, reduction="none")
+
     def metrics(self) -> MetricCollection:
         chosen: dict[str, Metric] = {
             "accuracy": MulticlassAccuracy(self.targets, average="micro"),
@@ -58,6 +64,10 @@ class MultiLabel(tasks.MultiLabel):
         smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none", pos_weight=weights).mean(dim=1)
 
+    def taught(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """Distance of each row, float (B,), from a teacher's scores, float (B, T)."""
+        return F.binary_cross_entropy_with_logits(logits, teacher, reduction="none").mean(dim=1)
+
     def metrics(self) -> MetricCollection:
         return MetricCollection({"ranking": self.ranking()})  # auroc and average_precision; `f1` goes by thresholds
 
@@ -69,6 +79,8 @@ class Regression(tasks.Regression):
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits - targets).square().mean(dim=1)
+
+    taught = losses  # by a teacher's numbers
 
     def metrics(self) -> MetricCollection:
         absolute, squared = MeanAbsoluteError(), MeanSquaredError(squared=False)
