@@ -152,3 +152,4 @@ def test_the_newest_is_kept_also_where_the_clock_was_put_back(tmp_path: Path) ->
         os.utime(path, (1e9 - 100 * step,) * 2)
     names = [path.name for path in outdated(tmp_path, "step-000000003.ckpt", 2)]
     assert names == ["step-000000002.ckpt"], "the last one written stays, though its time is the oldest"
+    assert len(outdated(tmp_path, "step-000000004.ckpt", 1)) == 3, "of attempts that kept more: last.ckpt is the one"

@@ -155,8 +155,10 @@ class DecodeWorker:
         command = [self.python, "-m", __name__, str(there.fileno()), str(file)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)  # inherited, for until it ignores them
-        self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            self._process = subprocess.Popen(command, env=environment, pass_fds=(there.fileno(), file))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
         os.close(file)
         self._connection = Connection(os.dup(self._socket.fileno()))
@@ -240,7 +242,11 @@ def main() -> None:
     job = _receive_job(connection)
     memory, free, epochs = job.memory(int(sys.argv[2])), queue.Queue[int](), queue.Queue[Sampler | EveryNth]()
     slots, side = job.slots(memory, None), job.crop.size
-    decoder = job.decoder
+    try:
+        decoder = job.decoder
+    except Exception as error:  # such as of a cache that cannot be written
+        connection.send(_portable(error))
+        sys.exit(2)
     threading.Thread(target=_listen, args=(connection, free, epochs, decoder.store), daemon=True).start()
 
     def take() -> tuple[int, Arrays]:

@@ -235,9 +235,11 @@ class Checkpoints(Checkpoint):
         ema.share_statistics(trainer)
         trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
         self._saved_at = time.monotonic()
-        if trainer.is_global_zero and self.keep > 1:
-            self._name(trainer, f"step-{trainer.global_step:09d}.ckpt")
-            for path in outdated(self.folder(trainer), f"step-{trainer.global_step:09d}.ckpt", self.keep):
+        if trainer.is_global_zero:
+            name = f"step-{trainer.global_step:09d}.ckpt"
+            if self.keep > 1:
+                self._name(trainer, name)
+            for path in outdated(self.folder(trainer), name, self.keep):
                 path.unlink()
 
     def _save_with_best(self, trainer: L.Trainer) -> None:
@@ -279,6 +281,7 @@ def _data(trainer: L.Trainer) -> ShardDataModule:
 
 
 def outdated(folder: Path, newest: str, keep: int) -> list[Path]:
-    """The numbered checkpoints of a folder beyond the last `keep`, of which `newest` is one whatever the clock says."""
+    """The numbered checkpoints of a folder beyond the last `keep`, of which `newest` is one whatever the clock says;
+    where one is kept, that is `last.ckpt`."""
     files = sorted(folder.glob("step-*.ckpt"), key=lambda path: (path.name == newest, path.stat().st_mtime_ns))
-    return files[:-keep]
+    return files[:-keep] if keep > 1 else files
