@@ -91,8 +91,7 @@ def samples(data: Path, spec: Spec) -> Iterator[Any]:
         wds.map_tuple(torch_peers.random_crop(spec.size), int),
         wds.batched(spec.batch, partial=False),
     )
-    workers: dict[str, Any] = {"num_workers": spec.cores, "persistent_workers": True}
-    loader = DataLoader(pipeline, batch_size=None, **workers)
+    loader = DataLoader(pipeline, batch_size=None, num_workers=spec.cores)
     while True:
         for images, _ in source.counted(loader):
             yield images

@@ -141,6 +141,7 @@ def test_bad_input_is_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for arguments in (
         [str(tmp_path / "empty")], [str(tmp_path / "nowhere")], [str(tmp_path / "d" / "part-{0000..0009}.tar")],
         [str(tmp_path / "d"), "--names", str(few)], [str(tmp_path / "d"), "--names", str(tmp_path / "no")],
+        [str(tmp_path / "d" / "part-{0000..0009.tar")], [str(tmp_path / "d"), "--val", "*-vall-*"],
         [str(tmp_path / "d"), "--val", "*"], [str(tmp_path / "d"), "--workers", "0"],
     ):  # fmt: skip
         assert run(monkeypatch, *arguments) == 2, arguments

@@ -359,6 +359,10 @@ class Pooled(Plain):
         self.net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
 
 
+class MeasuredPooled(Pooled, Measured):
+    """The same with a test."""
+
+
 class OtherNames(Pooled):
     """Settings that mean something else than ours of these names."""
 
@@ -403,6 +407,9 @@ def test_a_datamodule_may_fix_what_the_settings_usually_decide(folder: Path) -> 
     cli = train(OtherNames, "--run", "one", datamodule_class=Fixed)
     assert cli.data.crop.size == 32 and cli.data.seed == 7
     assert isinstance(load_model(Path("runs/one"), OtherNames), OtherNames)
+    assert train(MeasuredPooled, "--run", "two", datamodule_class=Fixed).model
+    found = evaluate(MeasuredPooled, Path("runs/two"), datamodule_class=Fixed)
+    assert found["test/accuracy"] == pytest.approx(summary("two")["metrics"]["test/accuracy"])
 
 
 class PartlyKept(Measured):

@@ -306,10 +306,11 @@ def test_a_pupil_learns_what_its_teacher_says(project: Path, monkeypatch: Any) -
     learns += ("--model.distillation", "1.0", "--model.mixup", "0.2", "--trainer.max_epochs", "8")
     assert start(monkeypatch, "--run", "pupil", *learns) == 0
     pupil, said = load_model("pupil", ImageModel), rows("teacher", teacher="teacher")
+    last = torch.load("runs/pupil/checkpoints/last.ckpt", weights_only=True)  # the best one knows the classes best
+    pupil.load_state_dict(last["state_dict"])
     with torch.inference_mode():
-        guesses = {number: int(pupil.scores(image[None]).argmax()) for number, image in rows("image").items()}
-    same = [guesses[number] == int(values.argmax()) for number, values in said.items()]
-    assert sum(same) / len(same) > 0.9
+        away = [pupil(image[None]).softmax(1)[0].sub(said[n]).abs().max() for n, image in rows("image").items()]
+    assert float(torch.stack(away).mean()) < 0.1, "what the teacher says, though that is no good"
     assert call(monkeypatch, "evaluate", "pupil") == 0 and call(monkeypatch, "export", "pupil", "pupil.pt2") == 0
 
 
@@ -419,8 +420,8 @@ def test_bad_input_of_embed(project: Path, monkeypatch: Any, capfd: Any, argumen
     [
         (["--data.features", "other"], "colours has no embedding 'other'"),
         (["--data.teacher", "other", "--model.backbone", "small_cnn"], "colours has no embedding 'other'"),
-        (["--data.teacher", "teacher", "--model.backbone", "small_cnn"], "give both, or neither"),
-        (["--model.distillation", "0.5", "--model.backbone", "small_cnn"], "give both, or neither"),
+        (["--model.distillation", "0.5", "--model.backbone", "small_cnn"], "learns from data.teacher: scores of the"),
+        (["--model.distillation", "0.5", "--model.backbone", "small_cnn", "--data.teacher", "features"], "of the same"),
         (["--model.distillation", "2", "--model.backbone", "small_cnn"], "model.distillation is 2.0, it must be"),
         (["--data.features", "features", "--model.backbone", "small_cnn"], "takes images, not features"),
         (["--data.features", "features", "--model.mixup", "0.2"], "model.mixup changes images"),

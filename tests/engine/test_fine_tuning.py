@@ -55,6 +55,16 @@ def test_lamb_is_refused_where_parts_thaw(monkeypatch: pytest.MonkeyPatch, capfd
     assert start(monkeypatch, "--run", "a", *flags, "--model.optimizer", "lamb", "--model.thaw_after", "1") == 0
 
 
+@pytest.mark.usefixtures("project")
+def test_a_thaw_of_nothing_is_refused_where_a_training_begins(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    thaw = ["--model.thaw_after", "0.5", "--trainer.max_epochs", "1"]
+    assert start(monkeypatch, "--run", "a", *thaw) == 2
+    assert "model.thaw_after ends what model.trained_blocks begins" in capfd.readouterr().err
+    assert start(monkeypatch, "--run", "a", *thaw, "--model.trained_blocks", "0") == 0
+    going_on = ["--model.trained_blocks", "null", "--trainer.max_epochs", "2"]
+    assert start(monkeypatch, "--resume", "a", *going_on, config=None) == 0, "everything is trained from here on"
+
+
 def test_frozen_layers_keep_weights_and_statistics(context: Any, tmp_path: Path, dataset: Path) -> None:
     """While they are frozen, on three ranks too, whose running statistics are put together in each checkpoint."""
     trainings = Trainings(context, tmp_path, dataset, model=THAWS | {"thaw_after": 1.0, "trained_blocks": 1})
@@ -191,7 +201,6 @@ def test_blocks_are_left_out_more_often_towards_the_head() -> None:
         ({"trained_blocks": 7}, "small_cnn has 6 blocks in front of its head: give 0 to 6"),
         ({"trained_blocks": -1}, "give 0 to 6"),
         ({"thaw_after": 1.5}, "thaw_after is 1.5, it must be between 0 and 1"),
-        ({"thaw_after": 0.5}, "model.thaw_after ends what model.trained_blocks begins"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0, it must be above 0"),
         ({"drop_path": 0.1}, "small_cnn has no stochastic depth"),
         ({"drop_path": 1.0, "backbone": "convnext_tiny"}, "drop_path is 1.0, it must be"),

@@ -209,7 +209,7 @@ def test_settings_are_refused_where_a_command_takes_none(monkeypatch: pytest.Mon
     assert end.value.code == 2 and "unrecognized arguments: --data.path y" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["verify x --jso", "predict last x --jso", "runs --jso"])
+@pytest.mark.parametrize("line", ["verify x --jso", "predict last x --jso", "runs --jso", "--jso verify x"])
 def test_an_option_is_not_cut_short_and_the_nearest_is_named(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from lightning_shards.data import Dataset, Image, Mask, ShardLoader, dataset_fields
 from lightning_shards.data.fields import from_description
 from lightning_shards.errors import InputError, RunError
+from lightning_shards.packing import pool
 from lightning_shards.packing.adopt import adopt
 from lightning_shards.packing.field_columns import ColumnReader, FieldColumn, parse_fields
 from lightning_shards.packing.journal import JOURNAL
@@ -197,6 +198,42 @@ def test_fields_that_cannot_be_packed_are_one_sentence(case: str, tmp_path: Path
         pack(source, tmp_path / "new" / "d", replace(PLAIN, columns=columns), 1)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_class_that_the_first_masks_lack_is_no_reason_to_refuse_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "TRIED", 3)
+    void, rare = np.zeros((24, 32), np.uint8), np.ones((24, 32), np.uint8)
+    void[:4] = 255
+    rows, files = [], {}
+    for number in range(40):
+        files |= {f"i/{number}.jpg": jpeg(number), f"m/{number}.png": png(rare if number % 10 == 9 else void)}
+        rows.append({"path": f"i/{number}.jpg", "mask": f"m/{number}.png", "x": 1})
+    source = write_csv(write_tree(tmp_path / "s", files) / "t.csv", rows)
+    columns = TableColumns(targets=("x",), fields=parse_fields(["seg=mask:mask"]))
+    pack(source, tmp_path / "d", replace(PLAIN, task="regression", columns=columns), 1)
+    assert Dataset.open(tmp_path / "d").fields["seg"]["classes"] == 2
+
+
+def test_classes_that_have_names_may_have_any_number() -> None:
+    """The first samples of thousands of classes need not show one of the lower numbers."""
+    forms: Forms = {"15270": [1, "a.jpg"]}
+    assert describe("who", "class", ["who.cls"], True, forms, 20_000).classes == 20_000  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="has the class 15,270, and only 0 classes are below it"):
+        describe("who", "class", ["who.cls"], True, forms)
+
+
+def test_names_of_members_fit_into_a_tar_however_long_they_would_be(tmp_path: Path) -> None:
+    field, path = "abcdefghijklmnopqrstuvwx", f"{'i' * 70}.jpg"
+    files = {path: jpeg(1), "b.parquet": b"any bytes"}
+    source = write_csv(write_tree(tmp_path / "s", files) / "t.csv", [{"path": path, "x": 1, "more": "b.parquet"}])
+    columns = TableColumns(targets=("x",), fields=parse_fields([f"{field}=more:bytes"]))
+    pack(source, tmp_path / "d", replace(PLAIN, task="regression", columns=columns), 1)
+    names = list(members(tmp_path / "d", "train"))
+    assert max(map(len, names)) == 100 and {name.partition(".")[2] for name in names} == {
+        "jpg", "json", f"{field}.parquet"
+    }  # fmt: skip
 
 
 def test_a_mask_of_another_size_is_damage_that_names_the_sample(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning_shards.data.decode import DecodeError, decode_image
 from lightning_shards.errors import InputError, RunError
 from lightning_shards.packing.encode import encode
 from lightning_shards.packing.pack import pack
+from lightning_shards.packing.table_rows import TableColumns
 from numpy.typing import NDArray
 
 from .samples import KEEP, class_files, command, decoded, image, jpeg, write_tree
@@ -146,6 +148,24 @@ def test_damaged_files_are_listed_and_counted(tmp_path: Path) -> None:
     assert report["damaged"] == 3
     assert (report["ignored"], report["ignored_example"]) == (1, "dog/notes.txt"), "no image by its name"
     assert sum(facts["images"] for facts in report["splits"].values()) == 60
+
+
+def test_what_was_mended_is_packed_by_the_same_command(tmp_path: Path) -> None:
+    """Of a table too, whose rows do not show that a file has changed; the other shards are kept."""
+    files = class_files(30)
+    root = write_tree(tmp_path / "tree", files)
+    names = sorted(files)
+    table = tmp_path / "tree" / "t.csv"
+    table.write_text("path,label\n" + "".join(f"{name},{name.split('/')[0]}\n" for name in names))
+    recipe = replace(KEEP, columns=TableColumns(targets=("label",)), shard_bytes=60_000)
+    (root / names[3]).write_bytes(b"no image")
+    (root / names[7]).unlink()
+    with pytest.raises(RunError, match=r"of 90 images are damaged"):
+        pack(table, tmp_path / "d", recipe, 1, max_damaged_fraction=0.001)
+    for number in (3, 7):
+        (root / names[number]).write_bytes(files[names[number]])
+    report = pack(table, tmp_path / "d", recipe, 1, max_damaged_fraction=0.001)
+    assert report["damaged"] == 0 and sum(one["images"] for one in report["splits"].values()) == 90
 
 
 def test_a_file_without_end_is_damage_and_takes_no_memory(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import train
 from lightning_shards.reporting import charts, numbers, report
+from lightning_shards.runs.files import read
 from team import __main__ as commands
 from team.model import ImageModel
 
@@ -223,9 +224,17 @@ def test_a_report_that_cannot_be_made_spoils_no_run(
     assert told(Path("runs/one"), "summary.json")["status"] == "done"
 
 
+def test_what_a_run_is_judged_by_has_its_chart(copy: Path) -> None:
+    usual = len(report._learning(read(Path("runs/first"))))
+    change(copy, "summary.json", monitor="balanced_accuracy")  # as a summary has it
+    assert len(report._learning(read(Path("runs/first")))) == usual + 1
+
+
 def test_settings_changed_on_a_resume_are_in_the_command(copy: Path) -> None:
-    change(copy, "summary.json", changed_on_resume={"trainer.max_epochs": 3, "data.path": "a b"})
-    expected = "uv run train.py --config runs/first/config.yaml --trainer.max_epochs 3 --data.path 'a b'"
+    change(copy, "summary.json", changed_on_resume={"trainer.max_epochs": 3, "data.path": "a b", "patience": None})
+    expected = (
+        "uv run train.py --config runs/first/config.yaml --trainer.max_epochs 3 --data.path 'a b' --patience null"
+    )
     assert expected in text(report.write(Path("runs/first")).read_text())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -119,6 +120,13 @@ def test_every_column_sorts(project: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert order("metric")[:3] == ["better", "first", "old"], "of errors, the smallest is the best"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"val/accuracy": 0.05}}))
     assert order("metric")[:3] == ["better", "first", "old"], "an accuracy is no error, however small"
+    values = {"better": math.nan, "first": 0.2, "old": 0.1}
+    for folder, value in values.items():
+        path = Path("runs", folder, "summary.json")
+        metrics = {"metrics": {"test/mean_absolute_error": value}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | metrics))
+    assert order("metric")[:3] == ["old", "first", "better"], "what is no number stands behind those that are"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"val/accuracy": 0.05}}))
     assert runs(monkeypatch, "--sort", "metric") == 0
     assert "sorted by test/mean_absolute_error; behind it the runs that have val/" in capsys.readouterr().out
 
@@ -182,6 +190,8 @@ def seeds(project: Path) -> Path:
         shutil.copytree("runs/first", f"runs/{name}")
         file, config = Path(f"runs/{name}/summary.json"), Path(f"runs/{name}/config.yaml")
         file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": {"test/accuracy": score}} | changes))
+        if began := changes.get("began"):
+            Path(f"runs/{name}/starts.jsonl").write_text(json.dumps({"at": began}))
         settings = yaml.safe_load(config.read_text()) | {"seed_everything": seed}
         settings["log"]["project"] = name
         config.write_text(yaml.safe_dump(settings))

@@ -84,6 +84,15 @@ def test_the_same_order_as_the_loader_with_any_workers(sounds: Path) -> None:
         assert (samples.epoch, samples.position) == (2, 0)
 
 
+def test_processes_that_stay_are_refused(sounds: Path) -> None:
+    """They would hand out the first epoch's order in all others."""
+    samples = ShardSamples(sounds, 8)
+    loader = DataLoader(pipeline(samples, 8), batch_size=None, num_workers=2, persistent_workers=True)
+    assert len(list(samples.counted(loader))) == 12
+    with pytest.raises(InputError, match="no persistent_workers"):
+        list(samples.counted(loader))
+
+
 def test_members_are_bytes_as_webdataset_reads_them(sounds: Path) -> None:
     tars = [str(sounds / shard.name) for shard in Dataset.open(sounds).splits["train"]]
     reference = {s["__key__"]: s for s in wds.WebDataset(tars, shardshuffle=False)}

@@ -145,8 +145,9 @@ class ImageModel(ShardModule):
         self.objective.weigh(class_weights, targets)
         if distillation and not hasattr(self.objective, "taught"):
             raise InputError(f"model.distillation is for what is said of an image as a whole, not for {task}")
-        if bool(distillation) != ("teacher" in (fields or {})):
-            raise InputError("model.distillation learns from data.teacher: give both, or neither")
+        teacher = (fields or {}).get("teacher")
+        if distillation and teacher != [len(targets)]:
+            raise InputError("model.distillation learns from data.teacher: scores of the same targets, made by `embed`")
         self.monitor, self.mode = self.objective.monitor, self.objective.mode  # what picks the best weights
         self.measures = EvalMetrics(self.objective.metrics())  # of validation and test; logged at their end
         self.calibration = Calibration(self.objective.link, calibrate, len(targets), thresholds)
@@ -166,6 +167,8 @@ class ImageModel(ShardModule):
             depth.compute_twice(self.backbone, backbone)
         begun = Pretrained.of(self.backbone, pretrained)
         self.hparams["pretrained"], self.note = begun.settings(), begun.note(image_size)
+        if teacher and not distillation:
+            self.note += f"{'; ' if self.note else ''}the teacher teaches nothing, model.distillation is 0"
         check_changes(self.hparams, features=bool(features), task=task)
         if features:
             self.inputs = ("features",)

@@ -55,7 +55,7 @@ def main(
             embed.add(commands)
         arguments, settings = parser.parse_known_args()
         if settings and "settings" not in arguments:
-            chosen = commands.choices[sys.argv[1]]
+            chosen = commands.choices[next(word for word in sys.argv[1:] if word in commands.choices)]
             chosen.error(_unknown(settings, [name for action in chosen._actions for name in action.option_strings]))
         arguments.settings, arguments.model, arguments.datamodule = settings, model, data_class
         return int(arguments.run(arguments) or 0)

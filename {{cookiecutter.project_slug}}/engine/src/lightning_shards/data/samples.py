@@ -39,8 +39,11 @@ class ShardSamples(Passes, IterableDataset[dict[str, Any]]):
             shorter, and on some ranks there may be none.
         batch_size: samples of a batch on each rank: what the pipeline's last stage, or the DataLoader, puts together.
 
-    A shard with pickles in it is refused: webdataset's `decode` would run what is in them.
+    A DataLoader over them cannot have `persistent_workers`, whose processes never learn where the next epoch begins. A
+    shard with pickles in it is refused: webdataset's `decode` would run what is in them.
     """
+
+    _passed = False  # in a process of a DataLoader
 
     def __init__(
         self,
@@ -68,6 +71,12 @@ class ShardSamples(Passes, IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The samples of this process's batches, from the place on. It does not move: `counted` does that."""
         worker = get_worker_info()
+        if worker:
+            if self._passed:
+                raise InputError(
+                    "a DataLoader's process that stays would hand out one epoch again: no persistent_workers"
+                )
+            self._passed = True
         first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         sampler, roots = self._at_place(), [part.root for part, _ in self.dataset.parts(self.split)]
         caches = [Cache(root, *self._cache) if isinstance(root, str) else None for root in roots]

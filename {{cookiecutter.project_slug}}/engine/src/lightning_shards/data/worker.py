@@ -245,6 +245,7 @@ def main() -> None:
     try:
         decoder = job.decoder
     except Exception as error:  # such as of a cache that cannot be written
+        error.add_note(f"In the decoding process:\n{traceback.format_exc()}")
         connection.send(_portable(error))
         sys.exit(2)
     threading.Thread(target=_listen, args=(connection, free, epochs, decoder.store), daemon=True).start()

@@ -68,7 +68,9 @@ def forecast_source(
         report = forecast(model_class, settings, images, seconds, announce, whole, datamodule_class)
     report["dataset"]["path"] = str(source)
     rate = pace.rate or packed["images_per_second"]
-    size = sum(split["bytes"] / split["images"] * whole[name] for name, split in packed["splits"].items())
+    size = sum(
+        split["bytes"] / split["images"] * whole.get(name, split["images"]) for name, split in packed["splits"].items()
+    )
     total, host = sum(whole.values()), report["host"]
     took = pace.waited + total / rate
     kwh = host["watts"] * took / JOULES_PER_KWH

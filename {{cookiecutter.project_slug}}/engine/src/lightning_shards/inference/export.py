@@ -102,7 +102,7 @@ def describe(model: Any, config: dict[str, Any], run: Path, transform: Any = Non
         "cutoffs": dict(zip(targets, map(_rounded, found), strict=True)) if (found := cutoffs(model)) else None,
         "transform": transform
         and f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}",
-        "crop": {"size": size, "center": config["data"]["eval_crop"]},
+        "crop": {"size": size, "center": config["data"].get("eval_crop", 1.0)},
         "backbone": title(model),
         "metrics": earlier_metrics(run),
         "versions": hardware.versions(),

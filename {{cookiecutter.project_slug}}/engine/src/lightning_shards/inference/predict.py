@@ -64,7 +64,7 @@ def cutoffs(model: Any) -> list[float] | None:
 
 def image_size(model: Any, config: dict[str, Any]) -> int:
     """Side of the images that the model was trained on, in pixels."""
-    return int(model.hparams.get("image_size") or config["data"]["image_size"] or USUAL_SIZE)
+    return int(model.hparams.get("image_size") or config["data"].get("image_size") or USUAL_SIZE)
 
 
 def _predictions(
@@ -77,7 +77,10 @@ def _predictions(
     fabric = Fabric(accelerator=device, devices=1, precision=hardware.precision(device))  # type: ignore[arg-type]
     network = fabric.setup_module(model.eval())
     network.mark_forward_method("scores")
-    crop, size = Crop(image_size(model, config), center=config["data"]["eval_crop"]), batch_size(config["data"])
+    crop, size = (
+        Crop(image_size(model, config), center=config["data"].get("eval_crop", 1.0)),
+        batch_size(config["data"]),
+    )
     task = config["trained_on"]["task"]
     shapes: dict[str, tuple[int | None, ...]] = {
         "segmentation": (targets, crop.size, crop.size),

@@ -174,6 +174,9 @@ def _assign(found: list[Found], patterns: Mapping[str, str]) -> dict[str, list[S
     splits: dict[str, list[Shard]] = {"train": [], "val": [], "test": []}
     for tar in found:
         splits[split_of_shard(tar.shard.name, patterns)].append(tar.shard)
+    for split, pattern in patterns.items():
+        if not splits[split]:
+            raise InputError(f"--{split} {pattern} fits the name of no shard, such as {found[0].shard.name}")
     if not splits["train"]:
         raise InputError("no shard is left for train; choose the patterns of --val and --test more narrowly")
     return {name: shards for name, shards in splits.items() if shards}

@@ -24,6 +24,7 @@ from .spelling import SPLITS, clean, split_of
 
 BOXES = FieldColumn("boxes", "boxes", "boxes")
 _OF_BOXES = re.compile(r"(^|.*/)(annotations/instances[^/]*|_annotations\.coco)\.json")
+MOST_JSON = 1 << 33  # bytes of annotations
 _PARTS = ("images", "annotations", "categories")
 
 
@@ -82,7 +83,7 @@ def _read(root: Path, stamps: Iterable[str], files: ImageFiles, given: Sequence[
     found = []
     for name in sorted(names):
         try:
-            content = json.loads(Path(name).read_bytes() if given else files.read(name))
+            content = json.loads(Path(name).read_bytes() if given else files.read(name, MOST_JSON))
         except OSError as error:
             raise InputError(f"the annotations {name} cannot be read ({error.strerror})") from None
         except (ValueError, RecursionError) as error:

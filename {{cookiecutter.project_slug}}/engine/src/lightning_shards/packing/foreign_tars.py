@@ -18,7 +18,10 @@ from .spelling import is_utf8, split_of
 def find_tars(source: str) -> tuple[Path | str, list[str]]:
     """The folder or URL that all tars of `source` are in, and their names there, sorted."""
     if "{" in source:
-        tars = list(braceexpand.braceexpand(source))
+        try:
+            tars = list(braceexpand.braceexpand(source))
+        except ValueError as error:
+            raise InputError(f"{source} is no pattern of shards ({error})") from None
         place = tars[0].rpartition("/")[0] or "."
         if any((tar.rpartition("/")[0] or ".") != place for tar in tars):
             raise InputError(f"the shards of {source} lie in several folders; give the folder above them")

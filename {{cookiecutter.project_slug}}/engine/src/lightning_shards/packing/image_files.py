@@ -48,14 +48,14 @@ class ImageFiles:
             os.close(self._zip)
             self._zip = -1
 
-    def read(self, path: str) -> bytes:
-        """A file's bytes. Raises OSError or ValueError where it is missing or damaged."""
-        data = self._read_file(path) if self._members is None else self._read_member(path)
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"is larger than {MOST_BYTES >> 20} MB")
+    def read(self, path: str, most: int = MOST_BYTES) -> bytes:
+        """A file's bytes, at `most` so many. Raises OSError or ValueError where it is missing, damaged or larger."""
+        data = self._read_file(path, most) if self._members is None else self._read_member(path, most)
+        if len(data) > most:
+            raise ValueError(f"is larger than {most >> 20} MB")
         return data
 
-    def _read_file(self, path: str) -> bytes:
+    def _read_file(self, path: str, most: int) -> bytes:
         try:
             file = os.open(self.root / path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -63,12 +63,16 @@ class ImageFiles:
             if other is None:
                 raise
             file = os.open(self.root / other, os.O_RDONLY | os.O_CLOEXEC)
-        try:  # to read MOST_BYTES at most would take that much memory for a while
-            return os.read(file, min(os.fstat(file).st_size, MOST_BYTES) + 1)
+        try:  # to read `most` would take that much memory for a while
+            size = min(os.fstat(file).st_size, most) + 1
+            if size <= MOST_BYTES:
+                return os.read(file, size)
+            with open(file, "rb", closefd=False) as whole:  # one call gives 2 GB at most
+                return whole.read(size)
         finally:
             os.close(file)
 
-    def _read_member(self, path: str) -> bytes:
+    def _read_member(self, path: str, most: int) -> bytes:
         members, place = self._members, _hash(path)
         assert members is not None
         found = int(np.searchsorted(members["hash"], place))
@@ -81,15 +85,15 @@ class ImageFiles:
         skip = _LOCAL_HEADER + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
         if head[:4] != b"PK\3\4" or offset + skip + size > self._bytes:
             raise ValueError("is damaged in the zip: it does not lie where the zip says")
-        if size > MOST_BYTES:
-            raise ValueError(f"is larger than {MOST_BYTES >> 20} MB")
+        if size > most:
+            raise ValueError(f"is larger than {most >> 20} MB")
         data = os.pread(self._zip, size, offset + skip)
         try:
             if method == zipfile.ZIP_DEFLATED:
-                data = zlib.decompressobj(-15).decompress(data, MOST_BYTES + 1)
+                data = zlib.decompressobj(-15).decompress(data, most + 1)
         except zlib.error as error:
             raise ValueError(f"is damaged in the zip ({error})") from None
-        if zlib.crc32(data) != check and len(data) <= MOST_BYTES:
+        if zlib.crc32(data) != check and len(data) <= most:
             raise ValueError("is damaged in the zip: wrong checksum")
         return data
 

@@ -73,15 +73,16 @@ def add_forms(forms: Forms, more: Sequence[str] | Mapping[str, Sequence[Any]], w
         forms.setdefault(form, [0, first])[0] += count
 
 
-def width(forms: Forms) -> int:
-    """Classes needed. Raises InputError for a class number far above all others: it decides the size of nothing."""
+def width(forms: Forms, known: int = 0) -> int:
+    """Classes needed, `known` or more. Raises InputError for a class number far above all others: it decides the size
+    of nothing."""
     numbers = {int(form): first for form, (_, first) in forms.items()}
     for lower, number in enumerate(sorted(numbers)):
-        if number >= MOST_UNSEEN + 100 * lower:
+        if number >= max(known, MOST_UNSEEN + 100 * lower):
             raise InputError(
                 f"{numbers[number]} has the class {number:,}, and only {lower} classes are below it: mend or remove it"
             )
-    return max(numbers, default=-1) + 1
+    return max(known, max(numbers, default=-1) + 1)
 
 
 def usual(forms: Forms) -> int:
@@ -106,7 +107,7 @@ def describe(name: str, kind: str, names: Sequence[str], required: bool, forms: 
                 f"the masks of {name!r} hold no numbers but 0 and 255, and 255 counts nowhere: save the class as 1"
             )
         return Mask(max(classes, max(seen - {IGNORED}, default=0) + 1), **settings)
-    settings["classes"] = max(1, classes, width(forms))
+    settings["classes"] = max(1, width(forms, classes))
     if kind in LAYOUTS:
         return Boxes(layout=LAYOUTS[kind], **settings)
     if kind not in ("class", "labels"):

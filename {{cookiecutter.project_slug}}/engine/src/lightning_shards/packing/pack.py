@@ -129,7 +129,7 @@ def pack(
         with Pool(work, recipe.short_side, recipe.quality, workers) as pool:
             tasks = pool.tasks(listing, sizes, recipe.shard_bytes)
             _forget_other_plans(work, json.dumps([asdict(recipe), digest, tasks], default=str))
-            finished = pool.write(tasks, max_damaged_fraction, progress)
+            finished = pool.write(listing, tasks, max_damaged_fraction, progress)
         report = finish(work, listing, tasks, _settings(source, recipe, listing, sizes))
         report["listed"] = unlimited(listing, {"val": recipe.val, "test": recipe.test})
         _publish(work, dest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +20,11 @@ import numpy as np
 from .. import machine
 from ..errors import InputError, RunError
 from .field_files import listed_fields
+from .members import Forms
 from .source_table import SourceTable
 from .worker import Task, Worker, estimate, read_record, write_shard
 
+TRIED, TRIED_AGAIN = 48, 2048  # images, to see how large they are and what they hold
 MIN_SHARDS = 8  # of train, where there are enough images: something to shuffle and to share among ranks
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -55,6 +59,15 @@ def _unseen_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def _mended(listing: SourceTable, work: Path, task: Task) -> bool:
+    """Whether a file without which an image was left out of a shard is another one now, or may only have been out of
+    reach."""
+    record, moment = read_record(work, task), task.record(work).stat().st_mtime
+    away = any("cannot be read (" in image["error"] and os.strerror(errno.ENOENT) not in image["error"]
+               for image in record.damaged)  # fmt: skip
+    return away or any(listing.changed(file, moment) for files in record.files.values() for file in files)
+
+
 class Pool:
     """The worker processes."""
 
@@ -76,19 +89,26 @@ class Pool:
         with _unseen_signals():
             return self.executor.submit(function, *arguments)
 
+    def _look(self, count: int) -> tuple[list[int], list[str], list[list[Forms]]]:
+        """What `estimate` says of the first images to train on."""
+        items = np.load(self.work / "train.npy", mmap_mode="r")[:count].tolist()
+        shares = [items[first :: self.workers] for first in range(self.workers)]  # so that all processes start
+        found = zip(*(future.result() for future in [self.submit(estimate, share) for share in shares]), strict=True)
+        sizes, errors, forms = (list(chain.from_iterable(parts)) for parts in found)
+        return sizes, errors, forms
+
     def tasks(self, listing: SourceTable, sizes: Mapping[str, int], shard_bytes: int) -> list[Task]:
-        """The shards: about equal in size, judged by the first 48 images to train on.
+        """The shards: about equal in size, judged by the first images to train on.
 
         Raises InputError where not one of these can be read, or a field that they have cannot be described.
         """
-        items = np.load(self.work / "train.npy", mmap_mode="r")[:48].tolist()
-        shares = [items[first :: self.workers] for first in range(self.workers)]  # so that all processes start
-        tried = [self.submit(estimate, share) for share in shares]
-        found = zip(*(future.result() for future in tried), strict=True)
-        sample_bytes, errors, forms = (list(chain.from_iterable(parts)) for parts in found)
+        sample_bytes, errors, forms = self._look(TRIED)
         if not sample_bytes:
-            raise InputError(f"not one of {len(items)} images tried can be read; the first: {errors[0]}")
-        listed_fields(listing, forms)
+            raise InputError(f"not one of {len(errors)} images tried can be read; the first: {errors[0]}")
+        try:
+            listed_fields(listing, forms)
+        except InputError:  # a few may not show it: masks without the class that is rare
+            listed_fields(listing, self._look(TRIED_AGAIN)[2])
         tasks = []
         for split, size in sizes.items():
             least = min(MIN_SHARDS, size // 64) if split == "train" else 1
@@ -96,11 +116,15 @@ class Pool:
             tasks += [Task(split, n, size * n // count, size * (n + 1) // count) for n in range(count)]
         return tasks
 
-    def write(self, tasks: list[Task], max_damaged_fraction: float, progress: Progress) -> int:
-        """Write the shards that are not finished; returns how many images the others hold.
+    def write(self, listing: SourceTable, tasks: list[Task], max_damaged_fraction: float, progress: Progress) -> int:
+        """Write the shards that are not finished, or whose damaged images have been mended since; returns how many
+        images the others hold.
 
         Raises RunError for too many damaged images, Stopped for a signal.
         """
+        for task in tasks:
+            if task.finished(self.work) and _mended(listing, self.work, task):
+                task.record(self.work).unlink()
         total = sum(task.last - task.first for task in tasks)
         queue = [task for task in tasks if not task.finished(self.work)]
         before = total - sum(task.last - task.first for task in queue)

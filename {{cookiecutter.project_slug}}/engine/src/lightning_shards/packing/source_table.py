@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +85,13 @@ class SourceTable:
     def read(self, path: str) -> bytes:
         """A file's bytes. Raises OSError or ValueError where it is missing or damaged."""
         return self._files.read(self.about["lead"] + path)
+
+    def changed(self, path: str, moment: float) -> bool:
+        """Whether a file is another one than at the time `moment`; in a zip, whether the zip is."""
+        root = self._files.root
+        with suppress(OSError):  # it is missing still
+            return (root if root.is_file() else root / (self.about["lead"] + path)).stat().st_ctime > moment
+        return False
 
 
 def _cell(column: NDArray[np.uint8], ends: NDArray[np.int64], item: int) -> bytes:

@@ -30,11 +30,13 @@ from ..data.dataset import Shard
 from ..data.tar_index import ShardIndex
 from ..files import fsync_folder, write_durably
 from .encode import encode
+from .field_columns import FILES
 from .field_files import FieldMaker
 from .members import MOST_FORMS, Forms, add_forms
 from .source_table import SourceTable
 
 WRITE_BYTES = 1 << 20  # at a time
+LONGEST_NAME = 100  # in a tar's plain header
 
 
 class Task(NamedTuple):
@@ -64,13 +66,15 @@ class Record(NamedTuple):
     items: NDArray[np.int64]
     hashes: NDArray[np.uint64]
     forms: list[Forms]  # of each further field
+    files: dict[str, list[str]]  # path of a damaged image -> the files that its sample is made of
 
 
 def read_record(work: Path, task: Task) -> Record:
     with np.load(task.record(work), allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"]))
         shard = Shard(**about["shard"])
-        return Record(shard, about["damaged"], arrays["items"], arrays["hashes"], about["forms"])
+        parts = about["damaged"], arrays["items"], arrays["hashes"], about["forms"], about.get("files", {})
+        return Record(shard, *parts)
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,17 @@ def _sample(item: int, place: int, forms: list[Forms]) -> tuple[dict[str, bytes]
         if member:
             fields[member.extension] = member.data
             add_forms(of_field, member.forms, path, MOST_FORMS if maker.kind == "array" else 0)
-    slug = re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0] or path)[-60:]
-    members = {f"{place:08d}_{slug}.{field}": fields[field] for field in sorted(fields)}
+    slug = re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0] or path)
+    key = f"{place:08d}_"
+    key += slug[-min(60, LONGEST_NAME - len(key) - 1 - max(map(len, fields))) :]
+    members = {f"{key}.{field}": fields[field] for field in sorted(fields)}
     return members, int.from_bytes(hashlib.sha256(image.data).digest()[:8], "big")
+
+
+def _files(item: int) -> list[str]:
+    """The paths of what a sample is made of."""
+    texts = [_source.text(number, item) for number, maker in enumerate(_makers) if maker.kind in FILES]
+    return [_source.path(item), *(text for text in texts if text and text.lstrip()[:1] not in "{[")]
 
 
 def no_forms() -> list[Forms]:
@@ -178,7 +190,7 @@ def write_shard(task: Task) -> None:
     temporary = path.with_suffix(".tmp")
     order = np.load(_worker.work / f"{task.split}.npy", mmap_mode="r")
     kept, hashes, damaged, digest = list[int](), list[int](), list[dict[str, str]](), hashlib.sha256()
-    forms = no_forms()
+    forms, files = no_forms(), dict[str, list[str]]()
     try:
         with temporary.open("wb", WRITE_BYTES) as file:
             for place, item in enumerate(order[task.first : task.last].tolist(), task.first):
@@ -190,6 +202,7 @@ def write_shard(task: Task) -> None:
                     members, fingerprint = _sample(item, place, forms)
                 except (OSError, ValueError) as error:
                     damaged.append({"path": _source.path(item), "split": task.split, "error": describe(error)})
+                    files[_source.path(item)] = _files(item)
                     continue
                 content = b"".join(_member(name, data) for name, data in members.items())
                 digest.update(content)
@@ -208,7 +221,7 @@ def write_shard(task: Task) -> None:
     fsync_folder(path.parent)
     ShardIndex.build(path).save(path.with_name(path.name + ".index"))
     shard = Shard(task.name, len(kept), path.stat().st_size, digest.hexdigest())
-    about = json.dumps({"shard": asdict(shard), "damaged": damaged, "forms": forms})
+    about = json.dumps({"shard": asdict(shard), "damaged": damaged, "forms": forms, "files": files})
     record = io.BytesIO()
     np.savez(record, items=np.array(kept, np.int64), hashes=np.array(hashes, np.uint64), about=about)
     write_durably(task.record(_worker.work), record.getvalue())

@@ -121,7 +121,7 @@ def _learning(run: RunFiles) -> list[str]:
     last = max((points[-1][0] for points in curves.values() if points), default=0)
     charted = [name[4:] for name in curves if name.startswith("val/")]
     if "accuracy" in charted:  # which says the same in another way, unless it is what the run is judged by
-        judged = str(run.summary.get("monitor") or "").partition("/")[2]
+        judged = str(run.summary.get("monitor") or "").removeprefix("val/")
         charted = [name for name in charted if name == judged or name not in _BESIDE_ACCURACY]
     names = ["loss", *(name for name in charted if name not in ("loss", *_NOT_CHARTED))]
     drawn = []
@@ -167,7 +167,7 @@ def _repeat(run: RunFiles) -> list[str]:
         lines.append(f"git checkout {git['commit']}{note}")
     command = ["uv", "run", "train.py", "--config", str(run.folder / "config.yaml")]
     for name, value in (changed if isinstance(changed, dict) else {}).items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name}", "null" if value is None else str(value)]
     return [*lines, shlex.join(command)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,8 @@ def _by_metric(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
             groups.setdefault((row["metric"]["name"], row["metric"]["better"]), []).append(row)
     found = []
     for (_, better), group in sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0])):
-        found += sorted(group, key=lambda row: row["metric"]["value"], reverse=better == "max")
+        sign = -1 if better == "max" else 1
+        found += sorted(group, key=lambda row: (math.isnan(value := row["metric"]["value"]), sign * value))
     return found + [row for row in table if not row["metric"]]
 
 

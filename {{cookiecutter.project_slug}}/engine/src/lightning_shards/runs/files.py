@@ -205,5 +205,6 @@ def earlier_metrics(folder: Path) -> dict[str, float]:
 def changed_on_resume(folder: Path) -> dict[str, Any]:
     """The settings, by dotted names, with which the last attempt went on that differ from those in `config.yaml`."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return dict(json.loads((folder / "summary.json").read_bytes())["changed_on_resume"])
+        changed = json.loads((folder / "summary.json").read_bytes())["changed_on_resume"]
+        return changed if isinstance(changed, dict) else {}
     return {}

@@ -32,7 +32,7 @@ from .datamodule import ShardDataModule
 from .dry_run import DryRun
 from .engine_callbacks import engine_callbacks
 from .explain import explained, refused_by_a_class, refused_by_lightning, smaller_batch
-from .freezing import Freezing
+from .freezing import Freezing, check_settings
 from .module import Compile, LearningRate, ShardModule
 from .parser import PRICES, Parser, add_settings, plain
 from .rank_watchdog import RankWatchdog
@@ -116,7 +116,7 @@ class TrainingCLI(LightningCLI):
         self.spending = CostTracker(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
         self.meter = Throughput(self.spending)
         of_model = c.get("model") or {}  # one without settings
-        if c.data.get("image_size", 0) is None:  # what is taken in its place is written down
+        if (c.get("data") or {}).get("image_size", 0) is None:  # what is taken in its place is written down
             before = config_in(self.resumed).get("data.image_size") if self.resumed else None
             c.data.image_size = before or of_model.get("image_size") or USUAL_SIZE
             if "image_size" in of_model:
@@ -124,6 +124,8 @@ class TrainingCLI(LightningCLI):
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         goes_on = self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt"))
+        if not goes_on:
+            check_settings(of_model)
         if self.resumed and goes_on and "weights" in of_model:
             of_model.weights = after_start(of_model.weights)
             resume_settings.pretrained(of_model, self.resumed)
@@ -275,12 +277,12 @@ class TrainingCLI(LightningCLI):
         """Measure the best weights on the test split, if there is one and the model has a test_step."""
         if not self.data.dataset.splits.get("test") or not is_overridden("test_step", self.model):
             return
-        self.trainer.strategy.barrier()  # the first rank may be giving the best checkpoint its name
-        if best := self.run.best_checkpoint:
-            content = load(best)
-            self.model.on_load_checkpoint(content)
-            self.model.load_state_dict(content["state_dict"], strict=self.model.strict_loading)
         with self._explained():
+            self.trainer.strategy.barrier()  # the first rank may be giving the best checkpoint its name
+            if best := self.run.best_checkpoint:
+                content = load(best)
+                self.model.on_load_checkpoint(content)
+                self.model.load_state_dict(content["state_dict"], strict=self.model.strict_loading)
             self.trainer.test(self.model, datamodule=self.data, verbose=False)
 
     def _explained(self) -> Any:

@@ -190,7 +190,9 @@ class ShardDataModule(PlaceInOrder, L.LightningDataModule):
 
     def each_once(self) -> Order:
         """An order of the training's samples in which each comes once, whatever data.balance and data.repeats say."""
-        return replace(self._recipe, balance=None, repeats=1).make()
+        length, same = self._recipe.length, self._recipe.same
+        whole = replace(self._recipe, balance=None, repeats=1, length=None).make(self.order.settings["window_bytes"])
+        return whole if length is None or length >= len(whole) else Shortened(whole, length, same)
 
     @property
     def features(self) -> Embedding | None:

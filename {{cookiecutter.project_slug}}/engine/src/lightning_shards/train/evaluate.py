@@ -47,9 +47,11 @@ def evaluate(
         raise InputError(f"the model {model_class.__name__} has no {step}: it cannot be measured on the split {split}")
     mirrored = look_twice(model, config) if flip else None
     settings = config["data"]
-    of_training = {"fraction": 1.0, "mixture": None, "balance": None, "repeats": 1, "size_schedule": None}
-    alone = {name: value for name, value in of_training.items() if name in settings}
-    data = datamodule_class(**settings | alone | {"path": path or settings["path"], "global_batch_size": 1})
+    if path and "path" not in settings:
+        raise InputError(f"{datamodule_class.__name__} has no setting `path`: it measures on its own dataset alone")
+    alone = {"path": path or settings.get("path"), "global_batch_size": 1, "fraction": 1.0, "mixture": None}
+    alone |= {"balance": None, "repeats": 1, "size_schedule": None}
+    data = datamodule_class(**settings | {name: value for name, value in alone.items() if name in settings})
     check_targets(config["trained_on"], data)
     if (config["trained_on"].get("embedded") or {}) != identities(data.sample_fields):
         raise InputError(
@@ -88,7 +90,7 @@ def _precision(asked: Any, device: str) -> Any:
 
 def batch_size(settings: dict[str, Any]) -> int:
     """Images at a time that the device which trained with these settings of `data` has memory for."""
-    return int(settings["micro_batch_size"] or min(256, settings["global_batch_size"]))
+    return int(settings.get("micro_batch_size") or min(256, settings.get("global_batch_size") or 256))
 
 
 def check_targets(known: dict[str, Any], data: ShardDataModule) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -74,6 +74,12 @@ class Freezing(L.Callback):
         model.hold(modules(model, names))
         self._frozen = frozen
         return True
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise InputError where a training would begin in which `thaw_after` ends what `trained_blocks` never began."""
+    if settings.get("trained_blocks", 0) is None and settings.get("thaw_after", 1) != 1:
+        raise InputError("model.thaw_after ends what model.trained_blocks begins: give both, or neither")
 
 
 def send_what_is_trained(trainer: L.Trainer) -> None:

@@ -56,7 +56,7 @@ def look_twice(model: LightningModule, config: dict[str, Any]) -> Mirrored:
         raise InputError(
             "--flip averages what a model says of an image and its mirror image, and boxes have no average"
         )
-    if not config["data"]["flip"]:
+    if not config["data"].get("flip", 1.0):
         raise InputError(
             "the run was trained with data.flip 0, as for text or digits: it knows no mirror images; leave out --flip"
         )

@@ -171,6 +171,7 @@ class Run:
             if self._summary is not None:
                 with suppress(OSError):
                     write_durably(self.folder / "summary.json", self._summary)
+            self._held.close()  # a file server keeps what is open
             self._remove_if_empty()
             return
         self._write(status, f"{type(error).__name__}: {error}" if status == "failed" else None)

@@ -26,6 +26,7 @@ from .parser import shorten
 from .run import Run
 
 SETTINGS = "model_settings"  # key of a checkpoint
+SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", ".bin")  # of files of weights
 _FOLLOWED = (
     "data.path",
     "data.image_size",
@@ -67,8 +68,8 @@ def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
 def after_start(weights: Any) -> Any:
     """The model's setting `weights` once it has some: null in place of `imagenet` or of a file to start from, which may
     be gone by then. Anything else is an own model's, which means something else by that name, and stays."""
-    file = isinstance(weights, PathLike) or (isinstance(weights, str) and ("/" in weights or Path(weights).suffix))
-    return None if file or weights == PUBLISHED else weights
+    named = isinstance(weights, str) and (Path(weights).suffix in SUFFIXES or "/" in weights or Path(weights).is_file())
+    return None if named or isinstance(weights, PathLike) or weights == PUBLISHED else weights
 
 
 def check_head(weights: Any, data: ShardDataModule) -> None:
@@ -123,9 +124,9 @@ def best_model(
         section, _, setting = name.partition(".")
         if name in _FOLLOWED:
             config[section][setting] = value
-    if side := image_size_of_checkpoint(saved):
-        config["data"]["image_size"] = side
     config["data"] = _checked_data(config["data"], folder / "config.yaml", datamodule_class)
+    if (side := image_size_of_checkpoint(saved)) and "image_size" in config["data"]:
+        config["data"]["image_size"] = side
     config["trainer"] = {"accelerator": "auto"} | config["trainer"]
     config["trained_on"] = {
         name: saved.get(name, (saved.get("hyper_parameters") or {}).get(name))

@@ -31,8 +31,6 @@ class FineTuning:
             raise InputError(f"model.thaw_after is {thaw_after}, it must be between 0 and 1")
         if not 0 < layer_decay <= 1:
             raise InputError(f"model.layer_decay is {layer_decay}, it must be above 0 and at most 1")
-        if thaw_after != 1 and trained_blocks is None:
-            raise InputError("model.thaw_after ends what model.trained_blocks begins: give both, or neither")
         self.network, self.thaw_after, self.layer_decay = network, thaw_after, layer_decay
         self._frozen: tuple[nn.Parameter, ...] = ()
         self._parts: list[list[str]] = []
