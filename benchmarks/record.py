@@ -130,6 +130,7 @@ def row(config: Path, seed: int, folder: Path, share: float, rows: list[dict[str
         **{name: told[name] for name in ("images_seen", "images_per_second", "kwh", "cost", "currency")},
         "ended": datetime.now(UTC).isoformat(timespec="minutes"),
         "config": digest(config),
+        "sample_config": digest(Path("configs/sample.yaml")),
         "dataset": told["dataset"]["fingerprint"],
         "metric": metric,
         **{name: told[name] for name in ("hardware", "devices", "precision", "energy_source", "versions")},

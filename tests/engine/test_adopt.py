@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning_shards.data.dataset import Dataset
 from lightning_shards.data.remote import open_dataset
 from lightning_shards.data.sample_reader import SampleReader
 from lightning_shards.errors import InputError
+from lightning_shards.machine import stop_signals
 from lightning_shards.packing import adopt, journal, survey
 from lightning_shards.packing.verify import verify
 from team import __main__ as commands
@@ -149,6 +151,29 @@ def test_bad_input_is_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     tar = tmp_path / "d" / "part-0001.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
     assert run(monkeypatch, str(tmp_path / "d")) == 2
+
+
+def test_a_stop_says_that_what_was_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    write_foreign(tmp_path / "d", 45)
+    look, calls = journal.survey, list[str]()
+
+    def survey(*arguments: Any) -> Any:
+        calls.append(arguments[1])
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return look(*arguments)
+
+    before = [signal.getsignal(number) for number in stop_signals()]
+    monkeypatch.setattr(journal, "survey", survey)
+    try:
+        assert run(monkeypatch, str(tmp_path / "d"), "--workers", "1") == 75
+    finally:
+        for number, handler in zip(stop_signals(), before, strict=True):
+            signal.signal(number, handler)
+    assert "what was read is kept: run the same command again" in capsys.readouterr().err
+    stopped = len(calls)
+    assert run(monkeypatch, str(tmp_path / "d"), "--workers", "1") == 0
+    assert 0 < len(calls) - stopped < 5, "of five tars"
 
 
 def test_hidden_files_are_no_shards(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RunError
-from ..machine import cpus
+from ..machine import cpus, raise_on_stop
 from ..packing.options import add_field_option, add_pack_options, recipe
 from ..terminal import in_bytes, say, several, show
 
@@ -110,10 +110,33 @@ def _add_adopt(commands: Any) -> None:
     parser.set_defaults(run=_adopt)
 
 
-def _adopt(arguments: argparse.Namespace) -> None:
+def _adopt(arguments: argparse.Namespace) -> int:
+    raise_on_stop()
+    try:
+        report = _adopted(arguments)
+    except KeyboardInterrupt:
+        say("stopped; what was read is kept: run the same command again to go on", sys.stderr)
+        return STOPPED
+    if arguments.json:
+        show(json.dumps(report))
+        return 0
+    from ..packing.report import described
+
+    task = f"{report['task']}, {report['targets']} targets" if report["task"] else "no targets"
+    show(f"{report['dataset']}: {task}{described(report['described'])}; members {', '.join(report['fields'])}")
+    for split, counts in report["splits"].items():
+        show(f"  {split:<6}{several(counts['samples'], 'sample'):>19} {several(counts['shards'], 'shard'):>13}")
+    if report["lacking"]:
+        examples = "; ".join(report["lacking_examples"])
+        show(f"  {report['lacking']:,} samples lack something or are damaged, and will be skipped, such as {examples}")
+    _show_decoded(arguments, report)
+    return 0
+
+
+def _adopted(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..packing.adopt import adopt
     from ..packing.field_columns import parse_fields
-    from ..packing.report import described, progress_bar
+    from ..packing.report import progress_bar
     from ..packing.spelling import read_names
 
     _at_least_one("--workers", arguments.workers)
@@ -124,17 +147,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
         report = adopt(arguments.source, arguments.dest, patterns, names, arguments.workers, progress, fields)
     if arguments.decoded:
         report["decoded"] = _keep_decoded(report["dataset"])
-    if arguments.json:
-        show(json.dumps(report))
-        return
-    task = f"{report['task']}, {report['targets']} targets" if report["task"] else "no targets"
-    show(f"{report['dataset']}: {task}{described(report['described'])}; members {', '.join(report['fields'])}")
-    for split, counts in report["splits"].items():
-        show(f"  {split:<6}{several(counts['samples'], 'sample'):>19} {several(counts['shards'], 'shard'):>13}")
-    if report["lacking"]:
-        examples = "; ".join(report["lacking_examples"])
-        show(f"  {report['lacking']:,} samples lack something or are damaged, and will be skipped, such as {examples}")
-    _show_decoded(arguments, report)
+    return report
 
 
 def _add_verify(commands: Any) -> None:

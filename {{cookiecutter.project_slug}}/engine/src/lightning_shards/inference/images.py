@@ -119,9 +119,11 @@ def open_images(place: str, split: str, column: str, images: Path | None, settin
 
 def _find(place: str, split: str, column: str, images: Path | None, settings: dict[str, Any]) -> Images:
     path = Path(place)
+    if images is not None and not is_table(path):
+        raise InputError(f"--images names the folder of a table's images, and {place[:200]} is no table: leave it out")
     if "://" in place or (path / "dataset.json").is_file():
-        folder = Path(settings["cache"]) if settings["cache"] else machine.cache_folder()
-        return Samples(open_dataset(place), split, (folder, settings["cache_bytes"]))
+        folder = Path(cache) if (cache := settings.get("cache")) else machine.cache_folder()
+        return Samples(open_dataset(place), split, (folder, settings.get("cache_bytes")))
     if not path.exists():
         raise InputError(f"{place} does not exist")
     if is_table(path):

@@ -76,6 +76,8 @@ def read_names(file: Path) -> list[str]:
         names = [clean(line) for line in file.read_text("utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--names {file} cannot be read ({error}): it must be UTF-8") from None
+    if not names:
+        raise InputError(f"--names {file} is empty: each line is the name of a class")
     if "" in names:
         raise InputError(f"--names {file} has an empty line {names.index('') + 1}: each line is the name of a class")
     check_classes(f"--names {file}", names)
