@@ -322,6 +322,7 @@ BAD = [
     (["predict", "one", "up.csv", "--path-column", "image"], "no column 'image'"),
     (["predict", "one", "up.csv", "--images", "small.yaml"], "is no folder and no zip"),
     (["predict", "one", "up.csv", "--images", "nowhere.zip"], "is no folder and no zip"),
+    (["predict", "one", "new", "--images", "new"], "new is no table: leave it out"),
     (["predict", "one", "twice.csv"], "has two columns 'path'"),
     (["predict", "one", "loop"], "loop cannot be read (Too many levels of symbolic links"),
     (["predict", "one", "x" * 300], "cannot be read (File name too long"),

@@ -143,7 +143,7 @@ class Embedder:
         try:
             with torch.inference_mode():
                 values = getattr(self.model, self._method)(torch.zeros(1, 3, side, side, dtype=torch.uint8))
-        except Exception as error:  # whatever a network raises
+        except (RuntimeError, AssertionError, ValueError) as error:  # of another size than it was made for
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"the model cannot look at images of {side} pixels ({why}): give the --image-size that it was made for"

@@ -77,10 +77,8 @@ def _predictions(
     fabric = Fabric(accelerator=device, devices=1, precision=hardware.precision(device))  # type: ignore[arg-type]
     network = fabric.setup_module(model.eval())
     network.mark_forward_method("scores")
-    crop, size = (
-        Crop(image_size(model, config), center=config["data"].get("eval_crop", 1.0)),
-        batch_size(config["data"]),
-    )
+    data = config["data"]
+    crop, size = Crop(image_size(model, config), center=data.get("eval_crop", 1.0)), batch_size(data)
     task = config["trained_on"]["task"]
     shapes: dict[str, tuple[int | None, ...]] = {
         "segmentation": (targets, crop.size, crop.size),
