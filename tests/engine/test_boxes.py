@@ -16,8 +16,8 @@ from lightning_shards.data import Boxes, Crop, ShardLoader, dataset_fields
 from lightning_shards.data.box_text import fault, parse
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.errors import InputError
+from lightning_shards.packing import image_files
 from lightning_shards.packing.adopt import adopt
-from lightning_shards.packing.image_files import MOST_BYTES, ImageFiles
 from lightning_shards.packing.pack import PackOptions, pack
 from lightning_shards.packing.table_rows import TableColumns
 from lightning_shards.packing.verify import verify
@@ -115,14 +115,15 @@ def test_a_folder_with_annotations_is_packed_and_handed_out(tmp_path: Path) -> N
     assert smaller["fields"]["boxes"]["kind"] == "boxes" and batch["boxes"][0]["boxes"].max() <= 20
 
 
-def test_annotations_are_read_however_large_they_are(tmp_path: Path) -> None:
+def test_annotations_are_read_however_large_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """COCO's own have more bytes than any image may have."""
     tree = files(coco())
     name = next(name for name in tree if name.endswith(".json"))
-    tree[name] += b" " * MOST_BYTES
+    tree[name] += b" " * (1 << 20)
+    monkeypatch.setattr(image_files, "MOST_BYTES", 1 << 20)
     assert pack(write_tree(tmp_path / "s", tree), tmp_path / "d", BOXES, 1)["damaged"] == 0
-    with pytest.raises(ValueError, match="is larger than 256 MB"):
-        ImageFiles(tmp_path / "s").read(name)
+    with pytest.raises(ValueError, match="is larger than 1 MB"):
+        image_files.ImageFiles(tmp_path / "s").read(name)
 
 
 def test_a_folder_is_known_by_its_annotations_and_so_is_a_zip(tmp_path: Path) -> None:

@@ -302,8 +302,8 @@ def test_the_teacher_comes_beside_the_image_kept_decoded_or_not(embedded: Path, 
 
 def test_a_pupil_learns_what_its_teacher_says(project: Path, monkeypatch: Any) -> None:
     """Of mixed images, too; and it is measured and predicts as any other model."""
-    learns = ("--data.teacher", "teacher", "--model.backbone", "small_cnn", "--data.image_size", "16")
-    learns += ("--model.distillation", "1.0", "--model.mixup", "0.2", "--trainer.max_epochs", "8")
+    learns = ["--data.teacher", "teacher", "--model.backbone", "small_cnn", "--data.image_size", "16"]
+    learns += ["--model.distillation", "1.0", "--model.mixup", "0.2", "--trainer.max_epochs", "8"]
     assert start(monkeypatch, "--run", "pupil", *learns) == 0
     pupil, said = load_model("pupil", ImageModel), rows("teacher", teacher="teacher")
     last = torch.load("runs/pupil/checkpoints/last.ckpt", weights_only=True)  # the best one knows the classes best
@@ -323,7 +323,7 @@ def test_a_teacher_that_says_the_target_teaches_the_target() -> None:
         ("multi_label", None, sure),
         ("regression", None, sure),
     ):
-        objective = OBJECTIVES[task](3, 0.0, loss)
+        objective: Any = OBJECTIVES[task](3, 0.0, loss)
         torch.testing.assert_close(objective.taught(logits, sure), objective.losses(logits, targets))
     model = ImageModel(["a", "b", "c"], fields={"teacher": [3]}, backbone="small_cnn", image_size=16, distillation=0.25)
     fields, ids = {"target": classes, "teacher": sure.flip(1).half()}, torch.arange(4)

@@ -206,13 +206,19 @@ def test_a_class_that_the_first_masks_lack_is_no_reason_to_refuse_them(
     monkeypatch.setattr(pool, "TRIED", 3)
     void, rare = np.zeros((24, 32), np.uint8), np.ones((24, 32), np.uint8)
     void[:4] = 255
-    rows, files = [], {}
+    rows, files = [], dict[str, bytes]()
     for number in range(40):
         files |= {f"i/{number}.jpg": jpeg(number), f"m/{number}.png": png(rare if number % 10 == 9 else void)}
         rows.append({"path": f"i/{number}.jpg", "mask": f"m/{number}.png", "x": 1})
     source = write_csv(write_tree(tmp_path / "s", files) / "t.csv", rows)
-    columns = TableColumns(targets=("x",), fields=parse_fields(["seg=mask:mask"]))
-    pack(source, tmp_path / "d", replace(PLAIN, task="regression", columns=columns), 1)
+    recipe = replace(
+        PLAIN, task="regression", columns=TableColumns(targets=("x",), fields=parse_fields(["seg=mask:mask"]))
+    )
+    monkeypatch.setattr(pool, "TRIED_AGAIN", 3)
+    with pytest.raises(InputError, match="hold no numbers but 0 and 255"):
+        pack(source, tmp_path / "d", recipe, 1)
+    monkeypatch.setattr(pool, "TRIED_AGAIN", 40)
+    pack(source, tmp_path / "d", recipe, 1)
     assert Dataset.open(tmp_path / "d").fields["seg"]["classes"] == 2
 
 

@@ -151,7 +151,7 @@ def test_damaged_files_are_listed_and_counted(tmp_path: Path) -> None:
 
 
 def test_what_was_mended_is_packed_by_the_same_command(tmp_path: Path) -> None:
-    """Of a table too, whose rows do not show that a file has changed; the other shards are kept."""
+    """Of a table too, whose rows do not show that a file has changed."""
     files = class_files(30)
     root = write_tree(tmp_path / "tree", files)
     names = sorted(files)

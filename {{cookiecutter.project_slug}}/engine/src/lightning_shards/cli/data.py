@@ -77,8 +77,12 @@ def _keep_decoded(root: str) -> dict[str, Any]:
     from ..packing.decoded import keep_decoded
     from ..packing.report import progress_bar
 
-    with progress_bar("decoding") as progress:
-        return keep_decoded(open_dataset(root), progress)
+    try:
+        with progress_bar("decoding") as progress:
+            return keep_decoded(open_dataset(root), progress)
+    except KeyboardInterrupt:
+        what = "what is not decoded yet, the first epoch of a training decodes"
+        raise RunError(f"stopped; the dataset {root} is made, and {what}") from None
 
 
 def _show_decoded(arguments: argparse.Namespace, report: dict[str, Any]) -> None:

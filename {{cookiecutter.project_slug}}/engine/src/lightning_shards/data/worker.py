@@ -246,7 +246,8 @@ def main() -> None:
         decoder = job.decoder
     except Exception as error:  # such as of a cache that cannot be written
         error.add_note(f"In the decoding process:\n{traceback.format_exc()}")
-        connection.send(_portable(error))
+        with suppress(OSError):  # the trainer may have gone
+            connection.send(_portable(error))
         sys.exit(2)
     threading.Thread(target=_listen, args=(connection, free, epochs, decoder.store), daemon=True).start()
 

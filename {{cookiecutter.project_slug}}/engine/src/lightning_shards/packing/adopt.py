@@ -102,7 +102,7 @@ def _targets(found: list[Found], names: list[str] | None, asked: Sequence[FieldC
         return "", []
     task = tasks.pop()
     forms = _sum(tar.targets for tar in found)
-    count = usual(forms) if task == "regression" else width(forms)
+    count = usual(forms) if task == "regression" else width(forms, len(names or ()))
     if names is not None and len(names) < count:
         raise InputError(f"{len(names)} names are too few: the targets need {count}")
     return task, names or [str(number) for number in range(count)]
@@ -176,7 +176,7 @@ def _assign(found: list[Found], patterns: Mapping[str, str]) -> dict[str, list[S
         splits[split_of_shard(tar.shard.name, patterns)].append(tar.shard)
     for split, pattern in patterns.items():
         if not splits[split]:
-            raise InputError(f"--{split} {pattern} fits the name of no shard, such as {found[0].shard.name}")
+            raise InputError(f"--{split} {pattern} is left no shard; they have names such as {found[0].shard.name}")
     if not splits["train"]:
         raise InputError("no shard is left for train; choose the patterns of --val and --test more narrowly")
     return {name: shards for name, shards in splits.items() if shards}

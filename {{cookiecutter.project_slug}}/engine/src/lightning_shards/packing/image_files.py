@@ -48,8 +48,12 @@ class ImageFiles:
             os.close(self._zip)
             self._zip = -1
 
-    def read(self, path: str, most: int = MOST_BYTES) -> bytes:
-        """A file's bytes, at `most` so many. Raises OSError or ValueError where it is missing, damaged or larger."""
+    def read(self, path: str, most: int | None = None) -> bytes:
+        """A file's bytes, at `most` so many, else as many as an image may have.
+
+        Raises OSError or ValueError where it is missing, damaged or larger.
+        """
+        most = MOST_BYTES if most is None else most
         data = self._read_file(path, most) if self._members is None else self._read_member(path, most)
         if len(data) > most:
             raise ValueError(f"is larger than {most >> 20} MB")
@@ -87,7 +91,7 @@ class ImageFiles:
             raise ValueError("is damaged in the zip: it does not lie where the zip says")
         if size > most:
             raise ValueError(f"is larger than {most >> 20} MB")
-        data = os.pread(self._zip, size, offset + skip)
+        data = self._bytes_at(offset + skip, size)
         try:
             if method == zipfile.ZIP_DEFLATED:
                 data = zlib.decompressobj(-15).decompress(data, most + 1)
@@ -95,6 +99,12 @@ class ImageFiles:
             raise ValueError(f"is damaged in the zip ({error})") from None
         if zlib.crc32(data) != check and len(data) <= most:
             raise ValueError("is damaged in the zip: wrong checksum")
+        return data
+
+    def _bytes_at(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._zip, size, offset)
+        while 0 < len(data) < size and (more := os.pread(self._zip, size - len(data), offset + len(data))):
+            data += more  # one call gives 2 GB at most
         return data
 
 

@@ -78,7 +78,7 @@ class Freezing(L.Callback):
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise InputError where a training would begin in which `thaw_after` ends what `trained_blocks` never began."""
-    if settings.get("trained_blocks", 0) is None and settings.get("thaw_after", 1) != 1:
+    if settings.get("trained_blocks", 0) is None and settings.get("thaw_after") not in (None, 1):
         raise InputError("model.thaw_after ends what model.trained_blocks begins: give both, or neither")
 
 

@@ -26,7 +26,6 @@ from .parser import shorten
 from .run import Run
 
 SETTINGS = "model_settings"  # key of a checkpoint
-SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", ".bin")  # of files of weights
 _FOLLOWED = (
     "data.path",
     "data.image_size",
@@ -68,8 +67,9 @@ def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
 def after_start(weights: Any) -> Any:
     """The model's setting `weights` once it has some: null in place of `imagenet` or of a file to start from, which may
     be gone by then. Anything else is an own model's, which means something else by that name, and stays."""
-    named = isinstance(weights, str) and (Path(weights).suffix in SUFFIXES or "/" in weights or Path(weights).is_file())
-    return None if named or isinstance(weights, PathLike) or weights == PUBLISHED else weights
+    suffix = Path(weights).suffix[1:] if isinstance(weights, str) else ""
+    file = isinstance(weights, PathLike) or (isinstance(weights, str) and "/" in weights)
+    return None if file or (suffix and not suffix.isdigit()) or weights == PUBLISHED else weights
 
 
 def check_head(weights: Any, data: ShardDataModule) -> None:
