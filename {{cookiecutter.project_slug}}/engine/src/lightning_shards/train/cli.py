@@ -115,7 +115,7 @@ class TrainingCLI(LightningCLI):
         prices = Prices.read(file) if file.exists() or file != PRICES else None
         self.spending = CostTracker(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
         self.meter = Throughput(self.spending)
-        of_model = c.get("model") or {}  # one without settings
+        of_model: Any = c.get("model") or {}  # one without settings
         if (c.get("data") or {}).get("image_size", 0) is None:  # what is taken in its place is written down
             before = config_in(self.resumed).get("data.image_size") if self.resumed else None
             c.data.image_size = before or of_model.get("image_size") or USUAL_SIZE

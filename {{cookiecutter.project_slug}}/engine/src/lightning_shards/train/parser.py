@@ -101,7 +101,8 @@ def add_settings(parser: LightningArgumentParser) -> None:
 
 def _image_size(settings: dict[str, Any]) -> int:
     """Side of the images that the weights in the model's `settings` were trained on."""
-    return image_size_of(**{name: v for name, v in settings.items() if isinstance(v, _OF_THE_WEIGHTS[name])})
+    said: dict[str, Any] = {name: v for name, v in settings.items() if isinstance(v, _OF_THE_WEIGHTS[name])}
+    return image_size_of(**said)
 
 
 def plain(value: Any) -> Any:

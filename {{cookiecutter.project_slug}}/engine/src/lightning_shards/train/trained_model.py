@@ -89,7 +89,8 @@ def check_head(weights: Any, data: ShardDataModule) -> None:
 def image_size_of_checkpoint(saved: dict[str, Any]) -> int | None:
     """Side of the images, in pixels, that the model of a checkpoint was made for; None where it has no such setting."""
     for kept in (saved.get("hyper_parameters"), saved.get(SETTINGS)):
-        if isinstance(kept, dict) and is_count(side := kept.get("image_size")):
+        side: Any = kept.get("image_size") if isinstance(kept, dict) else None
+        if is_count(side):
             return int(side)
     return None
 
