@@ -37,7 +37,6 @@ SHOWN_IN_HELP = [  # what most trainings touch, beside all that the model has; -
     "data.fraction",
     "data.mixture",
     "data.balance",
-    "data.repeats",
     "data.crop_scale",
     "model",
     "ema_decay",
