@@ -9,12 +9,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning_shards.data.batch import Batch
 from lightning_shards.data.crop import Crop
-from lightning_shards.data.loader import EpochLoader
+from lightning_shards.data.loader import EpochLoader, SkipLog
 from lightning_shards.data.worker import DecodeWorker
 from lightning_shards.errors import InputError, RunError
 
@@ -115,6 +117,26 @@ def test_errors_come_over_with_their_text(dataset: Path) -> None:
             list(make_loader(dataset))
     finally:
         moved.rename(shard)
+
+
+class Unready:
+    """A transform that cannot say whether it is for evaluation: the decoder cannot be made."""
+
+    @property
+    def evaluation(self) -> bool:
+        raise OSError("there is no room for the cache")
+
+    def __call__(self, sample: dict[str, Any], random: np.random.Generator) -> None:
+        raise AssertionError
+
+
+def test_one_that_cannot_begin_says_why(dataset: Path) -> None:
+    job = replace(make_job(dataset), seed=None, transform=Unready())
+    loader = EpochLoader(job, make_sampler(dataset), SkipLog(None, 1e9))
+    with pytest.raises(OSError, match="no room for the cache") as error:
+        next(iter(loader))
+    assert any("In the decoding process" in note for note in error.value.__notes__)
+    loader.close()
 
 
 def test_signals_to_the_whole_group_are_the_trainers(dataset: Path) -> None:

@@ -21,7 +21,7 @@ from lightning_shards.errors import InputError
 from lightning_shards.train.datamodule import ShardDataModule
 
 from . import proofs, starts
-from .conftest import write_dataset
+from .conftest import NAMES, write_dataset
 from .starts import Strike
 from .test_orders_resumed import OrderTrial
 
@@ -102,6 +102,17 @@ def test_it_goes_with_all_that_decides_the_order(tmp_path: Path, dataset: Path, 
     assert 0 <= len(plain.order) - len(data.order) < 6
     assert data.note is not None and "each 3 times (data.repeats)" in data.note
     assert "repeats" not in plain.order.settings and type(plain.order) is not Repeated
+
+
+@pytest.mark.parametrize("changes", [{}, {"repeats": 3}, {"balance": 1.0}, {"balance": {NAMES[0]: 5.0}}])
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.5])
+def test_samples_each_once_whatever_an_epoch_shows(dataset: Path, changes: dict[str, Any], share: float) -> None:
+    data = ShardDataModule(str(dataset), global_batch_size=12, **changes)
+    data.shorten(share, False, "trainer.limit_train_batches")
+    order = data.each_once()
+    ids = order.ids(0, 0, len(order))
+    assert len(set(ids.tolist())) == len(ids) == len(order) <= 96
+    assert len(order) == (96 if share == 1 else min(96, len(data.order)))
 
 
 @pytest.mark.parametrize(

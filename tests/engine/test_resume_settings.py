@@ -13,6 +13,7 @@ import torch
 from lightning_shards.data import order
 from lightning_shards.errors import InputError
 from lightning_shards.train import optimizer_state, resume_settings
+from lightning_shards.train.run import Run
 from lightning_shards.train.settings import value_of, with_files
 from lightning_shards.train.trained_model import best_model
 from team.model import ImageModel
@@ -78,6 +79,11 @@ def test_a_run_that_another_process_trains_is_left_alone(monkeypatch: pytest.Mon
         assert start(monkeypatch, *going_on, config=None) == 2
         assert "runs/a is being trained by another process" in capfd.readouterr().err
         assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
+        with monkeypatch.context() as restarted:
+            restarted.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+            again = Run(Path("runs/a"), "", True, dict)
+            again._hold()  # is not refused: a launcher ends ranks before it starts them again
+            again._held.close()
         other.communicate(timeout=PATIENCE)
     assert start(monkeypatch, *going_on, config=None) == 0
     assert not list(Path("runs/a").rglob("*.tmp"))

@@ -65,7 +65,7 @@ def _mended(listing: SourceTable, work: Path, task: Task) -> bool:
     record, moment = read_record(work, task), task.record(work).stat().st_mtime
     away = any("cannot be read (" in image["error"] and os.strerror(errno.ENOENT) not in image["error"]
                for image in record.damaged)  # fmt: skip
-    return away or any(listing.changed(file, moment) for files in record.files.values() for file in files)
+    return away or any(listing.changed(file, moment) for file in record.files)
 
 
 class Pool:

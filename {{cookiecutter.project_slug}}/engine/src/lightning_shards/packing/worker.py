@@ -66,14 +66,14 @@ class Record(NamedTuple):
     items: NDArray[np.int64]
     hashes: NDArray[np.uint64]
     forms: list[Forms]  # of each further field
-    files: dict[str, list[str]]  # path of a damaged image -> the files that its sample is made of
+    files: list[str]  # that the samples of damaged images are made of
 
 
 def read_record(work: Path, task: Task) -> Record:
     with np.load(task.record(work), allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"]))
         shard = Shard(**about["shard"])
-        parts = about["damaged"], arrays["items"], arrays["hashes"], about["forms"], about.get("files", {})
+        parts = about["damaged"], arrays["items"], arrays["hashes"], about["forms"], about.get("files", [])
         return Record(shard, *parts)
 
 
@@ -190,7 +190,7 @@ def write_shard(task: Task) -> None:
     temporary = path.with_suffix(".tmp")
     order = np.load(_worker.work / f"{task.split}.npy", mmap_mode="r")
     kept, hashes, damaged, digest = list[int](), list[int](), list[dict[str, str]](), hashlib.sha256()
-    forms, files = no_forms(), dict[str, list[str]]()
+    forms, files = no_forms(), list[str]()
     try:
         with temporary.open("wb", WRITE_BYTES) as file:
             for place, item in enumerate(order[task.first : task.last].tolist(), task.first):
@@ -202,7 +202,7 @@ def write_shard(task: Task) -> None:
                     members, fingerprint = _sample(item, place, forms)
                 except (OSError, ValueError) as error:
                     damaged.append({"path": _source.path(item), "split": task.split, "error": describe(error)})
-                    files[_source.path(item)] = _files(item)
+                    files += _files(item)
                     continue
                 content = b"".join(_member(name, data) for name, data in members.items())
                 digest.update(content)

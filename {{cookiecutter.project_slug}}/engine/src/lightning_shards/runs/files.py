@@ -197,14 +197,17 @@ def _evaluation(run: RunFiles) -> dict[str, Any]:
 
 def earlier_metrics(folder: Path) -> dict[str, float]:
     """The metrics that an earlier attempt summed up; empty where there is no summary."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return _metrics(json.loads((folder / "summary.json").read_bytes())["metrics"])
-    return {}
+    return _metrics(_summed_up(folder, "metrics"))
 
 
 def changed_on_resume(folder: Path) -> dict[str, Any]:
     """The settings, by dotted names, with which the last attempt went on that differ from those in `config.yaml`."""
+    return _summed_up(folder, "changed_on_resume")
+
+
+def _summed_up(folder: Path, name: str) -> dict[str, Any]:
+    """A part of `summary.json`; empty where it cannot be had."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        changed = json.loads((folder / "summary.json").read_bytes())["changed_on_resume"]
-        return changed if isinstance(changed, dict) else {}
+        found = json.loads((folder / "summary.json").read_bytes())[name]
+        return found if isinstance(found, dict) else {}
     return {}

@@ -10,7 +10,6 @@ from pathlib import Path
 from ..errors import InputError
 
 RUNS = Path("runs")
-_LONGEST = 10_000  # characters of a line of starts.jsonl, which has five short values
 
 
 def began(folder: Path) -> datetime | None:
@@ -19,7 +18,7 @@ def began(folder: Path) -> datetime | None:
     for name, key in (("starts.jsonl", "at"), ("summary.json", "began")):
         with suppress(OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError):
             with (folder / name).open(errors="replace") as file:
-                text = file.readline(_LONGEST) if name.endswith("l") else file.read()
+                text = file.readline() if name == "starts.jsonl" else file.read()
             when = datetime.fromisoformat(json.loads(text)[key])
             return when if when.tzinfo is None else when.astimezone().replace(tzinfo=None)
     with suppress(OSError, ValueError, OverflowError):  # a file's time may be anything

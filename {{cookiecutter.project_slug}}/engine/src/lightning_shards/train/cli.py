@@ -21,8 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from ..cost.prices import Prices
 from ..errors import InputError
 from ..runs.checkpoints import load, state
-from ..runs.files import config_in, earlier_metrics
-from ..vision.pretrained import USUAL_SIZE
+from ..runs.files import earlier_metrics
 from . import cluster, contract, flags, hardware, knn, loggers, own_callbacks, resume_settings, summary, trainer_checks
 from .checkpoint_io import DurableCheckpointIO
 from .checkpoints import Checkpoints
@@ -32,16 +31,16 @@ from .datamodule import ShardDataModule
 from .dry_run import DryRun
 from .engine_callbacks import engine_callbacks
 from .explain import explained, refused_by_a_class, refused_by_lightning, smaller_batch
-from .freezing import Freezing, check_settings
+from .freezing import Freezing, check_thaw
 from .module import Compile, LearningRate, ShardModule
-from .parser import PRICES, Parser, add_settings, plain
+from .parser import PRICES, Parser, add_settings, plain, write_down_image_size
 from .rank_watchdog import RankWatchdog
 from .run import Run
 from .run_name import choose
 from .settings import check, set_to_null, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
-from .trained_model import after_start, check_head
+from .trained_model import check_head, is_source
 
 
 class TrainingCLI(LightningCLI):
@@ -115,19 +114,17 @@ class TrainingCLI(LightningCLI):
         prices = Prices.read(file) if file.exists() or file != PRICES else None
         self.spending = CostTracker(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
         self.meter = Throughput(self.spending)
-        of_model: Any = c.get("model") or {}  # one without settings
-        if (c.get("data") or {}).get("image_size", 0) is None:  # what is taken in its place is written down
-            before = config_in(self.resumed).get("data.image_size") if self.resumed else None
-            c.data.image_size = before or of_model.get("image_size") or USUAL_SIZE
-            if "image_size" in of_model:
-                of_model.image_size = c.data.image_size
+        write_down_image_size(c, self.resumed)
         asked = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))
         self.asked = {name: value for name, value in asked.items() if name not in ("config", "run", "resume")}
         goes_on = self.resumed and any((self.resumed / "checkpoints").glob("*.ckpt"))
+        of_model: Any = c.get("model") or {}  # one without settings
         if not goes_on:
-            check_settings(of_model)
+            check_thaw(of_model)
         if self.resumed and goes_on and "weights" in of_model:
-            of_model.weights = after_start(of_model.weights)
+            of_model.weights = (
+                None if is_source(of_model.weights) else of_model.weights
+            )  # the checkpoint has newer ones
             resume_settings.pretrained(of_model, self.resumed)
         if found := cluster.layout():  # whoever started the ranks has decided, whatever the configs say
             cluster.check_flags(found, self._flags["devices"], self._flags["num_nodes"])

@@ -76,7 +76,7 @@ class Freezing(L.Callback):
         return True
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_thaw(settings: Mapping[str, Any]) -> None:
     """Raise InputError where a training would begin in which `thaw_after` ends what `trained_blocks` never began."""
     if settings.get("trained_blocks", 0) is None and settings.get("thaw_after") not in (None, 1):
         raise InputError("model.thaw_after ends what model.trained_blocks begins: give both, or neither")

@@ -16,6 +16,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import LightningEnum
 
 from ..errors import InputError
+from ..runs.files import config_in
+from ..vision.pretrained import USUAL_SIZE
 from ..vision.weights import image_size_of
 from . import contract, loggers
 
@@ -102,6 +104,16 @@ def _image_size(settings: dict[str, Any]) -> int:
     """Side of the images that the weights in the model's `settings` were trained on."""
     said: dict[str, Any] = {name: v for name, v in settings.items() if isinstance(v, _OF_THE_WEIGHTS[name])}
     return image_size_of(**said)
+
+
+def write_down_image_size(config: Any, resumed: Path | None) -> None:
+    """Where `data.image_size` is null, put what is taken in its place: of the run in `resumed` what it has."""
+    of_model = config.get("model") or {}
+    if (config.get("data") or {}).get("image_size", 0) is None:
+        before = config_in(resumed).get("data.image_size") if resumed else None
+        config.data.image_size = before or of_model.get("image_size") or USUAL_SIZE
+        if "image_size" in of_model:
+            of_model.image_size = config.data.image_size
 
 
 def plain(value: Any) -> Any:

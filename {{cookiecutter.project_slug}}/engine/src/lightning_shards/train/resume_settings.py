@@ -16,7 +16,7 @@ from ..terminal import several
 from ..vision.calibration import fitted_values
 from ..vision.pretrained import Pretrained
 from . import optimizer_state, schedules
-from .trained_model import SETTINGS, after_start, kept_setting
+from .trained_model import SETTINGS, is_source, kept_setting
 
 NEEDS_NEW_RUN = ("model.optimizer", "model.weights")  # and what makes other weights: `check` sees by names and shapes
 FIXED = (  # the order, which says what a place in the training means: the datamodule's `take_order` refuses others
@@ -44,7 +44,7 @@ def check(
     """Raise InputError where a run cannot go on from the checkpoint's `content` with the settings that `changed`."""
     anew = f"start a new run, without --resume, from its weights with --model.weights {best}"
     weights = changed.get("model.weights", ())  # by which an own model may mean something else
-    if after_start(weights) is None and (content.get(SETTINGS) or {}).get("weights") is None:
+    if (weights is None or is_source(weights)) and (content.get(SETTINGS) or {}).get("weights") is None:
         raise InputError(
             "model.weights cannot be set with --resume: the run goes on with the weights of its checkpoint"
         )

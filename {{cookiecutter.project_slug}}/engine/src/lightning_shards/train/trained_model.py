@@ -44,7 +44,7 @@ class KeepSettings(L.Callback):
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings | {"weights": after_start(settings["weights"])} if "weights" in settings else settings
+        self.settings = settings | {"weights": None} if is_source(settings.get("weights")) else settings
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data: ShardDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -64,17 +64,17 @@ def load_model(run: Path | str, model_class: type[L.LightningModule]) -> Any:
     return restore(model_class, *_best(folder)).eval()
 
 
-def after_start(weights: Any) -> Any:
-    """The model's setting `weights` once it has some: null in place of `imagenet` or of a file to start from, which may
-    be gone by then. Anything else is an own model's, which means something else by that name, and stays."""
+def is_source(weights: Any) -> bool:
+    """Whether the model's setting `weights` names what to start from: `imagenet`, or a file, which may be gone later.
+    Anything else is an own model's, which means something else by that name."""
     suffix = Path(weights).suffix[1:] if isinstance(weights, str) else ""
-    file = isinstance(weights, PathLike) or (isinstance(weights, str) and "/" in weights)
-    return None if file or (suffix and not suffix.isdigit()) or weights == PUBLISHED else weights
+    named = isinstance(weights, PathLike) or (isinstance(weights, str) and "/" in weights)
+    return named or bool(suffix and not suffix.isdigit()) or weights == PUBLISHED
 
 
 def check_head(weights: Any, data: ShardDataModule) -> None:
     """Raise InputError where a training on features would begin with `weights` of a head on another network's."""
-    if data.features is None or not weights or weights == PUBLISHED or after_start(weights) is not None:
+    if data.features is None or not is_source(weights) or weights == PUBLISHED:
         return
     kept: Any = None
     with suppress(InputError):  # whoever loads them says why
