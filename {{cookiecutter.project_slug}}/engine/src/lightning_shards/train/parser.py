@@ -113,7 +113,7 @@ def write_down_image_size(config: Any, resumed: Path | None) -> None:
         before = config_in(resumed).get("data.image_size") if resumed else None
         config.data.image_size = before or of_model.get("image_size") or USUAL_SIZE
         if "image_size" in of_model:
-            of_model.image_size = config.data.image_size
+            config.model.image_size = config.data.image_size
 
 
 def plain(value: Any) -> Any:
