@@ -138,16 +138,20 @@ def test_shards_with_code_are_refused(tmp_path: Path, field: str) -> None:
 def test_bad_input_is_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_foreign(tmp_path / "d", 12)
     (tmp_path / "empty").mkdir()
+    write_foreign(tmp_path / "named", 12)
+    (tmp_path / "named" / "val").mkdir()
+    (tmp_path / "named" / "part-0001.tar").rename(tmp_path / "named" / "val" / "part-0001.tar")
     few = tmp_path / "few"
     few.write_text("one\n")
     for arguments in (
         [str(tmp_path / "empty")], [str(tmp_path / "nowhere")], [str(tmp_path / "d" / "part-{0000..0009}.tar")],
         [str(tmp_path / "d"), "--names", str(few)], [str(tmp_path / "d"), "--names", str(tmp_path / "no")],
         [str(tmp_path / "d" / "part-{0000..0009.tar")], [str(tmp_path / "d"), "--val", "*-vall-*"],
+        [str(tmp_path / "named"), "--val", "*-vall-*"],
         [str(tmp_path / "d"), "--val", "*"], [str(tmp_path / "d"), "--workers", "0"],
     ):  # fmt: skip
         assert run(monkeypatch, *arguments) == 2, arguments
-        assert not (tmp_path / "d" / "dataset.json").exists()
+        assert not list(tmp_path.rglob("dataset.json"))
     tar = tmp_path / "d" / "part-0001.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
     assert run(monkeypatch, str(tmp_path / "d")) == 2

@@ -151,6 +151,9 @@ def test_roboflow_s_folders_and_annotations_elsewhere(tmp_path: Path) -> None:
     one = json.dumps(coco(3)).encode()
     together = write_tree(tmp_path / "s", {**tree, **{f"{s}/_annotations.coco.json": one for s in ("train", "valid")}})
     assert pack(together, tmp_path / "d", PackOptions(test=0), 1)["splits"].keys() == {"train", "val"}
+    classes = {f"{name}/{n}.png": image(n) for name in ("cat", "dog") for n in range(8)}
+    both = write_tree(tmp_path / "both", {**classes, "_annotations.coco.json": one})
+    assert pack(both, tmp_path / "c", PackOptions(task="single_label"), 1)["task"] == "single_label"
     alone = write_tree(tmp_path / "a", {f"{n}.png": image(n) for n in range(8)})
     (tmp_path / "boxes.json").write_text(json.dumps(coco()))
     done = command(alone, tmp_path / "e", "--coco", tmp_path / "boxes.json", "--json", "--workers", 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,10 @@ from team.objectives import Detection
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
+from . import PATIENCE
+from .conftest import encoded
+from .in_place import PACKAGE
+from .samples import write_tree
 from .test_inference import call
 from .test_segmentation import killed_on_one_and_gone_on_with_two
 from .test_train import start
@@ -183,6 +189,31 @@ def test_boxes_lie_in_the_image_s_own_pixels(run: Path, monkeypatch: pytest.Monk
     Path("new/broken.png").write_bytes(b"no image")
     assert call(monkeypatch, "predict", "one", "new", "--coco", "none.json") == 1
     assert not Path("none.json").exists() and not list(Path().glob(".none*"))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_happens_to_standard_output_is_not_said_of_the_file_of_boxes(
+    run: Path, warm_python: str, full: bool
+) -> None:
+    """A reader that goes away leaves FILE to be written whole; a disk that is full is named as what it is."""
+    write_tree(run / "new", {f"{number}.png": encoded(0, side=32) for number in range(300)})
+    reader, out = os.pipe()
+    os.close(reader)
+    with os.fdopen(out, "w") as closed, Path("/dev/full").open("w") as no_space:
+        process = subprocess.run(
+            [warm_python, "-m", PACKAGE, "predict", "one", "new", "--scores", "--coco", "c.json"],
+            stdout=no_space if full else closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+        )
+    if full:
+        said = "error: standard output could not be written (No space left on device)"
+        assert process.returncode == 1 and process.stderr.splitlines()[-1] == said and "Trace" not in process.stderr
+        assert not list(Path().glob("c.json*"))
+    else:
+        assert process.returncode == 0 and "could not" not in process.stderr, process.stderr
+        assert len(json.loads(Path("c.json").read_text())["images"]) == 300
 
 
 COMMANDS = {

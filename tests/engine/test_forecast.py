@@ -167,6 +167,16 @@ def test_validations_are_counted_as_they_will_come(
     assert report["run"]["validated"] == made * 21 > 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "images"), [("2", 2 * 8), ("0.5", 1 * 8), ("1", 8), ("1.0", 21), ("99", 21), ("0", 0)]
+)
+def test_a_validation_that_is_cut_short_is_counted_so(
+    priced: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, limit: str, images: int
+) -> None:
+    report = measured(monkeypatch, capsys, "--trainer.limit_val_batches", limit)
+    assert report["run"]["validated"] == 3 * images
+
+
 BAD = [
     (["--images", "0"], "--images is 0"),
     (["--images", "many"], "invalid size value"),
@@ -180,6 +190,11 @@ BAD = [
     (["--copy"], "--copy says how to pack"),
     (["--field", "age=age"], "--field says how to pack"),
     (["--sample", "9"], "--sample says how to pack"),
+    (["--short-side", "256"], "--short-side says how to pack"),  # what holds without it, too
+    (["--resume", "last"], "--resume goes on with a run, and a forecast is of a whole training"),
+    (["--max_hours=2"], "--max_hours may end a training early, and a forecast is of a whole training"),
+    (["--picture", ""], "--picture is empty: name something, or leave it out"),
+    (["--images", "1e400G"], "invalid size value"),
     (["--prices", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     (["--prices", "negative.yaml"], "electricity is -1"),
 ]
@@ -200,6 +215,8 @@ def test_missing_prices_and_no_time_are_refused(project: Path, monkeypatch: pyte
     assert "prices.yaml cannot be read" in capfd.readouterr().err
     assert run(monkeypatch, "--config", "small.yaml", seconds="-1") == 2
     assert "--seconds is -1" in capfd.readouterr().err
+    assert run(monkeypatch, "--config", "small.yaml", seconds="inf") == 2
+    assert "--seconds is inf" in capfd.readouterr().err
 
 
 def test_settings_are_refused_where_a_command_takes_none(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -289,6 +306,7 @@ def test_bad_sources_are_one_sentence_and_leave_nothing(
         (["nowhere"], "nowhere"),
         ([str(source), "--sample", "2"], "--sample 2 is less than the 3 classes"),
         ([str(source), "--data.path=d"], "leave out --data.path"),
+        ([str(source), "--copy", "--quality", "95"], "--copy keeps every byte, so --quality decides nothing"),
         ([str(source), "--picture", "nowhere/x.svg"], "--picture nowhere/x.svg cannot be written"),
     ):
         before = sorted(path for path in priced.rglob("*"))

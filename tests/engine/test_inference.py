@@ -148,7 +148,8 @@ def test_the_other_tasks_predict_and_export(
     root = write_dataset(tmp_path / task, task=task)
     assert start(monkeypatch, "--run", task, "--data.path", str(root), "--trainer.max_epochs", "6") == 0
     capfd.readouterr()
-    assert call(monkeypatch, "predict", task, root, "--scores") == 0
+    scores = ["--scores"] * (task == "multi_label")
+    assert call(monkeypatch, "predict", task, root, *scores) == 0
     rows = table(capfd.readouterr().out)
     if task == "multi_label":
         assert np.mean([row["predicted"] == NAMES[number % 3] for number, row in enumerate(rows)]) > 0.9
@@ -158,6 +159,8 @@ def test_the_other_tasks_predict_and_export(
         assert ["|".join(line["predicted"]) for line in lines] == [row["predicted"] for row in rows]
     else:
         assert list(rows[0]) == ["path", "predicted:shade", "error"]
+        assert call(monkeypatch, "predict", task, root, "--scores") == 2
+        assert "--scores gives probabilities of classes, and regression gives numbers" in capfd.readouterr().err
         assert np.mean([abs(float(row["predicted:shade"]) - number % 3 / 2) for number, row in enumerate(rows)]) < 0.2
     assert call(monkeypatch, "export", task, "m.pt2") == 0
     small = torch.from_numpy(np.stack([picture(number, 16) for number in range(3)])).permute(0, 3, 1, 2)
@@ -323,6 +326,10 @@ BAD = [
     (["predict", "one", "up.csv", "--images", "small.yaml"], "is no folder and no zip"),
     (["predict", "one", "up.csv", "--images", "nowhere.zip"], "is no folder and no zip"),
     (["predict", "one", "new", "--images", "new"], "new is no table: leave it out"),
+    (["predict", "one", "new", "--path-column", "path"], "new is no table: leave it out"),
+    (["predict", "one", "new", "--split", "test"], "new is no such dataset: leave it out"),
+    (["predict", "one", "DATA", "--split", ""], "--split is empty: name something, or leave it out"),
+    (["predict", "one", "DATA", "--out="], "--out is empty: name something, or leave it out"),
     (["predict", "one", "twice.csv"], "has two columns 'path'"),
     (["predict", "one", "loop"], "loop cannot be read (Too many levels of symbolic links"),
     (["predict", "one", "x" * 300], "cannot be read (File name too long"),

@@ -69,6 +69,10 @@ def test_measured_and_predicted_are_means_over_the_mirror_image(
     assert json.loads(capfd.readouterr().out) == pytest.approx(measured, rel=1e-4), "whatever the batch size"
     assert call(monkeypatch, "evaluate", "one", "--json") == 0
     assert "views" not in json.loads(capfd.readouterr().out)
+    with monkeypatch.context() as patch:  # a model whose scores go another way
+        patch.setattr(ImageModel, "scores", ImageModel.forward)
+        assert call(patch, "predict", "one", data, "--flip", "--out", "new.csv") == 2
+    assert "does not call its forward for what it says: leave out --flip" in capfd.readouterr().err
     config.write_text(yaml.safe_dump(settings | {"data": {**settings["data"], "flip": 0}}))
     for command in (["evaluate", "one"], ["predict", "one", data, "--out", "new.csv"]):
         assert call(monkeypatch, *command, "--flip") == 2

@@ -183,8 +183,9 @@ def test_a_file_without_end_is_damage_and_takes_no_memory(tmp_path: Path) -> Non
 
 
 def test_bytes_that_are_kept_have_no_other_size(tmp_path: Path) -> None:
-    done = command(write_tree(tmp_path / "tree", class_files(4)), tmp_path / "d", "--copy", "--short-side", 16)
-    assert done.returncode == 2 and "--short-side" in done.stderr and "--copy" in done.stderr
+    for option, value in (("--short-side", 16), ("--short-side", 256), ("--quality", 95)):
+        done = command(write_tree(tmp_path / "tree", class_files(4)), tmp_path / "d", "--copy", option, value)
+        assert done.returncode == 2 and f"--copy keeps every byte, so {option} decides nothing" in done.stderr
     assert not (tmp_path / "d").exists() and "Traceback" not in done.stderr
 
 

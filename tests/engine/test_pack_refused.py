@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lightning_shards.data.dataset import Dataset
 from lightning_shards.errors import InputError, RunError
+from lightning_shards.packing.field_columns import parse_fields
 from lightning_shards.packing.pack import PackOptions, pack
 from lightning_shards.packing.sources import TableColumns
 
@@ -50,6 +51,16 @@ BAD: dict[str, tuple[Callable[[Path], Path], PackOptions, str]] = {
         tree_source({**{f"train/{n}": d for n, d in TWO.items()}, "val/c/1.jpg": jpeg(1)}),
         KEEP,
         "'c' has no image to train on",
+    ),
+    "masks are no classes": (
+        tree_source({f"{part}/{n}.jpg": jpeg(n) for part in ("images", "masks") for n in range(8)}),
+        PackOptions(task="single_label"),
+        "has masks, so it is for segmentation: leave out --task single_label",
+    ),
+    "fields alone are no classes": (
+        table_source({}, {"path": "b/2.jpg"}),
+        PackOptions(task="single_label", columns=TableColumns(fields=parse_fields(["n=n"]))),
+        "name its target column",
     ),
     "no train": (tree_source({f"val/{name}": data for name, data in TWO.items()}), KEEP, "train/<class>"),
     "splits beside classes": (

@@ -159,7 +159,7 @@ def test_masks_of_a_mixture_number_their_classes_alike(tmp_path: Path) -> None:
 
 
 def test_no_mask_takes_the_name_of_another(tmp_path: Path) -> None:
-    folder, mask = MaskFolder(tmp_path), np.zeros((4, 4), np.uint8)
+    folder, mask = MaskFolder(tmp_path, tmp_path), np.zeros((4, 4), np.uint8)
     written = [folder.write(name, mask) for name in ("a.jpg", "a.png.jpg", "a.png", "a.jpg")]
     assert written[:3] == ["a.png", "a.png.png", "a.png.png.png"] and len(set(written)) == 4
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
+from .errors import RunError
+
 
 def fsync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a power cut, where its file system can fsync a folder."""
@@ -35,6 +37,15 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """`path`, and nothing else, is written to here: RunError with its name where that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} could not be written ({error.strerror})") from None
 
 
 def append(path: Path, content: bytes) -> None:

@@ -61,15 +61,17 @@ def show(text: str) -> None:
 
 
 @contextmanager
-def shown() -> Iterator[None]:
-    """Standard output is written to here: RunError where that fails; a reader that has seen enough ends the command."""
+def shown(goes_on: bool = False) -> Iterator[None]:
+    """Standard output is written to here: RunError where that fails; a reader that has seen enough ends the command,
+    unless it `goes_on` with work that somebody else waits for."""
     try:
         yield
     except OSError as error:
         _close(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             raise RunError(f"standard output could not be written ({error.strerror})") from None
-        sys.exit(0)  # such as `head`
+        if not goes_on:
+            sys.exit(0)  # such as `head`
 
 
 def _close(stream: TextIO) -> None:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from ..entry import command
+from ..errors import InputError
 from ..terminal import printable
 from . import data, embed, models, runs
 
@@ -54,11 +55,28 @@ def main(
             models.add(commands)
             embed.add(commands)
         arguments, settings = parser.parse_known_args()
+        chosen = commands.choices[next(word for word in sys.argv[1:] if word in commands.choices)]
+        options = [name for action in chosen._actions for name in action.option_strings]
         if settings and "settings" not in arguments:
-            chosen = commands.choices[next(word for word in sys.argv[1:] if word in commands.choices)]
-            chosen.error(_unknown(settings, [name for action in chosen._actions for name in action.option_strings]))
+            chosen.error(_unknown(settings, options))
+        arguments.typed = _typed(sys.argv[1:], options)
         arguments.settings, arguments.model, arguments.datamodule = settings, model, data_class
         return int(arguments.run(arguments) or 0)
+
+
+def _typed(words: Sequence[str], options: Sequence[str]) -> set[str]:
+    """Which options a person gave, whether or not they say what holds without them.
+
+    Raises InputError for one that is empty, such as of a shell's variable that is not set.
+    """
+    found = set()
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in options:
+            found.add(name)
+            if not (value if equals else following is None or following):
+                raise InputError(f"{name} is empty: name something, or leave it out")
+    return found
 
 
 def _unknown(words: Sequence[str], options: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import machine
 from ..entry import importing
+from ..errors import InputError
 from ..packing.options import size
 from ..terminal import say, show
 from .data import STOPPED
@@ -27,7 +28,7 @@ def add(commands: Any) -> None:
     add("dataset", metavar="DATASET", help="folder or URL")
     add("--name", help="by which a training calls it (default: features, or teacher with --scores)")
     add("--scores", action="store_true", help="keep the scores of a trained model, not its features")
-    add("--weights", default="imagenet", help="of a backbone: imagenet, a checkpoint, or none (%(default)s)")
+    add("--weights", help="of a backbone: imagenet, a checkpoint, or none (imagenet)")
     add("--views", type=int, default=1, metavar="N", help="random crops of each training image; 1: its centre")
     add(
         "--image-size",
@@ -41,7 +42,7 @@ def add(commands: Any) -> None:
         "--crop-ratio", type=float, nargs=2, metavar="R", help="width / height, random crops (the run's, or 3/4 to 4/3)"
     )
     add("--flip", type=float, metavar="P", help="probability that a random crop is mirrored (the run's, or 0.5)")
-    add("--seed", type=int, default=0, help="of random crops (%(default)s)")
+    add("--seed", type=int, help="of random crops (0)")
     add("--batch-size", type=int, default=256, help="images at a time (%(default)s)")
     add("--workers", type=int, help="decoding threads (default: CPU cores)")
     add("--devices", default="auto", help="GPUs, or processes where there is none (default: all GPUs, or 1)")
@@ -59,11 +60,15 @@ def _embed(arguments: argparse.Namespace) -> int:
         from ..inference.networks import embedder
         from ..packing.report import progress_bar
 
+    for option in () if arguments.forecast else ("--images", "--seconds"):
+        if option in arguments.typed:
+            raise InputError(f"{option} is for a forecast: add --forecast, or leave it out")
     machine.raise_on_stop()
     made = embedder(arguments.model(), vars(arguments), arguments.datamodule())
     if arguments.forecast:
         report = forecast(made, arguments.images, arguments.seconds)
-        show(json.dumps(report) if arguments.json else render_forecast(report))
+        if made.fabric.is_global_zero:
+            show(json.dumps(report) if arguments.json else render_forecast(report))
         return 0
     try:
         with progress_bar("embedding") as progress:

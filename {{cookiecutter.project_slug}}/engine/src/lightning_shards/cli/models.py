@@ -44,8 +44,8 @@ def _add_predict(commands: Any) -> None:
     add("--flip", action="store_true", help="average over each image and its mirror image")
     add("--json", action="store_true", help="a line of JSON for each image, in place of CSV")
     add("--force", action="store_true", help="replace what is there")
-    add("--split", default="test", help="of a packed dataset (%(default)s)")
-    add("--path-column", default="path", metavar="NAME", help="of a table (%(default)s)")
+    add("--split", help="of a packed dataset (test)")
+    add("--path-column", metavar="NAME", help="of a table (path)")
     add("--images", type=Path, metavar="PLACE", help="folder or zip of a table's paths (default: the table's folder)")
     parser.set_defaults(run=_predict)
 
@@ -78,7 +78,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     for flag, task, what in (("masks", "segmentation", "masks"), ("coco", "detection", "boxes")):
         if getattr(arguments, flag) and config["trained_on"]["task"] != task:
             raise InputError(f"--{flag} is for models of {what}, and {folder.name} was trained for other targets")
-    views = {"views": 2} if arguments.flip and look_twice(model, config) else {}
+    if arguments.scores and config["trained_on"]["task"] == "regression":
+        raise InputError(f"--scores gives probabilities of classes, and {folder.name} gives numbers: leave it out")
+    mirrored = look_twice(model, config) if arguments.flip else None
+    views = {"views": 2} if mirrored else {}
     source = arguments.source, arguments.split, arguments.path_column, arguments.images
     images = open_images(*source, config["data"])
     kind = config["trained_on"]["task"], list(config["trained_on"]["targets"]), arguments.scores
@@ -87,7 +90,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     bar = progress_bar("predicting") if arguments.out or not sys.stdout.isatty() else nullcontext(lambda *done: None)
     try:
         with (
-            opened(arguments.out) as out,
+            opened(arguments.out, alone=not (arguments.masks or arguments.coco)) as out,
             replacing_folder(arguments.masks) as masks,
             coco_file(arguments.coco, kind[1]) as coco,
             bar as progress,
@@ -96,6 +99,8 @@ def _predict(arguments: argparse.Namespace) -> None:
             for number, prediction in enumerate(
                 predict(model, config, images, evaluation_transform(datamodule_class)), 1
             ):
+                if mirrored and not prediction.error:
+                    mirrored.check_called()
                 row = to_dict(prediction, *kind, decide_by) | views
                 if masks and prediction.mask is not None:
                     row["mask"] = masks.write(prediction.name, prediction.mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -44,9 +45,7 @@ def forecast(
 
     Raises InputError for settings that train.py would refuse, and where the prices are missing.
     """
-    for name, value in (("--images", images), ("--seconds", seconds)):
-        if not value > 0:
-            raise InputError(f"{name} is {value:g}, it must be above 0")
+    check_amounts(images, seconds)
     with tempfile.TemporaryDirectory(prefix="forecast-") as scratch:
         bench = Bench(model_class, list(arguments), scratch, whole or {}, datamodule_class)
         announce("reading")
@@ -61,10 +60,17 @@ def forecast(
         rate, watts = bench.over_sizes(bench.both, SHARES["both"] * seconds)
         rates["both"] = bench.world * rate
         announce("validation")
-        validated = validations(bench)
+        validated = validations(bench) * images_of_a_validation(bench)
         rate_validated = bench.validation(SHARES["validation"] * seconds) if validated else None
     announce("")
     return _report(bench, source, rates, watts, images, (validated, rate_validated))
+
+
+def check_amounts(images: int, seconds: float) -> None:
+    """Raise InputError for what nothing can be forecast for, or measured in."""
+    for name, value in (("--images", images), ("--seconds", seconds)):
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} is {value:g}, it must be a number above 0")
 
 
 def _without_watts(measure: Callable[[float], float], seconds: float) -> tuple[float, None]:
@@ -75,6 +81,13 @@ def validations(bench: Bench) -> int:
     """How many validations the configured run has."""
     steps = bench.images // (bench.data.global_batch_size * bench.world)
     return loop_state.validations(bench.trainer, steps, bench.trainer.max_epochs or 1) if bench.held_out else 0
+
+
+def images_of_a_validation(bench: Bench) -> int:
+    """How many images each of them measures on: as many as `trainer.limit_val_batches` leaves."""
+    limit, batch = bench.trainer.limit_val_batches, bench.world * bench.data.micro_batch_size
+    batches = limit if isinstance(limit, int) else int(limit * math.ceil(bench.held_out / batch))
+    return min(bench.held_out, batches * batch)
 
 
 def _report(
@@ -96,8 +109,8 @@ def _report(
         kwh = None if joules is None else joules / 3.6e6
         return Usage(seconds, kwh, prices.cost(seconds, joules, bench.nodes), prices.currency)
 
-    trained, validated = epochs * bench.images, validation[0] * bench.held_out
-    validating = validated / (bench.world * (validation[1] or 2 * rate / bench.world))
+    trained, (validated, rate_validated) = epochs * bench.images, validation
+    validating = validated / (bench.world * (rate_validated or 2 * rate / bench.world))
     return {
         "hardware": hardware.device_name(bench.device),
         "devices": bench.world,

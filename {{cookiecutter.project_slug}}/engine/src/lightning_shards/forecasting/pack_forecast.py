@@ -61,7 +61,7 @@ def forecast_source(
         except Stopped:
             raise KeyboardInterrupt from None  # nothing of it is kept
         except InputError as error:
-            raise InputError(str(error).replace("--limit", "--sample")) from None
+            raise InputError(str(error).replace("--limit", "--sample").replace("--images", "--image-root")) from None
         whole = packed["listed"]
         repeat_shards(dest, min(whole["train"], AT_LEAST))
         settings = [*settings, "--data.path", str(dest)]

@@ -10,8 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TextIO
 
-from ..errors import RunError
-from ..files import replacing
+from ..files import replacing, writing
 from .predict import Prediction
 
 
@@ -57,14 +56,12 @@ def coco_file(path: Path | None, classes: Sequence[str]) -> Iterator[CocoFile | 
     if path is None:
         yield None
         return
-    try:
-        with (
-            replacing(path) as new,
-            new.open("w", encoding="utf-8", errors="surrogateescape") as file,
-            TemporaryFile("w+", dir=path.parent, encoding="utf-8") as annotations,
-        ):
-            made = CocoFile(file, annotations, classes)
-            yield made
-            made.finish()
-    except OSError as error:
-        raise RunError(f"{path} could not be written ({error.strerror})") from None
+    with (
+        writing(path),
+        replacing(path) as new,
+        new.open("w", encoding="utf-8", errors="surrogateescape") as file,
+        TemporaryFile("w+", dir=path.parent, encoding="utf-8") as annotations,
+    ):
+        made = CocoFile(file, annotations, classes)
+        yield made
+        made.finish()

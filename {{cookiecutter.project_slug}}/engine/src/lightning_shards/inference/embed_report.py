@@ -14,6 +14,7 @@ from torch import nn
 from ..cost.energy import EnergyMeter
 from ..cost.prices import Prices
 from ..cost.usage import Usage
+from ..forecasting.forecast import check_amounts
 from ..terminal import in_bytes
 from ..train import hardware
 from .embed import Embedder
@@ -42,7 +43,11 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def forecast(made: Embedder, images: int, seconds: float) -> dict[str, Any]:
-    """Measure for about `seconds`, and say what it takes to embed `images` images, and to train on them."""
+    """Measure for about `seconds`, and say what it takes to embed `images` images, and to train on them.
+
+    Raises InputError for numbers that make no sense.
+    """
+    check_amounts(images, seconds)
     device, split = made.fabric.device, next(iter(made.plans()))
     views = made.embedding.views if split == "train" else 1
     every = np.array([[0, made.dataset.samples(split)]])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import InputError, RunError
-from ..files import replacing
+from ..files import replacing, writing
 from ..runs.files import earlier_metrics
 from ..train import hardware
 from ..train.contract import inputs, title
@@ -64,14 +64,11 @@ def export(model: Any, about: dict[str, Any], path: Path) -> None:
     dynamic = (tuple({0: Dim.DYNAMIC} for _ in examples),)
     program = torch.export.export(deployed, tuple(x[:2] for x in examples), dynamic_shapes=dynamic)
     write, run = (_save, _run) if path.suffix == ".pt2" else (_save_onnx, _run_onnx)
-    try:
-        with replacing(path) as temporary:
-            write(program, json.dumps(about), temporary, ["images"] if names == ["image"] else names)
-            difference = float(np.abs(run(temporary, examples) - wanted).max())
-            if not difference < TOLERANCE * max(1.0, np.abs(wanted).max()):
-                raise RunError(f"what was exported differs by {difference:.2g} from the model's scores: it is not kept")
-    except OSError as error:
-        raise RunError(f"{path} could not be written ({error.strerror})") from None
+    with writing(path), replacing(path) as temporary:
+        write(program, json.dumps(about), temporary, ["images"] if names == ["image"] else names)
+        difference = float(np.abs(run(temporary, examples) - wanted).max())
+        if not difference < TOLERANCE * max(1.0, np.abs(wanted).max()):
+            raise RunError(f"what was exported differs by {difference:.2g} from the model's scores: it is not kept")
 
 
 def describe(model: Any, config: dict[str, Any], run: Path, transform: Any = None) -> dict[str, Any]:

@@ -94,17 +94,20 @@ class Samples:
         self._store.close(wait=False)
 
 
-def open_images(place: str, split: str, column: str, images: Path | None, settings: dict[str, Any]) -> Images:
+def open_images(
+    place: str, split: str | None, column: str | None, images: Path | None, settings: dict[str, Any]
+) -> Images:
     """The images at `place`.
 
     Args:
         place: an image, a folder with images at any depth, a zip of one, a table of paths, or a packed
             dataset (folder or URL).
-        split: of a dataset.
-        column, images: of a table: which one has the paths, and the folder or zip they lie in (None: the table's).
+        split: of a dataset; None: test.
+        column, images: of a table: which one has the paths (None: `path`), and the folder or zip they lie in (None: the
+            table's).
         settings: of `data`: the cache for the shards of a URL.
 
-    Raises InputError where there are none.
+    Raises InputError where there are none, and for what is said of another kind of place.
     """
     if not place:
         raise InputError("the place of the images is empty: name a file, a folder, a zip, a table or a packed dataset")
@@ -117,20 +120,26 @@ def open_images(place: str, split: str, column: str, images: Path | None, settin
     return found
 
 
-def _find(place: str, split: str, column: str, images: Path | None, settings: dict[str, Any]) -> Images:
+def _find(place: str, split: str | None, column: str | None, images: Path | None, settings: dict[str, Any]) -> Images:
     path = Path(place)
-    if images is not None and not is_table(path):
-        raise InputError(f"--images names the folder of a table's images, and {place[:200]} is no table: leave it out")
-    if "://" in place or (path / "dataset.json").is_file():
+    packed = "://" in place or (path / "dataset.json").is_file()
+    for option, given, fits, kind in (
+        ("--images is the folder of a table's images", images, is_table(path), "table"),
+        ("--path-column is a column of a table", column, is_table(path), "table"),
+        ("--split is a part of a packed dataset", split, packed, "such dataset"),
+    ):
+        if given is not None and not fits:
+            raise InputError(f"{option}, and {place[:200]} is no {kind}: leave it out")
+    if packed:
         folder = Path(cache) if (cache := settings.get("cache")) else machine.cache_folder()
-        return Samples(open_dataset(place), split, (folder, settings.get("cache_bytes")))
+        return Samples(open_dataset(place), split or "test", (folder, settings.get("cache_bytes")))
     if not path.exists():
         raise InputError(f"{place} does not exist")
     if is_table(path):
         root = images or path.parent
         check_root(root)
         files = ImageFiles(root, list_zip(root)[1] if root.is_file() else None)
-        return Files(files, list(table_paths(path, column, root)))
+        return Files(files, list(table_paths(path, column or "path", root)))
     if path.is_dir():
         return Files(ImageFiles(path), [name for name, _ in walk(path) if _is_file_of_image(name)])
     if path.suffix.lower() == ".zip":

@@ -10,14 +10,14 @@ from pathlib import Path, PurePosixPath
 from ..data.decode import Pixels
 from ..data.mask_file import PALETTE_END, has_our_palette, palette_png
 from ..errors import InputError, RunError
-from ..files import fsync_folder
+from ..files import fsync_folder, writing
 
 
 class MaskFolder:
-    """Files below `folder`."""
+    """Files below `folder`, which will be called `named`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, named: Path) -> None:
+        self.folder, self._named = folder, named
 
     def write(self, name: str, mask: Pixels) -> str:
         """Write the mask of the image called `name`; returns its path in the folder.
@@ -28,13 +28,14 @@ class MaskFolder:
         """
         parts = [part for part in PurePosixPath(name).parts if part != "/"]
         if not parts or ".." in parts:
-            raise RunError(f"{name!a} is no name for a file below {self.folder}: rename the image")
+            raise RunError(f"{name!a} is no name for a file below {self._named}: rename the image")
         place = self.folder.joinpath(*parts).with_suffix(".png")
         name = parts[-1]
-        while place.exists():
-            place = place.with_name(name := f"{name}.png")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(palette_png(mask))
+        with writing(self._named):
+            while place.exists():
+                place = place.with_name(name := f"{name}.png")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(palette_png(mask))
         return place.relative_to(self.folder).as_posix()
 
 
@@ -72,15 +73,14 @@ def replacing_folder(folder: Path | None) -> Iterator[MaskFolder | None]:
     work, old = (folder.with_name(f".{folder.name}.{what}") for what in ("predicting", "old"))
     shutil.rmtree(work, ignore_errors=True)
     try:
-        work.mkdir()
-        yield MaskFolder(work)
-        if folder.exists():
+        with writing(folder):
+            work.mkdir()
+            yield MaskFolder(work, folder)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
+            work.rename(folder)
+            fsync_folder(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        work.rename(folder)
-        fsync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"{folder} could not be written ({error.strerror})") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)

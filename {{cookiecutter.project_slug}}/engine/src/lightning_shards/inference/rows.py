@@ -8,14 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from ..errors import InputError, RunError
-from ..files import replacing
+from ..errors import InputError
+from ..files import replacing, writing
 from ..terminal import plain_lines, shown
 from ..vision.boxes import SURE
 from .predict import Prediction
@@ -98,30 +99,52 @@ def _in_a_cell(value: Any) -> str:
 
 
 @contextmanager
-def opened(path: Path | None) -> Iterator[TextIO]:
-    """The file to write, which is there when all was written; None: standard output, as far as somebody reads it."""
-    try:
-        if path:  # names that are not UTF-8 come out as they are
-            with replacing(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                yield file
-            return
-        if sys.stdout.isatty():
-            with shown():
-                yield _Terminal()
-            return
+def opened(path: Path | None, alone: bool = True) -> Iterator[TextIO]:
+    """The file to write, which is there when all was written; None: standard output, as far as somebody reads it.
+
+    Args:
+        alone: nothing else is written meanwhile, so that the command ends where nobody reads on.
+    """
+    if path:  # names that are not UTF-8 come out as they are
+        with (
+            writing(path),
+            replacing(path) as new,
+            new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            yield _Out(file, partial(writing, path))
+        return
+    claims = partial(shown, not alone)
+    if sys.stdout.isatty():
+        yield _Out(sys.stdout, claims, plain_lines)
+    else:
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-        with shown():
-            yield sys.stdout
-            sys.stdout.flush()
-    except OSError as error:
-        raise RunError(f"{path} could not be written ({error.strerror})") from None
+        yield _Out(sys.stdout, claims)
+    with claims():
+        sys.stdout.flush()
 
 
-class _Terminal(io.StringIO):
-    """Names of files as a person may read them."""
+class _Out(io.StringIO):
+    """Says itself that it could not be written: other files are open in the same block.
+
+    Args:
+        stream: where text goes.
+        claims: a context that takes an OSError for one of the stream.
+        spelled: what is written of a text.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        claims: Callable[[], AbstractContextManager[None]],
+        spelled: Callable[[str], str] = str,
+    ) -> None:
+        super().__init__()
+        self._stream, self._claims, self._spelled = stream, claims, spelled
 
     def write(self, text: str) -> int:
-        return sys.stdout.write(plain_lines(text))
+        with self._claims():
+            self._stream.write(self._spelled(text))
+        return len(text)
 
 
 def check_new(path: Path, force: bool, sources: Sequence[Path] = ()) -> None:

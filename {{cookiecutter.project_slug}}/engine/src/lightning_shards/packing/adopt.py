@@ -21,7 +21,7 @@ from ..data.fields.plane import IGNORED
 from ..data.fields.resolve import usual_fields
 from ..errors import InputError
 from .field_columns import FieldColumn
-from .foreign_tars import find_tars, split_of_shard
+from .foreign_tars import chosen_split, find_tars, split_of_shard
 from .journal import Journal
 from .members import ALWAYS_SEEN, Forms, add_forms, describe, usual, width
 from .survey import UNREADABLE, Found, Members, kind_of
@@ -174,8 +174,9 @@ def _assign(found: list[Found], patterns: Mapping[str, str]) -> dict[str, list[S
     splits: dict[str, list[Shard]] = {"train": [], "val": [], "test": []}
     for tar in found:
         splits[split_of_shard(tar.shard.name, patterns)].append(tar.shard)
+    taken = {chosen_split(tar.shard.name, patterns) for tar in found}
     for split, pattern in patterns.items():
-        if not splits[split]:
+        if split not in taken:
             raise InputError(f"--{split} {pattern} is left no shard; they have names such as {found[0].shard.name}")
     if not splits["train"]:
         raise InputError("no shard is left for train; choose the patterns of --val and --test more narrowly")

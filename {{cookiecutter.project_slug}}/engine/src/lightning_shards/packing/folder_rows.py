@@ -30,7 +30,7 @@ def folder_rows(
     are annotations with boxes, in the folder or in the files `coco`, each image that they name has its boxes.
     """
     (tree, annotated), lead = _tree(root, files), ""
-    if about["task"] == "detection" or (annotated and about["task"] != "segmentation"):
+    if about["task"] == "detection" or (annotated and about["task"] is None):
         about["task"] = "detection"
         return coco_rows(root, _listed(root, files), reader, coco, about)
     while (wrapper := _wrapper(tree)) and lead.count("/") < MOST_DEEP:

@@ -43,9 +43,13 @@ def find_tars(source: str) -> tuple[Path | str, list[str]]:
     return root, found
 
 
+def chosen_split(name: str, patterns: Mapping[str, str]) -> str | None:
+    """The split whose pattern takes the shard; None: none does."""
+    return next((split for split, pattern in patterns.items() if fnmatch.fnmatch(name, pattern)), None)
+
+
 def split_of_shard(name: str, patterns: Mapping[str, str]) -> str:
     """What the patterns, else a folder in its path or a word in its name say; else train."""
-    chosen: Iterator[str] = (split for split, pattern in patterns.items() if fnmatch.fnmatch(name, pattern))
     words = [*Path(name).parts[:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)]  # test/000.tar, test-000.tar
     folders: Iterator[str] = filter(None, map(split_of, words))
-    return next(chosen, None) or next(folders, "train")
+    return chosen_split(name, patterns) or next(folders, "train")

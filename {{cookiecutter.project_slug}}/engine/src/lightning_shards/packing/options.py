@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.dataset import TASKS
+from ..errors import InputError
 from ..machine import cpus
 
 if TYPE_CHECKING:
@@ -40,15 +41,14 @@ def add_field_option(add: Callable[..., Any], origin: str, what: str) -> None:
 
 def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
     """Add the flags of `recipe`; `root` are those that name the folder of a table's images."""
-    images = parser.add_argument_group("images")
-    add, size_or_copy = images.add_argument, images.add_mutually_exclusive_group().add_argument
-    size_or_copy(
+    add = parser.add_argument_group("images").add_argument
+    add(
         "--short-side",
         type=int,
         default=256,
         help="make larger images so small, as JPEG; smaller ones keep their bytes (%(default)s)",
     )
-    size_or_copy("--copy", action="store_true", help="keep every file's bytes as they are")
+    add("--copy", action="store_true", help="keep every file's bytes as they are")
     add("--quality", type=int, default=95, help="JPEG quality of images that are encoded anew (%(default)s)")
     add(
         "--max-damaged-fraction",
@@ -71,7 +71,7 @@ def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
         help="annotations with boxes of SOURCE's images, in COCO's form; one for each split (default: those in SOURCE)",
     )
     add = parser.add_argument_group("tables").add_argument
-    add("--task", choices=TASKS, default=TASKS[0], help="what the targets are (%(default)s)")
+    add("--task", choices=TASKS, help=f"what the targets are (as SOURCE says, or {TASKS[0]})")
     add("--path-column", default="path", help="column of the images' paths (%(default)s)")
     add(
         "--target-columns",
@@ -86,18 +86,21 @@ def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
         "--shard-bytes",
         type=size,
         default=256_000_000,
-        help="size of a shard, about, such as 100M or 1G (256M)",
+        help="size of a shard, about, such as 100M or 1G; smaller where train would have less than 8 (256M)",
     )
     add("--workers", type=int, default=cpus(), help="processes (%(default)s)")
 
 
 def recipe(arguments: argparse.Namespace, limit: int | None = None) -> PackOptions:
-    """What the flags say."""
+    """What the flags say. Raises InputError where one leaves another nothing to decide."""
     from .field_columns import parse_fields
     from .pack import PackOptions
     from .spelling import read_names
     from .table_rows import TableColumns
 
+    for option in ("--short-side", "--quality") if arguments.copy else ():
+        if option in arguments.typed:
+            raise InputError(f"--copy keeps every byte, so {option} decides nothing: leave out one of them")
     targets = tuple(name.strip() for name in arguments.target_columns.split(",") if name.strip())
     return PackOptions(
         task=arguments.task,

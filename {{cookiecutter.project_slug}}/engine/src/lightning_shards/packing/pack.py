@@ -39,6 +39,7 @@ class PackOptions:
     """What decides the bytes of a dataset, beside its source.
 
     Attributes:
+        task: what the targets are; None: as the source says, or single_label.
         names: of the classes of masks and boxes, 0, 1, 2 ...; empty: their numbers.
         coco: annotations with boxes of a folder's images; empty: those that lie in it.
         short_side: larger images are made so small; None keeps every byte.
@@ -48,7 +49,7 @@ class PackOptions:
         limit: images a split at most, for a trial.
     """
 
-    task: str = "single_label"
+    task: str | None = None
     names: tuple[str, ...] = ()
     coco: tuple[Path, ...] = ()
     columns: TableColumns = field(default_factory=TableColumns)

@@ -33,7 +33,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk
 
 def list_source(
     source: Path,
-    task: str,
+    task: str | None,
     columns: TableColumns,
     folder: Path,
     names: Sequence[str] = (),
@@ -78,10 +78,11 @@ def _list_table(table: Path, columns: TableColumns, folder: Path, about: dict[st
     images, task = columns.images or table.parent, about["task"]
     if task in TARGET_FIELDS:
         columns = _with_target(table, columns, task)
-    elif not columns.targets and columns.fields and task == "single_label":
+    elif not columns.targets and columns.fields and task is None:
         task = ""  # the fields are all that there is
     elif not columns.targets or (task != "regression" and len(columns.targets) > 1):
         raise InputError(f"{table} is a table: name its target column (--target-columns; several for regression only)")
+    task = "single_label" if task is None else task
     check_root(images)
     if images.is_file():
         np.save(folder / "members.npy", list_zip(images)[1])
@@ -111,8 +112,8 @@ def _with_target(table: Path, columns: TableColumns, task: str) -> TableColumns:
 
 
 def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[str, Any], coco: Sequence[Path]) -> str:
-    wanted = about["task"] = "detection" if coco and about["task"] == "single_label" else about["task"]
-    if wanted not in ("single_label", *TARGET_FIELDS):
+    wanted = about["task"] = "detection" if coco and about["task"] is None else about["task"]
+    if wanted not in (None, "single_label", *TARGET_FIELDS):
         raise InputError(f"{source} gives one class an image; for {wanted} pack a table with --target-columns")
     if coco and wanted != "detection":
         raise InputError(f"--coco is for boxes: leave it out for {wanted}")
@@ -133,6 +134,8 @@ def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[
     rows = folder_rows(source, files, ImageFiles(source, members), coco, about)
     if about["task"] != wanted == "segmentation":
         raise InputError(f"{source} has no folders images/ and masks/ alone, with files of the same names in both")
+    if about["task"] != wanted == "single_label":
+        raise InputError(f"{source} has masks, so it is for segmentation: leave out --task {wanted}")
     expected = "images; expected <class>/<image>, <split>/<class>/<image>, or images/ and masks/"
     digest, classes = _write(source, rows, folder, about["task"], expected)
     about["names"] = classes or about["names"]

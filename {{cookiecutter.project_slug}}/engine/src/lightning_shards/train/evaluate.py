@@ -77,8 +77,8 @@ def evaluate(
         )
     run = trainer.validate if split == "val" else trainer.test
     found = dict(run(model, datamodule=data, verbose=False)[0])
-    if mirrored and not mirrored.calls:
-        raise InputError(f"the model {model_class.__name__} does not call its forward to be measured: leave out --flip")
+    if mirrored:
+        mirrored.check_called()
     return found
 
 

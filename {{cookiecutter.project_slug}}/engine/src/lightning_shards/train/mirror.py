@@ -27,6 +27,7 @@ class Mirrored:
     """
 
     def __init__(self, model: LightningModule) -> None:
+        self._title = type(model).__name__
         self._forward, self._place = model.forward, _inputs(model).index("image")
         found = getattr(model, "calibration", None)
         self._calibration = found if isinstance(found, Calibration) else Calibration(None)
@@ -42,6 +43,11 @@ class Mirrored:
         if not isinstance(views[0], Tensor) or views[0].ndim not in (2, 4):
             raise InputError("--flip averages what a model says of whole images, (B, T), and this one says more")
         return self._calibration.pooled([view.float() for view in views])
+
+    def check_called(self) -> None:
+        """Raise InputError where the model was at work, and what it said did not come from its forward."""
+        if not self.calls:
+            raise InputError(f"the model {self._title} does not call its forward for what it says: leave out --flip")
 
 
 def look_twice(model: LightningModule, config: dict[str, Any]) -> Mirrored:
