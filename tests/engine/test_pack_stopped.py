@@ -20,7 +20,7 @@ from lightning_shards.packing.pack import pack
 
 from . import PATIENCE
 from .in_place import PACKAGE
-from .samples import KEEP, class_files, command, fingerprint, folders_of, jpeg, write_tree
+from .samples import KEEP, class_files, command, fingerprint, folders_of, jpeg, write_tree, write_zip
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,15 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_finishes(
     assert not list((tmp_path / ".d.packing").rglob("*.tmp"))
     assert command(*arguments).returncode == 0
     assert fingerprint(tmp_path / "d") == slow[1]
+
+
+@pytest.mark.parametrize("most", [300, 6_000])  # the listing of the zip's members; the paths of its images
+def test_a_disk_that_is_full_while_the_source_is_listed_is_said_so(tmp_path: Path, most: int) -> None:
+    source = write_zip(tmp_path / "z.zip", class_files(300))
+    result = command(source, tmp_path / "d", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1), result.stderr
+    assert "File too large" in result.stderr and "make room" in result.stderr
+    assert command(source, tmp_path / "d").returncode == 0
 
 
 def test_the_command_prints_a_report_or_json(tmp_path: Path) -> None:

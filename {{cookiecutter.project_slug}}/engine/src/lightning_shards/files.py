@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from .errors import RunError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def fsync_folder(folder: Path) -> None:
@@ -46,6 +51,14 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{path} could not be written ({error.strerror})") from None
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """np.save, whose OSError says what the system has against it: into what numpy knows as a file, it would not."""
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def append(path: Path, content: bytes) -> None:

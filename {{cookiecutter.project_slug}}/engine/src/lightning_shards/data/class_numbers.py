@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import replacing, save_array
 from ..machine import cache_folder
 from .balance import MOST_REPEATS, WEIGHT_STEPS, count_classes
 from .dataset import Dataset, Shard
@@ -138,8 +138,8 @@ def at_hand(dataset: Dataset, split: str, column: Column) -> Path | None:
 def save(path: Path, numbers: ArrayLike, kinds: int) -> Path:
     """Write numbers below `kinds`, all or nothing, in as few bytes as they need. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.asarray(numbers).astype(np.int16 if kinds <= np.iinfo(np.int16).max else np.int32))
+    with replacing(path) as temporary:
+        save_array(temporary, np.asarray(numbers).astype(np.int16 if kinds <= np.iinfo(np.int16).max else np.int32))
     return path
 
 

@@ -85,7 +85,7 @@ def validations(bench: Bench) -> int:
 
 def images_of_a_validation(bench: Bench) -> int:
     """How many images each of them measures on: as many as `trainer.limit_val_batches` leaves."""
-    limit, batch = bench.trainer.limit_val_batches, bench.world * bench.data.micro_batch_size
+    limit, batch = bench.trainer.limit_val_batches, bench.world * bench.resolved["micro_batch_size"]
     batches = limit if isinstance(limit, int) else int(limit * math.ceil(bench.held_out / batch))
     return min(bench.held_out, batches * batch)
 

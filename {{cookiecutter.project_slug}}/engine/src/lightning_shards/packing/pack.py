@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, RunError
-from ..files import fsync_folder, write_durably
+from ..files import fsync_folder, save_array, write_durably
 from ..machine import locked
 from .pool import Pool, Progress
 from .source_table import SourceTable
@@ -183,7 +183,7 @@ def _prepare(source: Path, work: Path, recipe: PackOptions) -> tuple[SourceTable
     listing, digest = list_source(source, recipe.task, recipe.columns, work / "listing", recipe.names, recipe.coco)
     order = plan(listing, {"val": recipe.val, "test": recipe.test}, recipe.limit, recipe.seed)
     for split, items in order.items():
-        np.save(work / f"{split}.npy", items)
+        save_array(work / f"{split}.npy", items)
     return listing, {split: len(items) for split, items in order.items()}, digest
 
 

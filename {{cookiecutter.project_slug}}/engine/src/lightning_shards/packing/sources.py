@@ -15,10 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..data.dataset import TARGET_FIELDS
 from ..errors import InputError
+from ..files import save_array
 from .field_columns import ColumnReader, FieldColumn, with_kinds
 from .folder_rows import folder_rows
 from .image_files import ImageFiles, check_root, list_zip
@@ -85,7 +84,7 @@ def _list_table(table: Path, columns: TableColumns, folder: Path, about: dict[st
     task = "single_label" if task is None else task
     check_root(images)
     if images.is_file():
-        np.save(folder / "members.npy", list_zip(images)[1])
+        save_array(folder / "members.npy", list_zip(images)[1])
     readers = [ColumnReader(column, images) for column in with_kinds(table, columns.fields)]
     about |= {"root": str(images), "task": task}
     rows = table_rows(table, "" if task in TARGET_FIELDS else task, columns, readers)
@@ -128,7 +127,7 @@ def _list_folder(source: Path, columns: TableColumns, folder: Path, about: dict[
             what = hint.get(source.suffix.lower(), "")
             raise InputError(f"{source} is no folder, zip or table ({', '.join(TABLES)}){what}")
         names, members = list_zip(source)
-        np.save(folder / "members.npy", members)
+        save_array(folder / "members.npy", members)
         files = [(name, 0) for name in names]
     about |= {"fields": [], "names": []}
     rows = folder_rows(source, files, ImageFiles(source, members), coco, about)
