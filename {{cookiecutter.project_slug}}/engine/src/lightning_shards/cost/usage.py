@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+from ..errors import InputError
 
 JOULES_PER_KWH = 3.6e6
 
@@ -24,6 +27,13 @@ class Usage:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"seconds": self.seconds, "hours": self.seconds / 3600, "kwh": self.kwh, "cost": self.cost}
+
+
+def check_amounts(images: int, seconds: float) -> None:
+    """Raise InputError for what nothing can be forecast for, or measured in."""
+    for name, value in (("--images", images), ("--seconds", seconds)):
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} is {value:g}, it must be a number above 0")
 
 
 def duration(seconds: float) -> str:

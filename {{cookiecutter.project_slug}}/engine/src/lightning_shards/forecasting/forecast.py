@@ -11,8 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from ..cost.prices import Gpu, Prices
-from ..cost.usage import Usage
-from ..errors import InputError
+from ..cost.usage import Usage, check_amounts
 from ..train import hardware, loop_state
 from ..train.contract import title
 from ..train.datamodule import ShardDataModule
@@ -64,13 +63,6 @@ def forecast(
         rate_validated = bench.validation(SHARES["validation"] * seconds) if validated else None
     announce("")
     return _report(bench, source, rates, watts, images, (validated, rate_validated))
-
-
-def check_amounts(images: int, seconds: float) -> None:
-    """Raise InputError for what nothing can be forecast for, or measured in."""
-    for name, value in (("--images", images), ("--seconds", seconds)):
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} is {value:g}, it must be a number above 0")
 
 
 def _without_watts(measure: Callable[[float], float], seconds: float) -> tuple[float, None]:

@@ -13,8 +13,7 @@ from torch import nn
 
 from ..cost.energy import EnergyMeter
 from ..cost.prices import Prices
-from ..cost.usage import Usage
-from ..forecasting.forecast import check_amounts
+from ..cost.usage import Usage, check_amounts
 from ..terminal import in_bytes
 from ..train import hardware
 from .embed import Embedder
