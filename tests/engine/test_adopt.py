@@ -85,7 +85,8 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (root / "part-0000.tar").touch()  # changed since: read again
     first = len(read)
     adopt.adopt(str(root), None, {}, None, 1)
-    assert read[first:] == ["part-0000.tar", "part-0003.tar", "part-0004.tar"]
+    again = read[first:]  # the last one may have been read before the interrupt was seen
+    assert again[:2] == ["part-0000.tar", "part-0003.tar"] and again[2:] in ([], ["part-0004.tar"])
     assert Dataset.open(root).samples("train") == 40
     assert not (root / journal.JOURNAL).exists()
 
@@ -177,7 +178,7 @@ def test_a_stop_says_that_what_was_read_is_kept(tmp_path: Path, monkeypatch: pyt
     assert "what was read is kept: run the same command again" in capsys.readouterr().err
     stopped = len(calls)
     assert run(monkeypatch, str(tmp_path / "d"), "--workers", "1") == 0
-    assert 0 < len(calls) - stopped < 5, "of five tars"
+    assert len(calls) - stopped <= 1, "four of five tars were read"
 
 
 def test_hidden_files_are_no_shards(tmp_path: Path) -> None:

@@ -191,12 +191,12 @@ def test_boxes_lie_in_the_image_s_own_pixels(run: Path, monkeypatch: pytest.Monk
     assert not Path("none.json").exists() and not list(Path().glob(".none*"))
 
 
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("full", "count"), [(False, 300), (True, 300), (True, 2)])
 def test_what_happens_to_standard_output_is_not_said_of_the_file_of_boxes(
-    run: Path, warm_python: str, full: bool
+    run: Path, warm_python: str, full: bool, count: int
 ) -> None:
     """A reader that goes away leaves FILE to be written whole; a disk that is full is named as what it is."""
-    write_tree(run / "new", {f"{number}.png": encoded(0, side=32) for number in range(300)})
+    write_tree(run / "new", {f"{number}.png": encoded(0, side=32) for number in range(count)})
     reader, out = os.pipe()
     os.close(reader)
     with os.fdopen(out, "w") as closed, Path("/dev/full").open("w") as no_space:
@@ -214,6 +214,12 @@ def test_what_happens_to_standard_output_is_not_said_of_the_file_of_boxes(
     else:
         assert process.returncode == 0 and "could not" not in process.stderr, process.stderr
         assert len(json.loads(Path("c.json").read_text())["images"]) == 300
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_weights_are_refused_where_the_network_has_its_own_loss(kind: str) -> None:
+    with pytest.raises(InputError, match=f"class_weights is not for {kind}"):
+        ImageModel(NAMES, "detection", 64, backbone=kind, class_weights={NAMES[0]: 2.0})
 
 
 COMMANDS = {

@@ -83,7 +83,7 @@ OBEYED: dict[str, tuple[list[str], dict[str, Check]]] = {  # what is tried in on
             *BARE,
             *flag(logger="false", enable_progress_bar="true", enable_model_summary="true", log_every_n_steps="0"),
             *flag(enable_autolog_hparams="false", benchmark="true", deterministic="warn"),
-            *["--log.tensorboard", "true", "--trainer.callbacks+=Timer", "--trainer.callbacks.duration=01:00:00:00"],
+            *["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=01:00:00:00"],
             *["--trainer.plugins", "lightning.pytorch.plugins.environments.LightningEnvironment"],
         ],
         {
@@ -291,6 +291,11 @@ def test_a_flag_is_refused(
 def test_flags_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     for arguments, sentence in (
         (flag(overfit_batches="1", limit_val_batches="1"), "both say how much"),
+        (flag(fast_dev_run="true", overfit_batches="1"), "both say how much"),
+        (flag(fast_dev_run="2", limit_train_batches="1"), "both say how much"),
+        (["--run", "x", *flag(fast_dev_run="true")], "leave out --run"),
+        (["--log.tensorboard", "true", *flag(logger="false")], "log.tensorboard wants more"),
+        (["--patience", "2", *flag(val_check_interval="3")], "a number that divides an epoch's 4 steps"),
         (["--patience", "2", *flag(limit_val_batches="0")], "there is no validation"),
         (flag(check_val_every_n_epoch="null", val_check_interval="0.5"), "val_check_interval"),
         (["--patience", "2", *BARE], "there is no validation"),

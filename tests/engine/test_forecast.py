@@ -167,14 +167,28 @@ def test_validations_are_counted_as_they_will_come(
     assert report["run"]["validated"] == made * 21 > 0
 
 
-@pytest.mark.parametrize(
-    ("limit", "images"), [("2", 2 * 8), ("0.5", 1 * 8), ("1", 8), ("1.0", 21), ("99", 21), ("0", 0)]
-)
+@pytest.mark.parametrize(("limit", "images"), [("2", 2 * 8), ("0.5", 1 * 8), ("1", 8), ("99", 21)])
 def test_a_validation_that_is_cut_short_is_counted_so(
     priced: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, limit: str, images: int
 ) -> None:
     report = measured(monkeypatch, capsys, "--trainer.limit_val_batches", limit)
     assert report["run"]["validated"] == 3 * images
+
+
+def test_a_budget_that_ends_the_run_before_is_named(priced: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (priced / "budget.yaml").write_text("max_hours: 1000\nmax_cost: 1.0e-12\n")
+    report = measured(monkeypatch, capsys, "--config", "budget.yaml")
+    assert report["run"]["ended_by"] == "max_cost 1e-12" and "  max_cost 1e-12 ends it before\n" in render(report)
+    report = measured(monkeypatch, capsys, "--config", "budget.yaml", "--max_cost", "1000")
+    assert not report["run"]["ended_by"] and "ends it before" not in render(report)
+
+
+def test_a_forecast_is_of_a_whole_training(priced: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    assert start(monkeypatch, "--run", "one", "--trainer.max_epochs", "1") == 0
+    capfd.readouterr()
+    assert run(monkeypatch, "--resume", "one") == 2
+    assert "give runs/one/config.yaml by --config" in capfd.readouterr().err
+    assert run(monkeypatch, "--config", "runs/one/config.yaml") == 0
 
 
 BAD = [
@@ -191,10 +205,8 @@ BAD = [
     (["--field", "age=age"], "--field says how to pack"),
     (["--sample", "9"], "--sample says how to pack"),
     (["--short-side", "256"], "--short-side says how to pack"),  # what holds without it, too
-    (["--resume", "last"], "--resume goes on with a run, and a forecast is of a whole training"),
-    (["--max_hours=2"], "--max_hours may end a training early, and a forecast is of a whole training"),
     (["--picture", ""], "--picture is empty: name something, or leave it out"),
-    (["--images", "1e400G"], "invalid size value"),
+    (["--json", ""], "what to work on is empty"),
     (["--prices", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     (["--prices", "negative.yaml"], "electricity is -1"),
 ]
@@ -304,6 +316,7 @@ def test_bad_sources_are_one_sentence_and_leave_nothing(
     source = unpacked(tmp_path / "x", 3)
     for arguments, sentence in (
         (["nowhere"], "nowhere"),
+        ([str(source), "--images", "0"], "--images is 0"),
         ([str(source), "--sample", "2"], "--sample 2 is less than the 3 classes"),
         ([str(source), "--data.path=d"], "leave out --data.path"),
         ([str(source), "--copy", "--quality", "95"], "--copy keeps every byte, so --quality decides nothing"),

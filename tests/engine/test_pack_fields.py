@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lightning_shards.data import Dataset, Image, Mask, ShardLoader, dataset_fields
 from lightning_shards.data.fields import from_description
@@ -395,6 +395,7 @@ ODD = [None, -1, 1e308, 10**30, "x", "", [], [1], {}, {"x": 1}, {"9": [1, 2]}, {
 
 @settings(max_examples=150, deadline=None)
 @given(place=st.integers(0, 60), value=st.sampled_from(ODD), torn=st.integers(0, 3000))
+@example(place=23, value={}, torn=3000)  # not one field
 def test_a_journal_of_somebody_else_is_used_or_left_out(
     place: int, value: object, torn: int, interrupted: tuple[str, dict[str, Any]]
 ) -> None:

@@ -62,6 +62,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], PackOptions, str]] = {
         PackOptions(task="single_label", columns=TableColumns(fields=parse_fields(["n=n"]))),
         "name its target column",
     ),
+    "a folder has no columns": (tree_source(TWO), replace(KEEP, columns=TableColumns(path="path")), "is no table"),
     "no train": (tree_source({f"val/{name}": data for name, data in TWO.items()}), KEEP, "train/<class>"),
     "splits beside classes": (
         tree_source({"train/a/1.jpg": b"", "val/a/1.jpg": b"", "c/1.jpg": b""}),

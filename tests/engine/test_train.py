@@ -253,6 +253,7 @@ BAD = [
     (["--data.balance", "{red: twice}"], "data.balance {red: twice}: each class has a number"),
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
     (["--config", "broken.yaml"], "broken.yaml"),
+    (["--config", "seeded.yaml"], "seeded.yaml: data.seed is not for a config, seed_everything says it: leave it out"),
     (["--model.weights", "small.yaml"], "no checkpoint"),
 ]
 
@@ -262,6 +263,7 @@ def test_bad_input_is_one_sentence_and_nothing_written(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, arguments: list[str], sentence: str
 ) -> None:
     (project / "broken.yaml").write_text("model: [backbone: 3\n")
+    (project / "seeded.yaml").write_text("data: {seed: 3}\n")
     before = sorted(p.name for p in project.iterdir())
     assert start(monkeypatch, *arguments) == 2
     printed = [line for line in capfd.readouterr().err.splitlines() if line]

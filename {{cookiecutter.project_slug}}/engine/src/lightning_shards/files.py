@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """`path`, and nothing else, is written to here: RunError with its name where that fails."""
+    """An OSError in here is one of writing `path`: RunError says so."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """np.save, whose OSError says what the system has against it: into what numpy knows as a file, it would not."""
+    """np.save by plain writes, so that the OSError of a full disk has its number: numpy's own for files has none."""
     import numpy as np
 
     with path.open("wb") as file:

@@ -63,7 +63,7 @@ def show(text: str) -> None:
 @contextmanager
 def shown(goes_on: bool = False) -> Iterator[None]:
     """Standard output is written to here: RunError where that fails; a reader that has seen enough ends the command,
-    unless it `goes_on` with work that somebody else waits for."""
+    unless it `goes_on`, since other files are still being written."""
     try:
         yield
     except OSError as error:

@@ -56,26 +56,33 @@ def main(
             embed.add(commands)
         arguments, settings = parser.parse_known_args()
         chosen = commands.choices[next(word for word in sys.argv[1:] if word in commands.choices)]
-        options = [name for action in chosen._actions for name in action.option_strings]
+        options = {name: action.nargs != 0 for action in chosen._actions for name in action.option_strings}
         if settings and "settings" not in arguments:
-            chosen.error(_unknown(settings, options))
+            chosen.error(_unknown(settings, list(options)))
         arguments.typed = _typed(sys.argv[1:], options)
         arguments.settings, arguments.model, arguments.datamodule = settings, model, data_class
         return int(arguments.run(arguments) or 0)
 
 
-def _typed(words: Sequence[str], options: Sequence[str]) -> set[str]:
-    """Which options a person gave, whether or not they say what holds without them.
+def _typed(words: Sequence[str], options: Mapping[str, bool]) -> set[str]:
+    """The options among the words, those that repeat a default, too.
 
-    Raises InputError for one that is empty, such as of a shell's variable that is not set.
+    Args:
+        words: of a command line.
+        options: whether each takes a value.
+
+    Raises InputError for an empty word, such as of a shell's variable that is not set.
     """
-    found = set()
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    found, last = set(), ""
+    for word in words:
         name, equals, value = word.partition("=")
         if name in options:
             found.add(name)
-            if not (value if equals else following is None or following):
-                raise InputError(f"{name} is empty: name something, or leave it out")
+        if (name in options and equals and not value) or (not word and options.get(last)):
+            raise InputError(f"{name or last} is empty: name something, or leave it out")
+        if not word and not (last.startswith("--") and options.get(last, True)):
+            raise InputError("one of the words that name what to work on is empty: is a variable not set?")
+        last = word
     return found
 
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from .. import machine
+from ..cost.usage import check_amounts
 from ..entry import importing
 from ..errors import InputError
 from ..packing.options import size
@@ -63,6 +64,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     for option in () if arguments.forecast else ("--images", "--seconds"):
         if option in arguments.typed:
             raise InputError(f"{option} is for a forecast: add --forecast, or leave it out")
+    check_amounts(arguments.images, arguments.seconds)
     machine.raise_on_stop()
     made = embedder(arguments.model(), vars(arguments), arguments.datamodule())
     if arguments.forecast:

@@ -111,6 +111,7 @@ def _predict(arguments: argparse.Namespace) -> None:
                 progress(number, len(images))
             if damaged == len(images):
                 raise RunError(f"no image of {arguments.source} could be decoded; the last one {prediction.error}")
+            out.flush()  # before the other files get their names
     except KeyboardInterrupt:
         say("stopped; nothing was written" if arguments.out else "stopped", sys.stderr)
         os._exit(130)  # threads may wait for a server that does not answer

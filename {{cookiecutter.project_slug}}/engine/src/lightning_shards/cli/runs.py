@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import machine
+from ..cost.usage import check_amounts
 from ..entry import importing
 from ..errors import InputError
 from ..packing.options import add_pack_options, recipe, size
 from ..terminal import printable, show
-
-WHEN_IT_ENDS = dict.fromkeys(("max_hours", "max_kwh", "max_cost"), "may end a training early")
-WHEN_IT_ENDS["resume"] = "goes on with a run"
 
 
 def add(commands: Any, with_model: bool) -> None:
@@ -53,11 +51,7 @@ def _forecast(arguments: argparse.Namespace) -> None:
 
     machine.raise_on_stop()  # temporary folders are removed then, too
     settings, measure = arguments.settings, (arguments.images, arguments.seconds, _say)
-    for setting in (one.partition("=")[0].removeprefix("--") for one in settings):
-        if setting in WHEN_IT_ENDS:
-            raise InputError(
-                f"--{setting} {WHEN_IT_ENDS[setting]}, and a forecast is of a whole training: leave it out"
-            )
+    check_amounts(arguments.images, arguments.seconds)
     if settings and not settings[0].startswith("-"):
         damaged, source = arguments.max_damaged_fraction, Path(settings.pop(0))
         if any(one.partition("=")[0] == "--data.path" for one in settings):

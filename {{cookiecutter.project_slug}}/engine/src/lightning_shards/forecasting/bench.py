@@ -75,6 +75,11 @@ class Bench(TrainingCLI):
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
+        if self.resumed:
+            raise InputError(
+                f"--resume goes on with a run, and a forecast is of a whole training: give {self.resumed}/config.yaml"
+                " by --config"
+            )
         if self.config.trainer.fast_dev_run:
             raise InputError("trainer.fast_dev_run tries a training out and leaves nothing to forecast: set it false")
         self.prices = Prices.read(self.config.prices)

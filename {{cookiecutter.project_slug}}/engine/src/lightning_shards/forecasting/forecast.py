@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from ..cost.prices import Gpu, Prices
-from ..cost.usage import Usage, check_amounts
+from ..cost.usage import Usage
 from ..train import hardware, loop_state
 from ..train.contract import title
 from ..train.datamodule import ShardDataModule
@@ -44,7 +44,6 @@ def forecast(
 
     Raises InputError for settings that train.py would refuse, and where the prices are missing.
     """
-    check_amounts(images, seconds)
     with tempfile.TemporaryDirectory(prefix="forecast-") as scratch:
         bench = Bench(model_class, list(arguments), scratch, whole or {}, datamodule_class)
         announce("reading")
@@ -103,6 +102,7 @@ def _report(
 
     trained, (validated, rate_validated) = epochs * bench.images, validation
     validating = validated / (bench.world * (rate_validated or 2 * rate / bench.world))
+    run = take(trained / rate + validating)
     return {
         "hardware": hardware.device_name(bench.device),
         "devices": bench.world,
@@ -137,7 +137,8 @@ def _report(
             "epochs": epochs,
             "images": trained,
             "validated": validated,
-            **take(trained / rate + validating).to_dict(),
+            "ended_by": bench.spending.budget.spent(run),
+            **run.to_dict(),
         },
         "gpus": [
             _here(take(images / rate), rate, bottleneck, prices, bench.nodes),

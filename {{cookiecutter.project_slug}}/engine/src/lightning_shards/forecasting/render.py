@@ -26,6 +26,7 @@ def render(report: Mapping[str, Any]) -> str:
         "",
         f"{report['images']:,} images: {_amount(report['forecast'], report['currency'])}; {_energy(energy)}",
         f"this run: {_run(report['run'])}: {_amount(report['run'], report['currency'])}",
+        *([f"  {report['run']['ended_by']} ends it before"] if report["run"]["ended_by"] else []),
         *_packing(report),
         *_gpus(report),
     ]

@@ -22,7 +22,7 @@ from ..data.sample_reader import SampleReader
 from ..data.transform import Transform, apply
 from ..errors import InputError
 from ..packing.image_files import ImageFiles, check_root, list_zip, walk
-from ..packing.table_rows import table_paths
+from ..packing.table_rows import PATHS, table_paths
 from ..packing.tables import is_table
 
 AHEAD = 2  # batches in the making
@@ -103,14 +103,12 @@ def open_images(
         place: an image, a folder with images at any depth, a zip of one, a table of paths, or a packed
             dataset (folder or URL).
         split: of a dataset; None: test.
-        column, images: of a table: which one has the paths (None: `path`), and the folder or zip they lie in (None: the
+        column, images: of a table: which one has the paths (None: PATHS), and the folder or zip they lie in (None: the
             table's).
         settings: of `data`: the cache for the shards of a URL.
 
     Raises InputError where there are none, and for what is said of another kind of place.
     """
-    if not place:
-        raise InputError("the place of the images is empty: name a file, a folder, a zip, a table or a packed dataset")
     try:
         found = _find(place, split, column, images, settings)
     except OSError as error:
@@ -123,9 +121,12 @@ def open_images(
 def _find(place: str, split: str | None, column: str | None, images: Path | None, settings: dict[str, Any]) -> Images:
     path = Path(place)
     packed = "://" in place or (path / "dataset.json").is_file()
+    if not packed and not path.exists():
+        raise InputError(f"{place} does not exist")
+    table = not packed and is_table(path)
     for option, given, fits, kind in (
-        ("--images is the folder of a table's images", images, is_table(path), "table"),
-        ("--path-column is a column of a table", column, is_table(path), "table"),
+        ("--images is the folder of a table's images", images, table, "table"),
+        ("--path-column is a column of a table", column, table, "table"),
         ("--split is a part of a packed dataset", split, packed, "such dataset"),
     ):
         if given is not None and not fits:
@@ -133,13 +134,11 @@ def _find(place: str, split: str | None, column: str | None, images: Path | None
     if packed:
         folder = Path(cache) if (cache := settings.get("cache")) else machine.cache_folder()
         return Samples(open_dataset(place), split or "test", (folder, settings.get("cache_bytes")))
-    if not path.exists():
-        raise InputError(f"{place} does not exist")
-    if is_table(path):
+    if table:
         root = images or path.parent
         check_root(root)
         files = ImageFiles(root, list_zip(root)[1] if root.is_file() else None)
-        return Files(files, list(table_paths(path, column or "path", root)))
+        return Files(files, list(table_paths(path, column or PATHS, root)))
     if path.is_dir():
         return Files(ImageFiles(path), [name for name, _ in walk(path) if _is_file_of_image(name)])
     if path.suffix.lower() == ".zip":

@@ -38,6 +38,16 @@ def embedder(
     datamodule_class: type[ShardDataModule] = ShardDataModule,
 ) -> Embedder:
     """What the options of `embed` name, with its processes launched. Raises InputError for what cannot be done."""
+    views, seed, batch_size = options["views"], options["seed"], options["batch_size"]
+    check_settings({"batch_size": batch_size, "seed": seed}, "--")
+    if batch_size < views <= MOST_VIEWS:
+        raise InputError(f"--batch-size {batch_size} is less than the --views {views} of one image: raise it")
+    for name in RANDOM_CROPS if views == 1 else ():
+        if options[name] is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is for random crops, and one view is the image's centre: add --views 2 or"
+                " more, or leave it out"
+            )
     dataset = open_dataset(options["dataset"])
     model, settings = open_network(
         (model_class, datamodule_class),
@@ -49,17 +59,7 @@ def embedder(
     )
     size = (settings.get("image_size") or USUAL_SIZE) if options["image_size"] is None else options["image_size"]
     given = {name: settings.get(name) if options[name] is None else options[name] for name in CROP_SETTINGS}
-    views, seed, batch_size = options["views"], options["seed"], options["batch_size"]
-    check_settings({"image_size": size, "workers": options["workers"], "seed": seed, **given}, "--")
-    check_settings({"batch_size": batch_size}, "--")
-    if batch_size < views <= MOST_VIEWS:
-        raise InputError(f"--batch-size {batch_size} is less than the --views {views} of one image: raise it")
-    for name in RANDOM_CROPS if views == 1 else ():
-        if options[name] is not None:
-            raise InputError(
-                f"--{name.replace('_', '-')} is for random crops, and one view is the image's centre: add --views 2 or"
-                " more, or leave it out"
-            )
+    check_settings({"image_size": size, "workers": options["workers"], **given}, "--")
     crop = Crop(size, **{CROP_SETTINGS[name]: value for name, value in given.items() if value is not None})
     look = Look(crop, views, seed or 0, batch_size, options["workers"])
     return Embedder(

@@ -77,11 +77,12 @@ def writer(
         *[("mask",)] * masks,
         ("error",),
     ]
-    fields += [("scores", name) for name in targets if every and task != "regression"]
+    fields += [("scores", name) for name in targets if every]
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(":".join(field) for field in fields)
+    header = iter([[":".join(field) for field in fields]])  # written with the first row
 
     def row(values: dict[str, Any]) -> None:
+        table.writerows(header)
         cells: dict[tuple[str, ...], Any] = {}
         for key, value in values.items():
             if isinstance(value, dict):
@@ -119,8 +120,6 @@ def opened(path: Path | None, alone: bool = True) -> Iterator[TextIO]:
     else:
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         yield _Out(sys.stdout, claims)
-    with claims():
-        sys.stdout.flush()
 
 
 class _Out(io.StringIO):
@@ -145,6 +144,10 @@ class _Out(io.StringIO):
         with self._claims():
             self._stream.write(self._spelled(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._claims():
+            self._stream.flush()
 
 
 def check_new(path: Path, force: bool, sources: Sequence[Path] = ()) -> None:

@@ -21,7 +21,7 @@ from ..data.fields.plane import IGNORED
 from ..data.fields.resolve import usual_fields
 from ..errors import InputError
 from .field_columns import FieldColumn
-from .foreign_tars import chosen_split, find_tars, split_of_shard
+from .foreign_tars import chosen_split, find_tars, usual_split
 from .journal import Journal
 from .members import ALWAYS_SEEN, Forms, add_forms, describe, usual, width
 from .survey import UNREADABLE, Found, Members, kind_of
@@ -64,13 +64,18 @@ def adopt(
         raise InputError(f"{folder} cannot be made ({error.strerror}): give another folder") from None
     asked, found = _with_kinds(fields), list[Found]()
     with Journal(folder, asked) as journal, ThreadPoolExecutor(workers) as pool:
+        passes = [pool.submit(journal.look, root, folder, path) for path in tars]
         try:
-            for tar in pool.map(lambda path: journal.look(root, folder, path), tars):
-                journal.add(tar)
-                found.append(tar)
+            for one in passes:
+                journal.add(one.result())
+                found.append(one.result())
                 progress(len(found), len(tars))
-        finally:
+        except BaseException:
             pool.shutdown(cancel_futures=True)
+            for one in passes[len(found) :]:  # those that got through are kept, too
+                if not one.cancelled() and not one.exception():
+                    journal.add(one.result())
+            raise
     dataset = Dataset(root, *_targets(found, names, asked), _assign(found, splits), {"by": "adopt", "source": source})
     described = _described(dataset, found, asked)
     if described:
@@ -172,9 +177,11 @@ def _described(dataset: Dataset, found: list[Found], asked: Sequence[FieldColumn
 def _assign(found: list[Found], patterns: Mapping[str, str]) -> dict[str, list[Shard]]:
     """The shards of each split, train first."""
     splits: dict[str, list[Shard]] = {"train": [], "val": [], "test": []}
+    taken = set()
     for tar in found:
-        splits[split_of_shard(tar.shard.name, patterns)].append(tar.shard)
-    taken = {chosen_split(tar.shard.name, patterns) for tar in found}
+        chosen = chosen_split(tar.shard.name, patterns)
+        taken.add(chosen)
+        splits[chosen or usual_split(tar.shard.name)].append(tar.shard)
     for split, pattern in patterns.items():
         if split not in taken:
             raise InputError(f"--{split} {pattern} is left no shard; they have names such as {found[0].shard.name}")

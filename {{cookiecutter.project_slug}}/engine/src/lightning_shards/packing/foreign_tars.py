@@ -48,8 +48,8 @@ def chosen_split(name: str, patterns: Mapping[str, str]) -> str | None:
     return next((split for split, pattern in patterns.items() if fnmatch.fnmatch(name, pattern)), None)
 
 
-def split_of_shard(name: str, patterns: Mapping[str, str]) -> str:
-    """What the patterns, else a folder in its path or a word in its name say; else train."""
+def usual_split(name: str) -> str:
+    """What a folder in a shard's path or a word in its name says; else train."""
     words = [*Path(name).parts[:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)]  # test/000.tar, test-000.tar
     folders: Iterator[str] = filter(None, map(split_of, words))
-    return chosen_split(name, patterns) or next(folders, "train")
+    return next(folders, "train")

@@ -39,7 +39,7 @@ class Journal:
                 found = _parse(line)
             except (*NOT_OF_THIS_KIND, AttributeError, InputError):
                 continue
-            if found.asked == str(tuple(asked)):
+            if found.asked == str(tuple(asked)) and {one.name for one in asked} <= found.fields.keys():
                 self._done[found.shard.name] = found
 
     def __enter__(self) -> Journal:

@@ -72,7 +72,7 @@ def add_pack_options(parser: argparse.ArgumentParser, *root: str) -> None:
     )
     add = parser.add_argument_group("tables").add_argument
     add("--task", choices=TASKS, help=f"what the targets are (as SOURCE says, or {TASKS[0]})")
-    add("--path-column", default="path", help="column of the images' paths (%(default)s)")
+    add("--path-column", help="column of the images' paths (path)")
     add(
         "--target-columns",
         default="",

@@ -17,15 +17,16 @@ from .source_table import Row
 from .spelling import SPLITS, check_classes, clean, split_of
 from .tables import Cell, read_cells
 
+PATHS = "path"  # the column of paths, where none is named
 CHUNK = 1024  # rows whose paths are looked at together
 MOST_KNOWN = 1 << 16  # cells whose classes are kept: the same text comes again and again
 
 
 @dataclass(frozen=True)
 class TableColumns:
-    """How to read a table: its columns, and the folder or zip of its paths (None: the table's folder)."""
+    """How to read a table: its columns (None: PATHS), and the folder or zip of its paths (None: the table's folder)."""
 
-    path: str = "path"
+    path: str | None = None
     targets: tuple[str, ...] = ()
     split: str | None = None
     images: Path | None = None
@@ -35,7 +36,7 @@ class TableColumns:
 def table_rows(table: Path, task: str, columns: TableColumns, readers: Sequence[ColumnReader]) -> Iterator[Row]:
     """A path, no target or one or more, and the fields of `readers` a row."""
     root, row, first, number = columns.images or table.parent, f"{table}: row ", 1 + bool(columns.split), 0
-    wanted = [columns.path, *([columns.split] if columns.split else []), *columns.targets]
+    wanted = [columns.path or PATHS, *([columns.split] if columns.split else []), *columns.targets]
     none: list[str] = []
     last, known, classes = len(wanted), dict[Cell, list[Any]](), task in ("single_label", "multi_label")
     rows = read_cells(table, [*wanted, *(reader.field.column for reader in readers)])

@@ -37,7 +37,7 @@ from .parser import PRICES, Parser, add_settings, plain, write_down_image_size
 from .rank_watchdog import RankWatchdog
 from .run import Run
 from .run_name import choose
-from .settings import check, set_to_null, value_of, with_files
+from .settings import check, check_linked, set_to_null, value_of, with_files
 from .stop import Stopped, StopRequest
 from .throughput import Throughput
 from .trained_model import check_head, is_source
@@ -99,17 +99,19 @@ class TrainingCLI(LightningCLI):
         return super().init_parser(**kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        check_linked(args, self._linked)
         self.config = plain(parser.parse_args(args))
         check(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add_settings(parser)
+        self._linked = add_settings(parser)
 
     def before_instantiate_classes(self) -> None:
         """Keep what was asked for, then decide what was left to the hardware."""
+        if self.config.trainer.fast_dev_run and (self.resumed or self.config.run):
+            what = "it goes on with no run: leave out --resume" if self.resumed else "leave out --run"
+            raise InputError(f"trainer.fast_dev_run writes nothing, so {what}")
         flags.check(self.config.trainer)
-        if self.config.trainer.fast_dev_run and self.resumed:
-            raise InputError("trainer.fast_dev_run writes nothing, so it goes on with no run: leave out --resume")
         c, file = self.config, Path(self.config.prices)
         prices = Prices.read(file) if file.exists() or file != PRICES else None
         self.spending = CostTracker(prices, Budget(c.max_hours, c.max_kwh, c.max_cost))
@@ -165,6 +167,7 @@ class TrainingCLI(LightningCLI):
         measured = bool(self.datamodule.dataset.splits.get("val")) and is_overridden("validation_step", self.model)
         measured = measured and trainer_checks.validates(self.trainer, self.datamodule)
         own_callbacks.check_measured(self.trainer, self.config.patience, measured)
+        trainer_checks.check_patience(self.trainer, self.datamodule, self.config.patience)
         hardware.tune(self.trainer.strategy, accumulation)
         self.resolved = {
             "accelerator": self.device,

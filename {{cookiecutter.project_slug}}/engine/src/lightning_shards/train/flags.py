@@ -165,10 +165,11 @@ def check(flags: Any) -> None:
         raise InputError(f"trainer.min_epochs {flags.min_epochs} is more than trainer.max_epochs {flags.max_epochs}")
     if flags.gradient_clip_algorithm and not flags.gradient_clip_val:
         raise InputError("trainer.gradient_clip_algorithm does nothing without trainer.gradient_clip_val: set both")
-    if flags.overfit_batches:
-        for name in ("limit_train_batches", "limit_val_batches"):
-            if flags.get(name) is not None:
-                raise InputError(f"trainer.overfit_batches and trainer.{name} both say how much to use: give one")
+    said = [name for name in ("fast_dev_run", "overfit_batches") if flags.get(name)]
+    limits = [name for name in ("limit_train_batches", "limit_val_batches") if flags.get(name) is not None]
+    if said and len(said + limits) > 1:
+        one, other = (said + limits)[:2]
+        raise InputError(f"trainer.{one} and trainer.{other} both say how much to use: give one")
 
 
 def shorten(data: ShardDataModule, flags: Any) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities import rank_zero_only
 
+from ..errors import InputError
 from ..terminal import say
 from . import wandb_logger
 from .metrics_file import MetricsFile
@@ -78,10 +79,14 @@ def build(settings: LogSettings, folder: Path, own: Any = None, more: Sequence[L
         own: of the setting trainer.logger: loggers, true for TensorBoard, Lightning's own, or false for metrics.csv
             alone.
         more: those that the code adds.
+
+    Raises InputError for a logger that is asked for where there are to be none.
     """
     added = [*(own if isinstance(own, (list, tuple)) else [own] if isinstance(own, Logger) else []), *more]
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
     if own is False:
+        if settings.tensorboard:
+            raise InputError("trainer.logger false leaves metrics.csv alone, and log.tensorboard wants more: give one")
         return loggers
     taken = any(isinstance(logger, WandbLogger) for logger in added)  # a process has one W&B run
     if settings.wandb and os.environ.get("WANDB_MODE") != "disabled" and not taken:  # the import takes a second

@@ -85,11 +85,28 @@ def interval(trainer: L.Trainer) -> int | float | None:
 
 def validations(trainer: L.Trainer, steps: int, epochs: int) -> int:
     """How many validations `epochs` epochs of `steps` optimizer steps have; 0 where they come by the clock."""
-    given, every = interval(trainer), trainer.check_val_every_n_epoch
-    if given is None or not trainer.limit_val_batches:
+    between, every = _between(trainer, steps), trainer.check_val_every_n_epoch
+    if between is None:
         return 0
-    between = given if isinstance(given, int) else max(1, int(steps * given))
     return steps * epochs // between if every is None else steps // between * (epochs // every)
+
+
+def validated_ends(trainer: L.Trainer, steps: int, epochs: int) -> int:
+    """How many of these epochs end with one of the validations."""
+    between, every = _between(trainer, steps), trainer.check_val_every_n_epoch
+    if between is None:
+        return 0
+    if every is None:
+        return sum(steps * epoch % between == 0 for epoch in range(1, epochs + 1))
+    return 0 if steps % between else epochs // every
+
+
+def _between(trainer: L.Trainer, steps: int) -> int | None:
+    """Optimizer steps between two validations; None where none comes by its place."""
+    given = interval(trainer)
+    if given is None or not trainer.limit_val_batches:
+        return None
+    return given if isinstance(given, int) else max(1, int(steps * given))
 
 
 def at_start(trainer: L.Trainer, validated: bool) -> None:

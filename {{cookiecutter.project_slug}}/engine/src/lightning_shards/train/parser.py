@@ -67,8 +67,11 @@ _WORDS = {
 }
 
 
-def add_settings(parser: LightningArgumentParser) -> None:
-    """The settings that stand alone, `log`, and what the data and the model have in common."""
+def add_settings(parser: LightningArgumentParser) -> dict[str, str]:
+    """The settings that stand alone, `log`, and what the data and the model have in common.
+
+    Returns the settings that are no person's to set, and what says them.
+    """
     for name, kind, default, text in (
         ("run", str | None, None, "Name of the run's folder; null: the date and time."),
         ("resume", str | None, None, "Go on with this run; `last` is the newest."),
@@ -84,9 +87,10 @@ def add_settings(parser: LightningArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     parser.add_class_arguments(loggers.LogSettings, "log")
-    known = {action.dest for action in parser._actions}
+    known, linked = {action.dest for action in parser._actions}, dict[str, str]()
     if "data.seed" in known:  # an own datamodule may fix what it hands on
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        linked["data.seed"] = "seed_everything says it"
     if {"data.image_size", "model.image_size"} <= known:
         names = [name for name in _OF_THE_WEIGHTS if f"model.{name}" in known]
 
@@ -95,9 +99,12 @@ def add_settings(parser: LightningArgumentParser) -> None:
 
         sources = ("data.image_size", *(f"model.{name}" for name in names))
         parser.link_arguments(sources, "model.image_size", compute_fn=size_of_the_weights)
+        linked["model.image_size"] = "data.image_size says it"
     for name, source in contract.HANDED_OVER.items():
         if f"model.{name}" in known:
             parser.link_arguments(f"data.{source}", f"model.{name}", apply_on="instantiate")
+            linked[f"model.{name}"] = "the dataset says it"
+    return linked
 
 
 def _image_size(settings: dict[str, Any]) -> int:

@@ -7,7 +7,8 @@ Each over the one before: the defaults in the code, the `--config` files in thei
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ def _files_first(given: Sequence[str]) -> list[str]:
 
 def _check_files(arguments: list[str]) -> None:
     """Raise InputError, with the name, for a config file that is missing or no YAML."""
-    names = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
-    names += [b for a, b in itertools.pairwise(arguments) if a in ("-c", "--config")]
-    for name in names:
+    for name in _files(arguments):
         try:
             read_yaml(Path(name))
         except OSError as error:
@@ -60,6 +59,23 @@ def _check_files(arguments: list[str]) -> None:
             raise InputError(f"--config {name} cannot be read ({error.strerror}){hint}") from None
         except ValueError as error:
             raise InputError(f"--config {name} is no YAML ({' '.join(str(error).split())})") from None
+
+
+def _files(arguments: Sequence[str]) -> list[str]:
+    """What `--config` names."""
+    names = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    return names + [b for a, b in itertools.pairwise(arguments) if a in ("-c", "--config")]
+
+
+def check_linked(arguments: Sequence[str], linked: Mapping[str, str]) -> None:
+    """Raise InputError for a config file with one of the settings `linked`, which would be overwritten; the parser
+    refuses them as flags itself."""
+    for name in filter(os.path.isfile, _files(arguments)):
+        content = read_yaml(Path(name))
+        for setting, why in linked.items():
+            section, _, key = setting.partition(".")
+            if isinstance(content, dict) and isinstance(part := content.get(section), dict) and key in part:
+                raise InputError(f"{name}: {setting} is not for a config, {why}: leave it out")
 
 
 def check(config: Any) -> None:

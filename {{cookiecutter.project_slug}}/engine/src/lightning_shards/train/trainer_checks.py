@@ -75,6 +75,16 @@ def validates(trainer: Trainer, data: ShardDataModule) -> bool:
     return bool(by_clock or loop_state.validations(trainer, steps, trainer.max_epochs or 0))
 
 
+def check_patience(trainer: Trainer, data: ShardDataModule, patience: int | None) -> None:
+    """Raise InputError where no epoch ends with a validation, of which `patience` counts those without a gain."""
+    steps = len(data.order) // data.global_batch_size
+    if patience is not None and not loop_state.validated_ends(trainer, steps, trainer.max_epochs or 0):
+        raise InputError(
+            f"patience counts validations at epochs' ends, and trainer.val_check_interval has none there: take 1.0, or"
+            f" a number that divides an epoch's {steps} steps"
+        )
+
+
 def check_lengths(trainer: Trainer, data: ShardDataModule) -> None:
     """Raise InputError where the flags leave nothing to measure on, or come to no validation."""
     steps, interval = len(data.order) // data.global_batch_size, loop_state.interval(trainer)
