@@ -55,17 +55,6 @@ def test_lamb_is_refused_where_parts_thaw(monkeypatch: pytest.MonkeyPatch, capfd
     assert start(monkeypatch, "--run", "a", *flags, "--model.optimizer", "lamb", "--model.thaw_after", "1") == 0
 
 
-@pytest.mark.parametrize("setting", ["layer_decay=0.5", "drop_path=0.1", "gradient_checkpointing=true"])
-@pytest.mark.usefixtures("project")
-def test_what_is_for_blocks_is_refused_where_none_is_ever_trained(
-    monkeypatch: pytest.MonkeyPatch, capfd: Any, setting: str
-) -> None:
-    head = ["--model.backbone", "convnext_tiny", "--model.trained_blocks", "0"]
-    assert start(monkeypatch, "--run", "a", *head, f"--model.{setting}") == 2
-    (said,) = capfd.readouterr().err.splitlines()
-    assert f"model.{setting.partition('=')[0]} is for blocks" in said and not Path("runs").exists()
-
-
 @pytest.mark.usefixtures("project")
 def test_a_thaw_of_nothing_is_refused_where_a_training_begins(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     thaw = ["--model.thaw_after", "0.5", "--trainer.max_epochs", "1"]

@@ -77,17 +77,9 @@ class Freezing(L.Callback):
 
 
 def check_thaw(settings: Mapping[str, Any]) -> None:
-    """Raise InputError where a training would begin in which `thaw_after` ends what `trained_blocks` never began, or
-    in which no block is ever trained that another setting is for."""
+    """Raise InputError where a training would begin in which `thaw_after` ends what `trained_blocks` never began."""
     if settings.get("trained_blocks", 0) is None and settings.get("thaw_after") not in (None, 1):
         raise InputError("model.thaw_after ends what model.trained_blocks begins: give both, or neither")
-    if settings.get("trained_blocks") == 0 and settings.get("thaw_after", 1) == 1:
-        for name, usual in (("layer_decay", 1), ("drop_path", 0), ("gradient_checkpointing", False)):
-            if settings.get(name) not in (None, usual):
-                raise InputError(
-                    f"model.{name} is for blocks, and with model.trained_blocks 0 none is ever trained: leave it out,"
-                    " or give model.thaw_after"
-                )
 
 
 def send_what_is_trained(trainer: L.Trainer) -> None:
