@@ -23,6 +23,8 @@ from lightning_shards.data.tar_index import ShardIndex
 from lightning_shards.errors import InputError
 from lightning_shards.inference.squares import Cut
 from lightning_shards.inference.squares import boxes as joined
+from lightning_shards.train import contract
+from lightning_shards.train.datamodule import ShardDataModule
 from lightning_shards.vision import detection, weights
 from lightning_shards.vision.box_metrics import BoxPrecision
 from lightning_shards.vision.boxes import found, padded, share_wrong
@@ -217,9 +219,12 @@ def test_what_happens_to_standard_output_is_not_said_of_the_file_of_boxes(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_class_weights_are_refused_where_the_network_has_its_own_loss(kind: str) -> None:
+def test_class_weights_are_refused_where_the_network_has_its_own_loss(kind: str, learned: Path) -> None:
+    """By a training; what has been trained with them is measured as ever."""
+    data = ShardDataModule(str(learned / "boxes"), global_batch_size=10)
+    model = ImageModel(NAMES, "detection", 64, backbone=kind, class_weights={NAMES[0]: 2.0})
     with pytest.raises(InputError, match=f"class_weights is not for {kind}"):
-        ImageModel(NAMES, "detection", 64, backbone=kind, class_weights={NAMES[0]: 2.0})
+        contract.weigh_classes(model, data)
 
 
 COMMANDS = {

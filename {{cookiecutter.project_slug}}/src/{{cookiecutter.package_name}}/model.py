@@ -165,8 +165,6 @@ class ImageModel(ShardModule):
         self.fine_tuning = FineTuning(self.backbone, backbone, trained_blocks, thaw_after, layer_decay)
         if gradient_checkpointing:
             depth.compute_twice(self.backbone, backbone)
-        if class_weights and isinstance(self.backbone, Detector):
-            raise InputError(f"model.class_weights is not for {backbone}, which has its own loss: take small_detector")
         begun = Pretrained.of(self.backbone, pretrained)
         self.hparams["pretrained"], self.note = begun.settings(), begun.note(image_size)
         if teacher and not distillation:

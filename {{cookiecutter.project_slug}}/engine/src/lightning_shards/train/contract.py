@@ -52,9 +52,14 @@ def weigh_classes(model: LightningModule, data: ShardDataModule) -> None:
 
     The weights by name take the setting's place among the hyperparameters, so that a checkpoint has them.
 
-    Raises InputError where the classes cannot be counted.
+    Raises InputError where the classes cannot be counted, and where the network's own loss knows no weights.
     """
     objective, wanted = getattr(model, "objective", None), setting(model, "class_weights")
+    if wanted and getattr(getattr(model, "backbone", None), "own_loss", False):
+        raise InputError(
+            f"model.class_weights is not for {setting(model, 'backbone')}, which has its own loss: leave it out, or"
+            " take small_detector"
+        )
     if isinstance(objective, Task) and isinstance(wanted, (int, float)):
         counts = data.class_counts("model.class_weights")
         model.hparams["class_weights"] = objective.weigh(wanted, data.targets, counts)

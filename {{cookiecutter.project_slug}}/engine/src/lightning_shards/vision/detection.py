@@ -55,6 +55,8 @@ class Detector(nn.Module):
     losses, (B,): each row has the mean of all, and 0 where it counts nowhere.
     """
 
+    own_loss = True  # which knows no weights of classes
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
